@@ -1,0 +1,142 @@
+"""TargetProfile: the whole truth about a target, read from one TOML file."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from packaging.version import Version
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+
+from bundler.architecture import Architecture
+from bundler.errors import TargetProfileError, UnknownTargetError
+from bundler.resources import resource
+
+__all__ = ["CpuProfile", "QuantizationProfile", "TargetProfile", "Tolerances", "find_target", "load_target", "load_targets"]
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+
+
+class _Profile(BaseModel):
+    """Frozen, and strict about its keys: one that is missing or unknown is an error, never a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class QuantizationProfile(_Profile):
+    """What picks torch's engine and qconfig (specification, `get_platform_aware_qconfig`)."""
+
+    engine: Literal["fbgemm", "qnnpack"]
+    qconfig: Literal["fbgemm", "qnnpack"]
+
+
+class ExportProfile(_Profile):
+    opset: Annotated[int, Field(ge=13)]
+    torch_max_steps: PositiveInt
+    torch_min_sqnr_db: float
+
+
+class RuntimeProfile(_Profile):
+    """What is laid into the image to run the models."""
+
+    python: Annotated[str, Field(pattern=r"^3\.\d+$")]
+    requirements: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[^=]+$")], ...]
+    wheel_platforms: tuple[str, ...]
+    graph_optimization_level: Literal["disabled", "basic", "extended", "all"]
+
+
+class ImageProfile(_Profile):
+    suite: str
+    packages: tuple[str, ...]
+    user: Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$")]
+
+
+class Tolerances(_Profile):
+    max_steps: Annotated[int, Field(ge=0)]
+    sqnr_loss_db: Annotated[float, Field(ge=0)]
+    fp32_min_sqnr_db: float
+
+
+class CpuProfile(_Profile):
+    """A CPU to prove: `native`, or a name that QEMU's `-cpu` takes."""
+
+    name: str
+    present: tuple[str, ...]
+    absent: tuple[str, ...]
+
+
+class VerificationProfile(_Profile):
+    timeout_seconds: PositiveInt
+    memory_mib: PositiveInt
+    emulator_minimum: str
+    golden_inputs: Annotated[int, Field(ge=2)]
+    golden_inputs_fp32: PositiveInt
+    tolerances: Tolerances
+    cpus: Annotated[tuple[CpuProfile, ...], Field(min_length=1)]
+
+    @field_validator("emulator_minimum")
+    @classmethod
+    def _is_version(cls, text: str) -> str:
+        Version(text)
+        return text
+
+
+class TargetProfile(_Profile):
+    """A target: platform, quantized engine, runtime, image, and the CPUs on which a bundle proves itself."""
+
+    name: Name
+    aliases: tuple[Name, ...]
+    summary: str
+    platform: str
+    quantization: QuantizationProfile
+    export: ExportProfile
+    runtime: RuntimeProfile
+    image: ImageProfile
+    verification: VerificationProfile
+
+    @field_validator("platform")
+    @classmethod
+    def _is_known(cls, text: str) -> str:
+        return Architecture.parse(text).platform
+
+    @property
+    def architecture(self) -> Architecture:
+        return Architecture.parse(self.platform)
+
+
+def load_target(path: Path) -> TargetProfile:
+    """Read and validate one profile.
+
+    Raises:
+        TargetProfileError: the file cannot be read, is not TOML, or a key is missing, unknown or out of range.
+    """
+    try:
+        return TargetProfile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise TargetProfileError(path, f"{key}: {first['msg']}") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise TargetProfileError(path, str(error)) from error
+
+
+def load_targets() -> tuple[TargetProfile, ...]:
+    """Return every profile of `targets/`, by name."""
+    return tuple(load_target(path) for path in sorted(resource("targets").glob("*.toml")))
+
+
+def find_target(name: str) -> TargetProfile:
+    """Return the target of that name or alias, or the one in that TOML file.
+
+    Raises:
+        UnknownTargetError: no target is called that; it carries the nearest names.
+    """
+    if re.search(r"[/\\]|\.toml$", name):
+        return load_target(Path(name))
+    targets = load_targets()
+    for target in targets:
+        if name.lower() in (target.name, *target.aliases):
+            return target
+    raise UnknownTargetError(name, [known for target in targets for known in (target.name, *target.aliases)])
