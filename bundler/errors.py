@@ -13,6 +13,7 @@ __all__ = [
     "BundlerError",
     "CalibrationError",
     "CheckpointError",
+    "ContainerTimeoutError",
     "EmulatorError",
     "EngineError",
     "EngineUnavailableError",
@@ -102,6 +103,16 @@ class EngineError(BundlerError):
 
 class EngineUnavailableError(EngineError):
     """No container engine answers."""
+
+
+class ContainerTimeoutError(EngineError):
+    """A container that ran into its time limit and was killed."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"the container was killed after its time limit of {seconds:g} s",
+            next_step="Raise `timeout_seconds` in the target's profile if this machine is slow, or see `bundler doctor`.",
+        )
 
 
 class EmulatorError(EngineError):

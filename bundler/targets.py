@@ -35,7 +35,8 @@ class QuantizationProfile(_Profile):
 class ExportProfile(_Profile):
     opset: Annotated[int, Field(ge=13)]
     torch_max_steps: PositiveInt
-    torch_min_sqnr_db: float
+    torch_sqnr_loss_db: Annotated[float, Field(ge=0)]
+    fp32_min_sqnr_db: float
 
 
 class RuntimeProfile(_Profile):

@@ -1,0 +1,91 @@
+"""The command line: one command per file; each parses, calls the library, and prints."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import click
+
+from bundler.cli.failures import report
+
+__all__ = ["main"]
+
+# A command's module is imported when the command is asked for: `bundler --help` needs neither torch nor docker.
+_COMMANDS = {
+    "bundle": "Build, quantize, prove and package a model for a target.",
+    "verify": "Prove bundles again, from their own files.",
+    "inspect": "Show what a bundle is and where it was executed.",
+    "models": "List the models, and what each can be built as.",
+    "targets": "List the targets, and the CPUs each is proved on.",
+    "doctor": "Check the container engine, the emulators and the versions.",
+}
+
+
+class _LazyGroup(click.Group):
+    """Imports a command's module when it is asked for (click's documentation, "Lazily Loading Subcommands")."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"bundler.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+def _show_version(ctx: click.Context, _parameter: click.Parameter, asked: bool) -> None:  # noqa: FBT001
+    if asked and not ctx.resilient_parsing:
+        click.echo(f"bundler {importlib.import_module('bundler').__version__}")
+        ctx.exit()
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version and exit.")
+@click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
+def cli(debug: bool) -> None:  # noqa: ARG001, FBT001
+    """Quantize a vision model, prove the INT8 ONNX on the target's CPUs, and ship it as a container.
+
+    \b
+    Exit codes:
+      0  done, and everything that was to run has run and passed
+      1  an unforeseen error (--debug shows where)
+      2  the command line is not right
+      3  done, but something could not be run here: the manifest says what and why
+      4  no such model or target, or an unreadable target profile
+      5  the model does not have that mode
+      6  weights that cannot be read, or belong to another network
+      7  a calibration folder without usable pictures
+      8  a mode gave wrong results on a CPU
+      9  the container engine, an emulator, or an image failed
+     10  an exported graph does not hold what is promised
+     11  a bundle is missing or damaged
+     12  a place cannot be written to, or the disk is full
+    130  interrupted
+    """
+
+
+def main() -> None:
+    """Run the command line; every failure becomes a message, a next step and an exit code here and nowhere else."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    debug = "--debug" in sys.argv[1:2]
+    try:
+        code: Any = cli.main(standalone_mode=False)
+    except BaseException as error:  # noqa: BLE001  the single place that turns failures into exit codes
+        if debug and not isinstance(error, SystemExit | click.ClickException | click.exceptions.Exit):
+            raise
+        code = report(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Treat SIGTERM like Ctrl-C, so that containers and temporary folders are removed."""
+    raise KeyboardInterrupt

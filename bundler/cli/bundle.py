@@ -1,0 +1,94 @@
+"""`bundler bundle`: build, quantize, prove and package a model for a target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bundler import console
+from bundler.cli.failures import INCOMPLETE
+from bundler.manifest import Manifest
+from bundler.pipeline.build import build_bundle
+from bundler.plan import CalibrationRequest, plan_build
+
+__all__ = ["command", "summary"]
+
+
+@click.command("bundle")
+@click.argument("model")
+@click.option("--target", required=True, metavar="TARGET", help="Name, alias, or path of a target profile (`bundler targets`).")
+@click.option("--mode", "modes", multiple=True, metavar="MODE", help="fp32 or int8-ptq; may be repeated.  [default: all]")
+@click.option(
+    "--weights", default="auto", show_default=True, metavar="WEIGHTS", help="auto, pretrained, random, or a .pth/.safetensors file."
+)
+@click.option(
+    "--calibration", type=click.Path(path_type=Path), metavar="DIR", help="Folder of pictures, flat or one sub-folder a class."
+)
+@click.option("--calibration-pictures", type=click.IntRange(min=1), default=64, show_default=True, help="How many to use.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures at a time.")
+@click.option("--num-classes", type=int, metavar="N", help="Classes of the weights.  [default: 1000]")
+@click.option("--input-size", type=int, metavar="N", help="Pixels of the square input.  [default: as the weights ask]")
+@click.option("--base-image", metavar="IMAGE", help="Image with Python to build on, instead of one made from Debian's packages.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("dist"), show_default=True, metavar="DIR")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of random weights and of the choice of pictures.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    model: str,
+    target: str,
+    modes: tuple[str, ...],
+    weights: str,
+    calibration: Path | None,
+    calibration_pictures: int,
+    batch_size: int,
+    num_classes: int | None,
+    input_size: int | None,
+    base_image: str | None,
+    output: Path,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Build MODEL for a target: quantize it, export ONNX, prove it on the target's CPUs, and package it.
+
+    \b
+    Examples:
+      bundler bundle mobilenet_v2 --target arm64 --calibration pictures/
+      bundler bundle resnet18 --target x86 --weights mine.pth --num-classes 10 --input-size 64
+    """
+    job = plan_build(
+        model,
+        target,
+        modes=modes,
+        weights=weights,
+        num_classes=num_classes,
+        input_size=input_size,
+        calibration=CalibrationRequest(folder=calibration, pictures=calibration_pictures, batch_size=batch_size),
+        base_image=base_image,
+        output=output,
+        seed=seed,
+    )
+    bundle = build_bundle(job)
+    if as_json:
+        console.json_result(bundle.manifest.model_dump(mode="json", by_alias=True))
+    else:
+        summary(bundle.manifest)
+        console.text_result(f"\n{bundle.directory}\n{bundle.archive}")
+    if bundle.manifest.verdict != "passed":
+        ctx.exit(INCOMPLETE)
+
+
+def summary(manifest: Manifest) -> None:
+    """Print what a bundle's modes are, and say in plain sight what did not run."""
+    rows = [
+        (mode.name, "yes" if mode.supported else "NO", f"{mode.onnx.bytes / 1e6:.1f} MB", mode.reason) for mode in manifest.modes
+    ]
+    console.table(("mode", "supported", "size", "because it"), rows)
+    if manifest.image:
+        console.text_result(f"image {manifest.image.reference}, {manifest.image.size / 1e6:.0f} MB, {manifest.image.digest}")
+    if not manifest.model.weights.trained:
+        console.warn("the weights are random; this package is for trying things out")
+    if manifest.verdict == "not_run":
+        console.warn("INCOMPLETE: not every CPU of the target has been run; `bundler verify` does it where it can (exit code 3)")

@@ -1,0 +1,44 @@
+"""Turns what went wrong into a message, a next step and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+import click
+
+__all__ = ["INCOMPLETE", "report"]
+
+INCOMPLETE = 3  # done, but something could not be run here
+INTERRUPTED = 130
+
+
+def report(error: BaseException) -> int:
+    """Print the failure to stderr and return its exit code."""
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, BrokenPipeError):
+        sys.stderr.close()  # nobody reads any more; the interpreter would complain when it flushes
+        return 0
+    from bundler import console  # noqa: PLC0415  rich is imported when there is something to say
+    from bundler.errors import BundlerError, OutOfSpaceError  # noqa: PLC0415
+
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        console.error("interrupted; nothing half-written was left", "")
+        return INTERRUPTED
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        error = OutOfSpaceError(str(error.filename or "the output folder"))
+    if isinstance(error, BundlerError):
+        console.error(error.message, error.next_step)
+        return error.exit_code
+    message = str(error).splitlines()[0] if str(error) else ""
+    console.error(
+        f"{type(error).__name__}: {message}",
+        "This was not foreseen. `bundler --debug …` shows where it happened; please report it with that.",
+    )
+    return 1

@@ -1,0 +1,61 @@
+"""`bundler inspect`: a bundle's manifest for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bundler import console
+from bundler.cli.bundle import summary
+from bundler.manifest import read_manifest
+from bundler.packaging.checksums import check_checksums
+
+__all__ = ["command"]
+
+
+@click.command("inspect")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def command(*, bundle: Path, as_json: bool) -> None:
+    """Show what BUNDLE (a folder) is and where it was executed, after comparing every file with its checksum.
+
+    \b
+    Example:
+      bundler inspect dist/arm64-qnnpack/mobilenet_v2
+    """
+    manifest = read_manifest(bundle)
+    check_checksums(bundle)
+    if as_json:
+        console.json_result(manifest.model_dump(mode="json", by_alias=True))
+        return
+    model = manifest.model
+    console.text_result(f"{manifest.bundle}: {model.row} for {manifest.target.platform}, {model.num_classes} classes")
+    trained = "" if model.weights.trained else " (NOT TRAINED)"
+    console.text_result(f"weights {model.weights.source}{trained}, sha256 {model.weights.sha256[:16]}…")
+    for mode in manifest.modes:
+        if mode.quantization:
+            calibration = mode.quantization.calibration
+            console.text_result(
+                f"{mode.name}: {mode.quantization.engine}, calibrated with {calibration.count} {calibration.source} pictures; "
+                f"float operators left: {mode.quantization.float_operators or 'none'}"
+            )
+    console.text_result("")
+    summary(manifest)
+    console.text_result("")
+    rows = [
+        (
+            mode.name,
+            item.cpu,
+            item.verdict,
+            item.machine or "-",
+            f"{item.runner.name} {item.runner.version}".strip() if item.runner else "-",
+            "-" if item.sqnr_db is None else f"{item.sqnr_db:.1f}",
+            "-" if item.max_steps is None else str(item.max_steps),
+            (item.outputs_sha256 or "-")[:12],
+            item.reason,
+        )
+        for mode in manifest.modes
+        for item in mode.evidence
+    ]
+    console.table(("mode", "cpu", "verdict", "machine", "executed by", "SQNR dB", "steps off", "outputs", "reason"), rows)

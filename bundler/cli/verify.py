@@ -1,0 +1,78 @@
+"""`bundler verify`: prove bundles again, from their own files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bundler import console
+from bundler.cli.failures import INCOMPLETE
+from bundler.errors import VerificationFailedError
+from bundler.pipeline.verify import Verification, find_bundles, verify_bundle
+from bundler.targets import find_target
+
+__all__ = ["command"]
+
+
+@click.command("verify")
+@click.argument("bundles", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--target", required=True, metavar="TARGET", help="Name, alias, or path of a target profile (`bundler targets`).")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("dist"), show_default=True, metavar="DIR")
+@click.option("--json", "as_json", is_flag=True, help="Print the evidence as JSON.")
+@click.pass_context
+def command(ctx: click.Context, *, bundles: tuple[Path, ...], target: str, output: Path, as_json: bool) -> None:
+    """Prove BUNDLES again, or every bundle of the target below --output.
+
+    Every file is compared with the bundle's checksums, and its runner executed on each CPU of the profile. What is better than
+    the recorded evidence is written into the bundle; a good record is never replaced with a worse one.
+
+    \b
+    Examples:
+      bundler verify --target x86
+      bundler verify --target arm64 dist/arm64-qnnpack/mobilenet_v2
+    """
+    profile = find_target(target)
+    verifications = [verify_bundle(bundle, profile) for bundle in bundles or find_bundles(output, profile)]
+    if as_json:
+        console.json_result([_document(verification) for verification in verifications])
+    else:
+        _print(verifications)
+    failed = [str(verification.directory) for verification in verifications if verification.verdict == "failed"]
+    if failed:
+        raise VerificationFailedError(
+            f"wrong results: {', '.join(failed)}",
+            next_step="Do not ship it. Its manifest keeps the evidence it had; the table above shows what was seen now.",
+        )
+    if any(verification.verdict == "not_run" for verification in verifications):
+        console.warn("INCOMPLETE: not every CPU of the target could be run here (exit code 3)")
+        ctx.exit(INCOMPLETE)
+
+
+def _document(verification: Verification) -> dict[str, object]:
+    return {
+        "bundle": str(verification.directory),
+        "verdict": verification.verdict,
+        "manifest_rewritten": verification.rewritten,
+        "evidence": {
+            mode: [item.model_dump(mode="json") for item in items] for mode, items in sorted(verification.evidence.items())
+        },
+    }
+
+
+def _print(verifications: list[Verification]) -> None:
+    rows = [
+        (
+            str(verification.directory),
+            mode,
+            item.cpu,
+            item.verdict,
+            "-" if item.sqnr_db is None else f"{item.sqnr_db:.1f}",
+            "-" if item.max_steps is None else str(item.max_steps),
+            item.reason,
+        )
+        for verification in verifications
+        for mode, items in sorted(verification.evidence.items())
+        for item in items
+    ]
+    console.table(("bundle", "mode", "cpu", "verdict", "SQNR dB", "steps off", "reason"), rows)

@@ -1,0 +1,1 @@
+"""The device image and where it runs: engine, emulation, image, container."""

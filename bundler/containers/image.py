@@ -1,0 +1,235 @@
+"""The device image: base, runtime and application layers put together by hand, so that the same inputs give the same bytes.
+
+An engine's `build` stamps the time into an image. Here the archive that `docker load` reads is written directly: it is a
+docker-archive and an OCI layout at once, as `docker save` writes them since Docker 25, and Podman and skopeo read it too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bundler import console
+from bundler.architecture import Architecture
+from bundler.containers.base_image import base_layer
+from bundler.containers.engine import Engine, engine_errors
+from bundler.containers.foreign_base import BaseImage, take_base_image
+from bundler.containers.layers import Layer, Member, file_members, write_layer, write_members, writing
+from bundler.containers.runtime_layer import RUNTIME, Wheel, runtime_layer
+from bundler.errors import EngineUnavailableError, ImageError
+from bundler.targets import TargetProfile
+
+__all__ = ["BUNDLE", "DeviceImage", "ImageArchive", "assemble_image", "load_image"]
+
+BUNDLE = "opt/bundle"
+
+_CREATED = "1970-01-01T00:00:00Z"
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_ENVIRONMENT = {
+    "PYTHONPATH": f"/{RUNTIME}",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONUNBUFFERED": "1",
+    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime 1.32 for Linux reports to its makers otherwise
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageArchive:
+    """An image as a file that `docker load` reads.
+
+    `digest` is `sha256:…` of its configuration, `size_bytes` the sum of its uncompressed layers, `diff_ids` their digests.
+    """
+
+    path: Path
+    reference: str
+    digest: str
+    size_bytes: int
+    wheels: tuple[Wheel, ...]
+    architecture: Architecture
+    diff_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceImage:
+    """An image in an engine; `id` is what that engine calls it, `digest` what its archive says."""
+
+    reference: str
+    id: str
+    digest: str
+    architecture: Architecture
+    size_bytes: int
+
+
+def assemble_image(
+    profile: TargetProfile,
+    *,
+    bundle: Path,
+    files: Sequence[str],
+    reference: str,
+    labels: Mapping[str, str],
+    base_image: str | None,
+    engine: Engine | None,
+    workspace: Path,
+) -> ImageArchive:
+    """Write `workspace/image.tar`: the given files of `bundle` at /opt/bundle, on the target's runtime and base.
+
+    Without `base_image` no engine is needed.
+
+    Raises:
+        ImageError: the base image or the wheels cannot be had, or the base image does not fit the target.
+        EngineError: the engine failed while giving out `base_image`.
+        OutOfSpaceError: the disk is full.
+    """
+    base = _own_base(profile) if base_image is None else _given_base(profile, base_image, engine, workspace)
+    runtime = runtime_layer(profile)
+    application = write_layer(workspace / "application.tar", file_members(bundle, files, below=BUNDLE))
+    layers = (*base.layers, runtime.layer, application)
+    config = _config(profile, base, layers, labels)
+    path = workspace / "image.tar"
+    with writing(path) as beside, beside.open("wb") as file:
+        write_members(file, _archive_members(config, layers, reference))
+    return ImageArchive(
+        path=path,
+        reference=reference,
+        digest=_digest(config),
+        size_bytes=sum(layer.size_bytes for layer in layers),
+        wheels=runtime.wheels,
+        architecture=profile.architecture,
+        diff_ids=tuple(layer.diff_id for layer in layers),
+    )
+
+
+def load_image(engine: Engine, archive: ImageArchive) -> DeviceImage:
+    """Load an archive into the engine, and see that what it holds then is exactly that.
+
+    Raises:
+        EngineError: the engine refused, or failed half-way.
+        ImageError: it holds other layers or another architecture under this reference.
+    """
+    console.step(f"Loading {archive.reference} ({archive.size_bytes / 1e6:.0f} MB) into {engine.name}")
+    with engine_errors(f"loading {archive.reference}"), archive.path.open("rb") as file:
+        engine.client.images.load(file)
+    with engine_errors(f"looking at {archive.reference}"):
+        held = engine.client.images.get(archive.reference)
+    # An image's id differs between the engines' stores (configuration or manifest); the layers' digests do not.
+    if tuple(held.attrs["RootFS"]["Layers"]) != archive.diff_ids:
+        msg = f"the engine holds other layers under {archive.reference} than the ones that were loaded"
+        raise ImageError(msg, next_step=f"Remove it (`docker image rm {archive.reference}`) and run the same command again.")
+    if held.attrs["Architecture"] != archive.architecture.value:
+        msg = f"the engine holds {archive.reference} for {held.attrs['Architecture']}, not for {archive.architecture.platform}"
+        raise ImageError(msg, next_step=f"Remove it (`docker image rm {archive.reference}`) and run the same command again.")
+    return DeviceImage(
+        reference=archive.reference,
+        id=str(held.id),
+        digest=archive.digest,
+        architecture=archive.architecture,
+        size_bytes=archive.size_bytes,
+    )
+
+
+def _own_base(profile: TargetProfile) -> BaseImage:
+    return BaseImage(layers=(base_layer(profile),), environment={"PATH": _PATH}, python="/usr/bin/python3")
+
+
+def _given_base(profile: TargetProfile, reference: str, engine: Engine | None, workspace: Path) -> BaseImage:
+    if engine is None:
+        msg = f"--base-image {reference} has to come from a container engine, and none answers"
+        raise EngineUnavailableError(msg, next_step="Start one (`make engine`), or leave `--base-image` out.")
+    return take_base_image(engine, reference, profile, workspace)
+
+
+def _config(profile: TargetProfile, base: BaseImage, layers: Sequence[Layer], labels: Mapping[str, str]) -> bytes:
+    environment = {**base.environment, **_ENVIRONMENT}
+    origins = [*(["base"] * len(base.layers)), "runtime", "application"]
+    return _json(
+        {
+            "architecture": profile.architecture.value,
+            "os": "linux",
+            "created": _CREATED,
+            "config": {
+                "User": profile.image.user,
+                "Env": [f"{name}={value}" for name, value in environment.items()],
+                "Entrypoint": [base.python, f"/{BUNDLE}/runner.py"],
+                "Cmd": ["selftest"],
+                "WorkingDir": f"/{BUNDLE}",
+                "Labels": {**labels, "edge-bundler.target": profile.name},
+            },
+            "rootfs": {"type": "layers", "diff_ids": [layer.diff_id for layer in layers]},
+            "history": [{"created": _CREATED, "created_by": f"edge-bundler: {origin}"} for origin in origins],
+        }
+    )
+
+
+def _archive_members(config: bytes, layers: Sequence[Layer], reference: str) -> list[Member]:
+    manifest = _json(
+        {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": _descriptor("application/vnd.oci.image.config.v1+json", _digest(config), len(config)),
+            "layers": [
+                _descriptor("application/vnd.oci.image.layer.v1.tar", layer.diff_id, layer.size_bytes) for layer in layers
+            ],
+        }
+    )
+    described = _descriptor("application/vnd.oci.image.manifest.v1+json", _digest(manifest), len(manifest))
+    names = {
+        "io.containerd.image.name": _full_name(reference),
+        "org.opencontainers.image.ref.name": reference.rpartition(":")[2],
+    }
+    index = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [{**described, "annotations": names}],
+    }
+    docker_archive = [
+        {
+            "Config": _blob(_digest(config)),
+            "RepoTags": [reference],
+            "Layers": [_blob(layer.diff_id) for layer in layers],
+        }
+    ]
+    return [
+        _bytes_member(_blob(_digest(config)), config),
+        _bytes_member(_blob(_digest(manifest)), manifest),
+        *(_layer_member(layer) for layer in layers),
+        _bytes_member("index.json", _json(index)),
+        _bytes_member("manifest.json", _json(docker_archive)),
+        _bytes_member("oci-layout", _json({"imageLayoutVersion": "1.0.0"})),
+    ]
+
+
+def _full_name(reference: str) -> str:
+    """Spell a reference out as containerd names images: `docker.io/library/mobilenet_v2:arm64-qnnpack`."""
+    registry, slash, _ = reference.partition("/")
+    if not slash:
+        return f"docker.io/library/{reference}"
+    if registry == "localhost" or "." in registry or ":" in registry:
+        return reference
+    return f"docker.io/{reference}"
+
+
+def _bytes_member(name: str, data: bytes) -> Member:
+    return Member(name=name, mode=0o644, source=data)
+
+
+def _layer_member(layer: Layer) -> Member:
+    return Member(name=_blob(layer.diff_id), mode=0o644, source=layer.path)
+
+
+def _descriptor(media_type: str, digest: str, size: int) -> dict[str, object]:
+    return {"mediaType": media_type, "digest": digest, "size": size}
+
+
+def _blob(digest: str) -> str:
+    return f"blobs/{digest.replace(':', '/')}"
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

@@ -1,0 +1,1 @@
+"""ONNX export: requires → export → ensures; and what the graphs compute on the build host."""

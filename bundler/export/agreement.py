@@ -1,0 +1,49 @@
+"""How far two sets of outputs are apart, and whether the outputs say anything at all."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["informative_problem", "sqnr_db", "steps_apart", "top1_agreement"]
+
+Outputs = NDArray[np.float32]
+
+
+def sqnr_db(reference: Outputs, outputs: Outputs) -> float:
+    """Return the signal to quantization noise ratio in dB: 10 log10(Σ reference² / Σ (outputs - reference)²); inf when equal."""
+    signal = float(np.sum(np.square(reference, dtype=np.float64)))
+    noise = float(np.sum(np.square(reference.astype(np.float64) - outputs)))
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
+
+
+def steps_apart(expected: Outputs, outputs: Outputs, step: float) -> NDArray[np.int64]:
+    """Return how many quantization steps each value is off; outputs of an INT8 graph are whole multiples of the step."""
+    steps: NDArray[np.int64] = np.rint(np.abs(outputs.astype(np.float64) - expected) / step).astype(np.int64)
+    return steps
+
+
+def top1_agreement(reference: Outputs, outputs: Outputs) -> float:
+    """Return the share of pictures ([N, classes]) whose highest class is the same."""
+    return float(np.mean(reference.argmax(1) == outputs.argmax(1)))
+
+
+def informative_problem(outputs: Outputs) -> str:
+    """Return why outputs [N, classes], N ≥ 2, would hide an error; empty where they are informative.
+
+    A freshly initialised network outputs almost exactly zero, whatever it is given, and then agrees with any bug.
+    """
+    if not np.isfinite(outputs).all():
+        return "the outputs are not finite"
+    magnitude = float(np.abs(outputs).max())
+    if magnitude < 1e-3:
+        return f"the outputs are almost zero (largest {magnitude:.2g})"
+    if float(outputs.std(axis=1).max()) < 1e-3 * magnitude:
+        return "the outputs are the same for every class"
+    if float(outputs.std(axis=0).max()) < 1e-3 * magnitude:
+        return "the outputs are the same for every picture"
+    return ""

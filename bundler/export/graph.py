@@ -1,0 +1,133 @@
+"""ExportedGraph: an ONNX file that was checked, and what the check found in it."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from bundler.errors import ExportError
+
+__all__ = ["INPUT", "OUTPUT", "ExportedGraph", "ensure_graph"]
+
+INPUT, OUTPUT, BATCH = "image", "logits", "batch"
+
+# Operators that only move data; they compute nothing, in whatever type.
+_MOVING = frozenset({"Transpose", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Concat", "Slice", "Split"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedGraph:
+    """A checked ONNX graph with one input `image` [batch, 3, H, W] and one output `logits` [batch, classes].
+
+    `float_operators` counts what ONNX Runtime still computes in float after the first Quantize; `output_step` is the
+    quantization step of the output (None for a float graph).
+    """
+
+    path: Path
+    sha256: str
+    bytes: int
+    opset: int
+    quantize_nodes: int
+    dequantize_nodes: int
+    float_operators: dict[str, int]
+    output_step: float | None
+
+    @property
+    def quantized(self) -> bool:
+        return self.output_step is not None
+
+
+def ensure_graph(path: Path, *, opset: int, quantized: bool) -> ExportedGraph:
+    """Check an exported file and return what it holds.
+
+    Ensured: `onnx.checker` with full check; the opset; the names; the dynamic batch axis; in a quantized graph, Quantize and
+    Dequantize nodes and not one convolution or matrix product that ONNX Runtime leaves in float; in a float graph, none of them.
+
+    Raises:
+        ExportError: one of these does not hold; it names the node.
+    """
+    model = onnx.load(path)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise _broken(path, f"onnx.checker refuses it: {error}") from error
+    _ensure_interface(path, model, opset)
+    census = Counter(node.op_type for node in model.graph.node)
+    quantize, dequantize = census["QuantizeLinear"], census["DequantizeLinear"]
+    if quantized != (quantize > 0 and dequantize > 0):
+        raise _broken(path, f"it has {quantize} QuantizeLinear and {dequantize} DequantizeLinear nodes")
+    float_operators = _float_operators(path) if quantized else Counter[str]()
+    left = {name: count for name, count in float_operators.items() if name in ("Conv", "FusedConv", "Gemm", "MatMul")}
+    if left:
+        raise _broken(path, f"ONNX Runtime would compute {left} in float inside the quantized region")
+    content = path.read_bytes()
+    return ExportedGraph(
+        path=path,
+        sha256=hashlib.sha256(content).hexdigest(),
+        bytes=len(content),
+        opset=opset,
+        quantize_nodes=quantize,
+        dequantize_nodes=dequantize,
+        float_operators=dict(sorted(float_operators.items())),
+        output_step=_output_step(path, model) if quantized else None,
+    )
+
+
+def _ensure_interface(path: Path, model: onnx.ModelProto, opset: int) -> None:
+    found = {entry.domain: entry.version for entry in model.opset_import}
+    if found != {"": opset}:
+        raise _broken(path, f"it uses the operator sets {found}, not {opset}")
+    for kind, values, name in (("input", model.graph.input, INPUT), ("output", model.graph.output, OUTPUT)):
+        if [value.name for value in values] != [name]:
+            raise _broken(path, f"its {kind} is called {[value.name for value in values]}, not {name!r}")
+        if values[0].type.tensor_type.shape.dim[0].dim_param != BATCH:
+            raise _broken(path, f"the batch axis of its {kind} is not dynamic")
+
+
+def _float_operators(path: Path) -> Counter[str]:
+    """Count what ONNX Runtime computes in float behind the first Quantize, in the graph as it will execute it."""
+    with tempfile.TemporaryDirectory(prefix="edge-bundler-") as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # it warns that the optimized file is for this machine only; it is read and thrown away
+        options.optimized_model_filepath = str(optimized)
+        ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        graph = onnx.load(optimized).graph
+    floats: set[str] = set()
+    counted: Counter[str] = Counter()
+    for node in graph.node:  # in topological order
+        if node.op_type == "DequantizeLinear":
+            floats.update(node.output)
+        elif node.op_type != "QuantizeLinear" and floats.intersection(node.input):
+            floats.update(node.output)
+            if node.op_type not in _MOVING:
+                counted[node.op_type] += 1
+    return counted
+
+
+def _output_step(path: Path, model: onnx.ModelProto) -> float:
+    """Return the scale with which the output is dequantized."""
+    producers = {name: node for node in model.graph.node for name in node.output}
+    last = producers[OUTPUT]
+    if last.op_type != "DequantizeLinear":
+        raise _broken(path, f"its output comes from {last.op_type} {last.name!r} and not from a DequantizeLinear")
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    name = last.input[1]
+    while name not in initializers and producers[name].op_type in ("Cast", "Identity"):
+        name = producers[name].input[0]
+    tensor = initializers.get(name) or producers[name].attribute[0].t
+    return float(np.float32(onnx.numpy_helper.to_array(tensor)))
+
+
+def _broken(path: Path, reason: str) -> ExportError:
+    return ExportError(
+        f"the exported graph {path.name} does not hold: {reason}",
+        next_step="This is a fault of edge-bundler or of its pinned torch: report it with the model's name and `bundler doctor --json`.",
+    )

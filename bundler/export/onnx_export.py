@@ -1,0 +1,55 @@
+"""Export of a float or converted model to ONNX through the TorchScript exporter."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bundler.errors import ExportError
+from bundler.export.graph import BATCH, INPUT, OUTPUT, ExportedGraph, ensure_graph
+from bundler.export.symbolics import register_symbolics
+
+__all__ = ["export_onnx"]
+
+
+def export_onnx(model: nn.Module, sample: Tensor, path: Path, *, opset: int, quantized: bool) -> ExportedGraph:
+    """Write `path` and check it.
+
+    Args:
+        model: float or converted, in eval mode; a converted one inside `quantized_engine`.
+        sample: float32 [2, 3, H, W]; its size becomes the graph's, its batch axis is dynamic.
+        path: of the ONNX file.
+        opset: of the graph.
+        quantized: whether Quantize and Dequantize nodes are expected.
+
+    Raises:
+        ExportError: the exporter has no form for an operator, or the graph does not hold what is ensured.
+    """
+    if model.training:
+        raise ExportError(f"{type(model).__name__} is in train mode", next_step="Call `eval()` before the export.")
+    register_symbolics(opset)
+    with warnings.catch_warnings(), redirect_stdout(open(os.devnull, "w", encoding="utf-8")):  # noqa: SIM115, PTH123
+        # The exporter announces its own end, and prints a whole graph before it raises.
+        warnings.simplefilter("ignore")
+        try:
+            torch.onnx.export(
+                model,
+                (sample,),
+                str(path),
+                dynamo=False,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_axes={INPUT: {0: BATCH}, OUTPUT: {0: BATCH}},
+            )
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+            raise ExportError(
+                f"torch cannot export {type(model).__name__} to opset {opset}: {str(error).splitlines()[0]}",
+                next_step="Report it with the model's name and `bundler doctor --json`.",
+            ) from error
+    return ensure_graph(path, opset=opset, quantized=quantized)

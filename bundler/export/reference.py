@@ -1,0 +1,108 @@
+"""What a graph computes on the build host, and whether that is what torch computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from bundler.errors import ExportError
+from bundler.export.agreement import informative_problem, sqnr_db, steps_apart
+from bundler.export.graph import INPUT, ExportedGraph
+from bundler.targets import ExportProfile
+
+__all__ = ["TorchAgreement", "agree_with_torch", "require_informative", "run_reference"]
+
+OptimizationLevel = Literal["disabled", "basic", "extended", "all"]
+
+_LEVELS = {
+    "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchAgreement:
+    """ONNX Runtime against torch on the golden inputs: steps of the output's scale (INT8 only), and the share of equal values."""
+
+    max_steps: int
+    equal_share: float
+
+
+def run_reference(graph: ExportedGraph, inputs: NDArray[np.float32], level: OptimizationLevel) -> NDArray[np.float32]:
+    """Run a graph picture by picture, as the device runner does; inputs float32 [N, 3, H, W], outputs [N, classes].
+
+    An x86 without VNNI adds INT8 products in pairs with saturation; `session.x64quantprecision` avoids that here, so that the
+    expected outputs are the exact ones on whatever machine the bundle is built.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = _LEVELS[level]
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = ort.InferenceSession(graph.path, options, providers=["CPUExecutionProvider"])
+    outputs = [session.run(None, {INPUT: inputs[index : index + 1]})[0] for index in range(len(inputs))]
+    together = session.run(None, {INPUT: inputs})[0]
+    if graph.quantized and not np.array_equal(together, np.concatenate(outputs)):
+        raise ExportError(
+            f"{graph.path.name} gives other outputs for a batch of {len(inputs)} than for its pictures one by one",
+            next_step="Report it with the model's name and `bundler doctor --json`.",
+        )
+    result: NDArray[np.float32] = np.concatenate(outputs)
+    return result
+
+
+def require_informative(model: str, outputs: NDArray[np.float32]) -> None:
+    """Refuse a network on which every comparison would succeed.
+
+    Raises:
+        ExportError: its FP32 outputs [N, classes] are zero, not finite, or the same for every class or picture.
+    """
+    problem = informative_problem(outputs)
+    if problem:
+        raise ExportError(
+            f"nothing can be proved with these weights: {problem} of {model} on the golden pictures",
+            next_step="Give trained weights (--weights FILE or pretrained), or --weights random, which are made to be informative.",
+        )
+
+
+def agree_with_torch(
+    graph: ExportedGraph,
+    outputs: NDArray[np.float32],
+    *,
+    torch_outputs: NDArray[np.float32],
+    fp32_outputs: NDArray[np.float32],
+    profile: ExportProfile,
+) -> TorchAgreement:
+    """Compare ONNX Runtime with torch on the golden inputs (all [N, classes]).
+
+    A float graph must reach `fp32_min_sqnr_db`. An INT8 graph rounds its requantization differently from torch's kernels, so
+    equality is not promised (pytorch#146541); it must stay within `torch_max_steps`, and must not lose more than
+    `torch_sqnr_loss_db` against FP32 compared with torch's INT8.
+
+    Raises:
+        ExportError: it does not.
+    """
+    if graph.output_step is None:
+        reached, wanted = sqnr_db(torch_outputs, outputs), profile.fp32_min_sqnr_db
+        if reached < wanted:
+            raise _apart(graph, f"{reached:.1f} dB from torch, and {wanted:.0f} dB are asked for")
+        return TorchAgreement(max_steps=0, equal_share=float(np.mean(outputs == torch_outputs)))
+    steps = steps_apart(torch_outputs, outputs, graph.output_step)
+    if steps.max() > profile.torch_max_steps:
+        raise _apart(graph, f"up to {steps.max()} quantization steps from torch's INT8, and {profile.torch_max_steps} are allowed")
+    loss = sqnr_db(fp32_outputs, torch_outputs) - sqnr_db(fp32_outputs, outputs)
+    if loss > profile.torch_sqnr_loss_db:
+        raise _apart(graph, f"{loss:.1f} dB further from FP32 than torch's INT8, and {profile.torch_sqnr_loss_db} dB are allowed")
+    return TorchAgreement(max_steps=int(steps.max()), equal_share=float(np.mean(steps == 0)))
+
+
+def _apart(graph: ExportedGraph, figure: str) -> ExportError:
+    return ExportError(
+        f"{graph.path.name} computes something else than the model it was exported from: {figure}",
+        next_step="Calibrate with pictures like those the device will see; if it stays, report it with `bundler doctor --json`.",
+    )

@@ -1,0 +1,231 @@
+"""Manifest ⇄ JSON: what was built, and the evidence for each mode that it calls supported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bundler.errors import BundleDamagedError
+
+__all__ = [
+    "MANIFEST_SCHEMA",
+    "CalibrationRecord",
+    "Evidence",
+    "ImageRecord",
+    "Manifest",
+    "ModeRecord",
+    "ModelRecord",
+    "OnnxRecord",
+    "PreprocessingRecord",
+    "QuantizationRecord",
+    "RunnerRecord",
+    "TargetRecord",
+    "TensorRecord",
+    "Verdict",
+    "WeightsRecord",
+    "WheelRecord",
+    "json_schema",
+    "judge_mode",
+    "read_manifest",
+    "write_manifest",
+]
+
+MANIFEST_SCHEMA = "edge-bundler/manifest/1"
+
+Verdict = Literal["passed", "failed", "not_run"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorRecord(_Record):
+    """A graph's input or output; the batch axis is dynamic and written as 0."""
+
+    name: str
+    dtype: Literal["float32"]
+    shape: Annotated[tuple[int, ...], Field(description="0 stands for the dynamic batch axis")]
+
+
+class PreprocessingRecord(_Record):
+    resize: Annotated[int, Field(description="pixels of the shorter side")]
+    crop: Annotated[int, Field(description="pixels of the centre crop")]
+    interpolation: Literal["bilinear", "bicubic"]
+    mean: Annotated[tuple[float, float, float], Field(description="RGB, subtracted from x / 255")]
+    std: tuple[float, float, float]
+
+
+class WeightsRecord(_Record):
+    source: Annotated[str, Field(description="`pretrained:NAME`, `random:SEED`, or a file's name")]
+    sha256: Annotated[Sha256, Field(description="of the file, or of the state dict where there is no file")]
+    trained: bool
+
+
+class ModelRecord(_Record):
+    name: str
+    row: Annotated[str, Field(description="row of the specification's scope table")]
+    num_classes: int
+    input: TensorRecord
+    output: TensorRecord
+    preprocessing: PreprocessingRecord
+    weights: WeightsRecord
+
+
+class TargetRecord(_Record):
+    name: str
+    platform: str
+
+
+class OnnxRecord(_Record):
+    path: str
+    sha256: Sha256
+    bytes: int
+    opset: int
+
+
+class CalibrationRecord(_Record):
+    source: Literal["pictures", "synthetic"]
+    count: int
+    batch_size: int
+    digest: Annotated[Sha256, Field(description="over the names and bytes of the pictures, in their order")]
+    skipped: Annotated[tuple[str, ...], Field(description="pictures that could not be read")]
+
+
+class QuantizationRecord(_Record):
+    engine: str
+    qconfig: str
+    calibration: CalibrationRecord
+    quantize_nodes: int
+    dequantize_nodes: int
+    float_operators: Annotated[dict[str, int], Field(description="operators that compute in float between Quantize and Dequantize")]
+    torch_max_steps: Annotated[int, Field(description="ONNX Runtime against torch's INT8 on the build host, in output steps")]
+    torch_equal_share: Annotated[float, Field(description="share of outputs equal to torch's INT8 on the build host")]
+
+
+class RunnerRecord(_Record):
+    """What executed the runner, as seen from inside: the processor itself, or an emulator."""
+
+    kind: Literal["native", "emulator"]
+    name: str
+    version: str
+    sha256: Sha256 | None = None
+
+
+class Evidence(_Record):
+    """One execution of a mode on one CPU, or the reason why there was none."""
+
+    cpu: str
+    verdict: Verdict
+    reason: str = ""
+    machine: Annotated[str | None, Field(description="`uname -m` in there")] = None
+    cpu_features: Annotated[tuple[str, ...], Field(description="as numpy names them, detected in there")] = ()
+    place: Annotated[Literal["container", "host"] | None, Field(description="in the device image, or as a process of the host")] = None
+    runner: RunnerRecord | None = None
+    python: str | None = None
+    numpy: str | None = None
+    onnxruntime: str | None = None
+    graph_optimization_level: str | None = None
+    samples: int | None = None
+    outputs_sha256: Sha256 | None = None
+    sqnr_db: Annotated[float | None, Field(description="against the FP32 outputs of the build host; null where equal bit for bit")] = None
+    top1_agreement: Annotated[float | None, Field(description="share of the golden pictures whose top-1 is FP32's")] = None
+    max_steps: Annotated[int | None, Field(description="against the build host's outputs of this mode, in output steps")] = None
+
+
+class ModeRecord(_Record):
+    name: Literal["fp32", "int8-ptq", "int8-qat"]
+    supported: bool
+    reason: str
+    scope: Literal["whole", "backbone"]
+    onnx: OnnxRecord
+    quantization: QuantizationRecord | None
+    evidence: tuple[Evidence, ...]
+
+
+class WheelRecord(_Record):
+    name: str
+    sha256: Sha256
+
+
+class ImageRecord(_Record):
+    reference: str
+    digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", description="of the image's configuration")]
+    size: Annotated[int, Field(description="bytes of the unpacked layers")]
+    base: Annotated[str, Field(description="`debian:SUITE` made from packages, or the reference given with --base-image")]
+    wheels: tuple[WheelRecord, ...]
+
+
+class Manifest(_Record):
+    """A bundle's statement of what it is and where it was executed."""
+
+    schema_: Annotated[Literal["edge-bundler/manifest/1"], Field(alias="schema")] = MANIFEST_SCHEMA
+    bundle: str
+    model: ModelRecord
+    target: TargetRecord
+    modes: tuple[ModeRecord, ...]
+    image: ImageRecord | None
+    versions: Annotated[dict[str, str], Field(description="of every tool that took part")]
+
+    @property
+    def verdict(self) -> Verdict:
+        """`failed` where anything failed, `passed` where every CPU of every mode passed, else `not_run`."""
+        verdicts = {evidence.verdict for mode in self.modes for evidence in mode.evidence}
+        if "failed" in verdicts:
+            return "failed"
+        return "passed" if verdicts == {"passed"} else "not_run"
+
+
+def judge_mode(evidence: Sequence[Evidence]) -> tuple[bool, str]:
+    """Return whether a mode is supported, and why: it passed somewhere and failed nowhere.
+
+    The reason names every CPU that passed and every one that did not run, so that nothing is claimed for those.
+    """
+
+    def cpus(verdict: Verdict) -> list[Evidence]:
+        return [item for item in evidence if item.verdict == verdict]
+
+    def listed(items: Sequence[Evidence]) -> str:
+        by_reason: dict[str, list[str]] = {}
+        for item in items:
+            by_reason.setdefault(item.reason, []).append(item.cpu)
+        return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())
+
+    passed, failed, not_run = cpus("passed"), cpus("failed"), cpus("not_run")
+    if failed:
+        return False, f"failed on {listed(failed)}"
+    proved = f"passed on {', '.join(item.cpu for item in passed)}"
+    if passed and not_run:
+        return True, f"{proved}; not run on {listed(not_run)}"
+    return (True, proved) if passed else (False, f"not run on {listed(not_run)}")
+
+
+def json_schema() -> str:
+    """Return the JSON Schema (draft 2020-12) of the manifest, as it is published in the repository."""
+    schema = Manifest.model_json_schema(by_alias=True)
+    document = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": MANIFEST_SCHEMA, **schema}
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_manifest(manifest: Manifest, path: Path) -> None:
+    path.write_text(manifest.model_dump_json(by_alias=True, indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """Read `manifest.json` of a bundle.
+
+    Raises:
+        BundleDamagedError: it is missing, is not JSON, or does not follow the schema.
+    """
+    path = bundle / "manifest.json"
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
+        raise BundleDamagedError(
+            f"{path} is not a manifest: {reason}", next_step="Build the bundle again: `bundler bundle MODEL --target TARGET`."
+        ) from error

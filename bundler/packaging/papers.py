@@ -1,0 +1,48 @@
+"""The package's papers: README, Dockerfile, compose file, systemd unit and requirements, rendered from the manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bundler.manifest import Manifest, write_manifest
+from bundler.packaging.checksums import write_checksums
+from bundler.packaging.rendering import render
+from bundler.targets import TargetProfile
+
+__all__ = ["write_papers"]
+
+
+def write_papers(bundle: Path, manifest: Manifest, target: TargetProfile, *, image_reference: str) -> None:
+    """Write everything that is rendered, the manifest, and the checksums over all of it."""
+    context = _context(manifest)
+    context["image"] = {"reference": image_reference, "user": target.image.user}
+    context["runtime"] = target.runtime.model_dump()
+    context["timeout_seconds"] = target.verification.timeout_seconds
+    for template, name in (
+        ("Dockerfile.j2", "Dockerfile"),
+        ("compose.yaml.j2", "compose.yaml"),
+        ("requirements.txt.j2", "requirements.txt"),
+        ("systemd.service.j2", f"{manifest.bundle}.service"),
+        ("README.md.j2", "README.md"),
+    ):
+        (bundle / name).write_text(render(template, context), encoding="utf-8")
+    write_manifest(manifest, bundle / "manifest.json")
+    write_checksums(bundle)
+
+
+def _context(manifest: Manifest) -> dict[str, Any]:
+    record = manifest.model_dump(by_alias=True)
+    model = record["model"]
+    quantized = [mode["quantization"] for mode in record["modes"] if mode["quantization"]]
+    return {
+        "bundle": manifest.bundle,
+        "model": {"name": model["name"]},
+        "target": record["target"],
+        "modes": [{**mode, "path": mode["onnx"]["path"], "bytes": mode["onnx"]["bytes"]} for mode in record["modes"]],
+        "input": {**model["input"], "shape": model["input"]["shape"][1:]},
+        "output": {"name": model["output"]["name"], "classes": model["num_classes"]},
+        "preprocessing": model["preprocessing"],
+        "weights": model["weights"],
+        "calibration": quantized[0]["calibration"] if quantized else None,
+    }

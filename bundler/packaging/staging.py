@@ -1,0 +1,116 @@
+"""StagedBundle: everything the device executes, laid out in a folder; the rest of the package is written around it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundler.export.graph import INPUT, OUTPUT, ExportedGraph
+from bundler.export.known_answer import write_known_answer
+from bundler.models.registry import Mode
+from bundler.packaging.checksums import sha256_of
+from bundler.resources import resource
+from bundler.targets import TargetProfile
+
+__all__ = ["GoldenMode", "StagedBundle", "model_path", "stage"]
+
+Outputs = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenMode:
+    """A mode's graph, its outputs on the golden inputs on the build host ([N, classes]), and their SQNR against FP32 in dB."""
+
+    graph: ExportedGraph
+    outputs: Outputs
+    sqnr_db: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedBundle:
+    """A folder with what the runner reads.
+
+    `files` are the names that go into the image, sorted; `samples` is how many golden pictures the selftest runs of each mode.
+    """
+
+    directory: Path
+    files: tuple[str, ...]
+    samples: Mapping[Mode, int]
+
+
+def model_path(mode: Mode) -> str:
+    return f"models/{mode}.onnx"
+
+
+def stage(
+    directory: Path,
+    *,
+    identifier: str,
+    target: TargetProfile,
+    inputs: Outputs,
+    reference: Outputs,
+    modes: Mapping[Mode, GoldenMode],
+) -> StagedBundle:
+    """Write runner, runner.json and golden files beside the models, which the export has put into `directory/models` already.
+
+    Args:
+        directory: of the bundle in the making.
+        identifier: of the bundle.
+        target: its profile gives tolerances, optimization level, and how many golden pictures float is run on.
+        inputs: golden pictures, float32 [N, 3, H, W].
+        reference: FP32 outputs on them, float32 [N, classes].
+        modes: in the order in which the runner executes them.
+    """
+    golden = directory / "golden"
+    golden.mkdir()
+    np.save(golden / "inputs.npy", inputs)
+    np.save(golden / "reference.npy", reference)
+    question, answer = write_known_answer(golden / "known-answer.onnx", opset=target.export.opset)
+    np.save(golden / "known-answer-inputs.npy", question)
+    np.save(golden / "known-answer-expected.npy", answer)
+    shutil.copyfile(resource("templates", "runner.py"), directory / "runner.py")
+    (directory / "runner.py").chmod(0o755)
+    for mode, expected in modes.items():
+        np.save(golden / f"{mode}.npy", expected.outputs[: _samples(expected, target)])
+    files = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    document = {
+        "schema": "edge-bundler/runner/1",
+        "bundle": identifier,
+        "input": INPUT,
+        "output": OUTPUT,
+        "graph_optimization_level": target.runtime.graph_optimization_level,
+        "golden": {"inputs": "golden/inputs.npy", "reference": "golden/reference.npy"},
+        "known_answer": {
+            "model": "golden/known-answer.onnx",
+            "inputs": "golden/known-answer-inputs.npy",
+            "expected": "golden/known-answer-expected.npy",
+        },
+        "modes": [_mode(mode, expected, target) for mode, expected in modes.items()],
+        "tolerances": target.verification.tolerances.model_dump(),
+        "files": {name: sha256_of(directory / name) for name in files},
+    }
+    (directory / "runner.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return StagedBundle(directory=directory, files=tuple(sorted([*files, "runner.json"])), samples={mode: _samples(expected, target) for mode, expected in modes.items()})
+
+
+def _mode(mode: Mode, expected: GoldenMode, target: TargetProfile) -> dict[str, Any]:
+    return {
+        "name": mode,
+        "model": model_path(mode),
+        "expected": f"golden/{mode}.npy",
+        "samples": _samples(expected, target),
+        "step": expected.graph.output_step,
+        "expected_sqnr_db": expected.sqnr_db,
+    }
+
+
+def _samples(expected: GoldenMode, target: TargetProfile) -> int:
+    limit = target.verification.golden_inputs if expected.graph.quantized else target.verification.golden_inputs_fp32
+    return min(len(expected.outputs), limit)

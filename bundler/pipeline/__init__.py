@@ -1,0 +1,1 @@
+"""The order of the steps: `build` makes a bundle and proves it, `verify` proves one again."""

@@ -1,0 +1,87 @@
+"""From a BuildJob to a bundle in its place: one named step after another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bundler import console
+from bundler.errors import VerificationFailedError
+from bundler.manifest import Manifest
+from bundler.packaging.archive import write_archive
+from bundler.packaging.papers import write_papers
+from bundler.packaging.placing import place, workshop
+from bundler.packaging.staging import stage
+from bundler.pipeline.description import describe
+from bundler.pipeline.material import gather
+from bundler.pipeline.modes import build_modes
+from bundler.pipeline.proof import engine_or_reason, image_for, prove
+from bundler.plan import BuildJob
+
+__all__ = ["Bundle", "build_bundle"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A finished bundle in its place."""
+
+    directory: Path
+    archive: Path
+    manifest: Manifest
+
+
+def build_bundle(job: BuildJob) -> Bundle:
+    """Build, prove and place one bundle.
+
+    Nothing changes in the bundle's place before all is done. A bundle that failed on a CPU is put beside it, as
+    `MODEL.failed`, and an earlier good one stays.
+
+    Raises:
+        BundlerError: one of its subclasses, for whatever cannot be done.
+        VerificationFailedError: a mode gave wrong results on a CPU.
+    """
+    console.heading(f"{job.variant.name} for {job.target.name}: {', '.join(job.modes)}")
+    with workshop(job.directory) as folder, engine_or_reason() as engine:
+        bundle = folder / job.variant.name
+        (bundle / "models").mkdir(parents=True)
+        material = gather(job)
+        built = build_modes(job, material, bundle)
+        staged = stage(
+            bundle,
+            identifier=job.identifier,
+            target=job.target,
+            inputs=material.golden,
+            reference=built.reference,
+            modes=built.modes,
+        )
+        image = image_for(
+            job.target,
+            identifier=job.identifier,
+            bundle=bundle,
+            files=staged.files,
+            reference=job.image_reference,
+            base_image=job.base_image,
+            engine=engine,
+            workspace=folder,
+        )
+        pictures = sum(staged.samples.values())
+        evidence = prove(job.target, tuple(built.modes), bundle=bundle, image=image, engine=engine, pictures=pictures)
+        manifest = describe(job, material, built, evidence, image, engine)
+        console.step("Writing the package")
+        write_papers(bundle, manifest, job.target, image_reference=job.image_reference)
+        if manifest.verdict == "failed":
+            raise _set_aside(job, bundle, manifest)
+        archive = folder / job.archive.name
+        write_archive(bundle, archive, root=job.identifier)
+        place(bundle, job.directory, archive=archive, archive_path=job.archive)
+    return Bundle(directory=job.directory, archive=job.archive, manifest=manifest)
+
+
+def _set_aside(job: BuildJob, bundle: Path, manifest: Manifest) -> VerificationFailedError:
+    aside = job.directory.with_name(f"{job.directory.name}.failed")
+    place(bundle, aside)
+    reasons = "; ".join(f"{mode.name} {mode.reason}" for mode in manifest.modes if not mode.supported)
+    return VerificationFailedError(
+        f"{job.identifier} is not fit for its target: {reasons}",
+        next_step=f"`bundler inspect {aside}` shows the figures; {job.directory} was not touched.",
+    )

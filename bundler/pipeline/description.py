@@ -1,0 +1,126 @@
+"""The Manifest of what was built, from the records of each step."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+
+from bundler.containers.engine import Engine
+from bundler.datasets import Preprocessing
+from bundler.errors import EngineUnavailableError
+from bundler.export.graph import INPUT, OUTPUT
+from bundler.manifest import (
+    CalibrationRecord,
+    Evidence,
+    ImageRecord,
+    Manifest,
+    ModelRecord,
+    ModeRecord,
+    OnnxRecord,
+    PreprocessingRecord,
+    QuantizationRecord,
+    TargetRecord,
+    TensorRecord,
+    WeightsRecord,
+    judge_mode,
+)
+from bundler.models.registry import Mode
+from bundler.packaging.staging import GoldenMode, model_path
+from bundler.pipeline.material import Material
+from bundler.pipeline.modes import BuiltModes
+from bundler.plan import BuildJob
+
+__all__ = ["describe"]
+
+_PACKAGES = ("edge-bundler", "torch", "torchvision", "onnx", "onnxruntime", "numpy", "pillow", "docker")
+
+
+def describe(
+    job: BuildJob,
+    material: Material,
+    built: BuiltModes,
+    evidence: Mapping[str, tuple[Evidence, ...]],
+    image: ImageRecord | None,
+    engine: Engine | EngineUnavailableError,
+) -> Manifest:
+    """Put the manifest together; whether a mode is supported is judged from its evidence alone."""
+    crop = job.preprocessing.crop
+    weights = material.weights
+    return Manifest(
+        schema="edge-bundler/manifest/1",
+        bundle=job.identifier,
+        model=ModelRecord(
+            name=job.variant.name,
+            row=job.row.name,
+            num_classes=weights.num_classes,
+            input=TensorRecord(name=INPUT, dtype="float32", shape=(0, 3, crop, crop)),
+            output=TensorRecord(name=OUTPUT, dtype="float32", shape=(0, weights.num_classes)),
+            preprocessing=_preprocessing(job.preprocessing),
+            weights=WeightsRecord(source=weights.source, sha256=weights.sha256, trained=weights.trained),
+        ),
+        target=TargetRecord(name=job.target.name, platform=job.target.platform),
+        modes=tuple(
+            _mode(job, mode, golden, evidence[mode], _quantization(job, material, built, mode))
+            for mode, golden in sorted(built.modes.items())
+        ),
+        image=image,
+        versions=_versions(engine),
+    )
+
+
+def _preprocessing(preprocessing: Preprocessing) -> PreprocessingRecord:
+    return PreprocessingRecord(
+        resize=preprocessing.resize,
+        crop=preprocessing.crop,
+        interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+    )
+
+
+def _mode(
+    job: BuildJob, mode: Mode, golden: GoldenMode, evidence: tuple[Evidence, ...], quantization: QuantizationRecord | None
+) -> ModeRecord:
+    supported, reason = judge_mode(evidence)
+    graph = golden.graph
+    return ModeRecord(
+        name=mode,
+        supported=supported,
+        reason=reason,
+        scope=job.row.int8_scope if graph.quantized else "whole",
+        onnx=OnnxRecord(path=model_path(mode), sha256=graph.sha256, bytes=graph.bytes, opset=graph.opset),
+        quantization=quantization,
+        evidence=evidence,
+    )
+
+
+def _quantization(job: BuildJob, material: Material, built: BuiltModes, mode: Mode) -> QuantizationRecord | None:
+    graph, agreement = built.modes[mode].graph, built.agreement[mode]
+    if not graph.quantized:
+        return None
+    calibration = material.calibration
+    return QuantizationRecord(
+        engine=job.target.quantization.engine,
+        qconfig=job.target.quantization.qconfig,
+        calibration=CalibrationRecord(
+            source=calibration.source,
+            count=len(calibration),
+            batch_size=job.calibration.batch_size,
+            digest=calibration.sha256,
+            skipped=calibration.skipped,
+        ),
+        quantize_nodes=graph.quantize_nodes,
+        dequantize_nodes=graph.dequantize_nodes,
+        float_operators=graph.float_operators,
+        torch_max_steps=agreement.max_steps,
+        torch_equal_share=agreement.equal_share,
+    )
+
+
+def _versions(engine: Engine | EngineUnavailableError) -> dict[str, str]:
+    versions = {name: version(name) for name in _PACKAGES}
+    versions["python"] = platform.python_version()
+    if isinstance(engine, Engine):
+        versions["engine"] = f"{engine.name} {engine.version}"
+    return versions

@@ -1,0 +1,52 @@
+"""Material: the weights and pictures a build starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundler import console
+from bundler.datasets import Dataset, load_pictures, synthetic_pictures
+from bundler.models.checkpoints import LoadedWeights, load_weights
+from bundler.models.registry import load_parser
+from bundler.plan import BuildJob
+
+__all__ = ["Material", "gather"]
+
+INITIALIZATION_PICTURES = 16  # for the statistics of random weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """Weights, calibration pictures, and golden pictures (float32 [N, 3, H, W]) that calibrate nothing where there are enough."""
+
+    weights: LoadedWeights
+    calibration: Dataset
+    golden: NDArray[np.float32]
+
+
+def gather(job: BuildJob) -> Material:
+    """Read the weights, and the pictures to calibrate with and to compare on.
+
+    Raises:
+        CheckpointError, CalibrationError: they cannot be read.
+    """
+    weights = load_weights(
+        job.weights,
+        job.variant,
+        parser=load_parser(job.row, job.variant),
+        num_classes=job.num_classes,
+        pictures=lambda: synthetic_pictures(job.preprocessing, count=INITIALIZATION_PICTURES, seed=job.seed).pictures,
+        seed=job.seed,
+    )
+    console.step(f"Weights: {weights.source}, {weights.num_classes} classes" + ("" if weights.trained else " (NOT TRAINED)"))
+    request, golden = job.calibration, job.target.verification.golden_inputs
+    if request.folder is None:
+        console.warn("calibrating with SYNTHETIC pictures; --calibration DIR takes pictures like those the device will see")
+        pictures = synthetic_pictures(job.preprocessing, count=request.pictures + golden, seed=job.seed + 1)
+    else:
+        pictures = load_pictures(request.folder, job.preprocessing, count=request.pictures + golden, seed=job.seed)
+    calibration, golden_pictures = pictures.split(golden)
+    return Material(weights=weights, calibration=calibration, golden=golden_pictures)

@@ -1,0 +1,148 @@
+"""Proving an existing bundle again, from its own files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bundler import console
+from bundler.errors import BundleDamagedError, BundleNotFoundError
+from bundler.manifest import Evidence, ImageRecord, Manifest, ModeRecord, Verdict, judge_mode, read_manifest
+from bundler.packaging.archive import write_archive
+from bundler.packaging.checksums import check_checksums
+from bundler.packaging.papers import write_papers
+from bundler.packaging.placing import place, workshop
+from bundler.pipeline.proof import engine_or_reason, image_for, prove
+from bundler.targets import TargetProfile
+
+__all__ = ["Verification", "find_bundles", "verify_bundle"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What was seen just now (`evidence`), and what the bundle's manifest says after it."""
+
+    directory: Path
+    evidence: Mapping[str, tuple[Evidence, ...]]
+    manifest: Manifest
+    rewritten: bool
+
+    @property
+    def verdict(self) -> Verdict:
+        verdicts = {item.verdict for items in self.evidence.values() for item in items}
+        if "failed" in verdicts:
+            return "failed"
+        return "passed" if verdicts == {"passed"} else "not_run"
+
+
+def find_bundles(output: Path, target: TargetProfile) -> tuple[Path, ...]:
+    """Return every bundle that was built for a target below `output`, by name.
+
+    Raises:
+        BundleNotFoundError: there is none.
+    """
+    folder = output / target.name
+    found = sorted(path.parent for path in folder.glob("*/manifest.json") if not path.parent.name.startswith("."))
+    bundles = tuple(path for path in found if path.suffix != ".failed")
+    if not bundles:
+        raise BundleNotFoundError(
+            f"no bundle for {target.name} is below {output}",
+            next_step=f"Build one: `bundler bundle mobilenet_v2 --target {target.name}`, or name the bundle's folder.",
+        )
+    return bundles
+
+
+def verify_bundle(directory: Path, target: TargetProfile) -> Verification:
+    """Check every file of a bundle, and execute its runner again on every CPU of the profile.
+
+    A better record is written into the bundle, a worse one never: evidence that passed once stays.
+
+    Raises:
+        BundleDamagedError: a file is changed, missing or new, or the manifest cannot be read; each is named.
+        EngineError: the engine or an image failed.
+    """
+    manifest = read_manifest(directory)
+    console.heading(f"{manifest.bundle} ({directory})")
+    if manifest.target.name != target.name:
+        raise BundleDamagedError(
+            f"{directory} was built for {manifest.target.name}, not for {target.name}",
+            next_step=f"Name its own target: `bundler verify --target {manifest.target.name} {directory}`.",
+        )
+    check_checksums(directory)
+    console.step("Every file is the one that was proved")
+    runner = _runner_document(directory)
+    reference = manifest.image.reference if manifest.image else f"{manifest.model.name}:{target.name}"
+    with workshop(directory) as folder, engine_or_reason() as engine:
+        image = image_for(
+            target,
+            identifier=manifest.bundle,
+            bundle=directory,
+            files=sorted([*runner["files"], "runner.json"]),
+            reference=reference,
+            base_image=_given_base(manifest, target),
+            engine=engine,
+            workspace=folder,
+        )
+        if image and manifest.image and image.digest != manifest.image.digest:
+            console.warn(f"the image is {image.digest}, not {manifest.image.digest}: the base image's packages have changed since")
+        modes = tuple(mode.name for mode in manifest.modes)
+        pictures = sum(int(mode["samples"]) for mode in runner["modes"])
+        evidence = prove(target, modes, bundle=directory, image=image, engine=engine, pictures=pictures)
+        better = _better(manifest, evidence, image)
+        if better != manifest:
+            _rewrite(directory, folder, better, target, reference)
+    return Verification(directory=directory, evidence=evidence, manifest=better, rewritten=better != manifest)
+
+
+def _runner_document(directory: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((directory / "runner.json").read_text(encoding="utf-8"))  # its checksum was checked
+    return document
+
+
+def _given_base(manifest: Manifest, target: TargetProfile) -> str | None:
+    if manifest.image is None or manifest.image.base == f"debian:{target.image.suite}":
+        return None
+    return manifest.image.base
+
+
+def _better(manifest: Manifest, seen: Mapping[str, tuple[Evidence, ...]], image: ImageRecord | None) -> Manifest:
+    """Return the manifest with what is better in the new evidence; the old one where nothing is.
+
+    An image with another digest replaces the recorded one only with evidence that passed throughout: old evidence is about
+    the old image.
+    """
+    if image and (manifest.image is None or image.digest != manifest.image.digest):
+        if any(item.verdict != "passed" for items in seen.values() for item in items):
+            return manifest
+        modes = tuple(_with_evidence(mode, seen[mode.name]) for mode in manifest.modes)
+        return manifest.model_copy(update={"modes": modes, "image": image})
+    return manifest.model_copy(update={"modes": tuple(_merged(mode, seen[mode.name]) for mode in manifest.modes)})
+
+
+def _merged(mode: ModeRecord, seen: tuple[Evidence, ...]) -> ModeRecord:
+    recorded = {item.cpu: item for item in mode.evidence}
+    kept = (recorded[new.cpu] if new.cpu in recorded and not _improves(new, recorded[new.cpu]) else new for new in seen)
+    return _with_evidence(mode, tuple(kept))
+
+
+def _improves(new: Evidence, old: Evidence) -> bool:
+    return old.verdict != "passed" and new.verdict != old.verdict
+
+
+def _with_evidence(mode: ModeRecord, evidence: tuple[Evidence, ...]) -> ModeRecord:
+    supported, reason = judge_mode(evidence)
+    return mode.model_copy(update={"evidence": evidence, "supported": supported, "reason": reason})
+
+
+def _rewrite(directory: Path, folder: Path, manifest: Manifest, target: TargetProfile, reference: str) -> None:
+    renewed = folder / directory.name
+    shutil.copytree(directory, renewed)
+    write_papers(renewed, manifest, target, image_reference=reference)
+    archive = folder / f"{directory.name}.tar.gz"
+    write_archive(renewed, archive, root=manifest.bundle)
+    place(renewed, directory, archive=archive, archive_path=directory.with_name(archive.name))
+    console.step(f"The manifest of {directory} has the new evidence")

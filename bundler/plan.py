@@ -1,0 +1,114 @@
+"""BuildJob: what will be built. Pure: it refuses the impossible with the reason, and does nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bundler.datasets import Preprocessing
+from bundler.errors import BundlerError, ModeUnavailableError
+from bundler.models.registry import Mode, ModelSpec, ScopeRow, find_model
+from bundler.targets import TargetProfile, find_target
+
+__all__ = ["BuildJob", "CalibrationRequest", "plan_build"]
+
+DEFAULT_MODES: tuple[Mode, ...] = ("fp32", "int8-ptq")
+SMALLEST_INPUT = 32  # pixels: every network here reduces its input 32 times
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationRequest:
+    """Which pictures calibrate: a folder, or None for synthetic ones; how many, and how many at a time."""
+
+    folder: Path | None
+    pictures: int
+    batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildJob:
+    """One model for one target, with every choice made."""
+
+    row: ScopeRow
+    variant: ModelSpec
+    target: TargetProfile
+    modes: tuple[Mode, ...]
+    weights: str
+    num_classes: int | None
+    preprocessing: Preprocessing
+    calibration: CalibrationRequest
+    base_image: str | None
+    output: Path
+    seed: int
+
+    @property
+    def identifier(self) -> str:
+        """The bundle's name in logs, labels and the manifest."""
+        return f"{self.variant.name}-{self.target.name}"
+
+    @property
+    def directory(self) -> Path:
+        return self.output / self.target.name / self.variant.name
+
+    @property
+    def archive(self) -> Path:
+        return self.output / self.target.name / f"{self.variant.name}.tar.gz"
+
+    @property
+    def image_reference(self) -> str:
+        return f"{self.variant.name}:{self.target.name}"
+
+
+def plan_build(
+    model: str,
+    target: str,
+    *,
+    modes: tuple[str, ...],
+    weights: str,
+    num_classes: int | None,
+    input_size: int | None,
+    calibration: CalibrationRequest,
+    base_image: str | None,
+    output: Path,
+    seed: int,
+) -> BuildJob:
+    """Make every choice that needs no file and no network.
+
+    With `input_size`, a picture's shorter side is resized to that many pixels and nothing but the overhang is cropped.
+
+    Raises:
+        UnknownModelError, UnknownTargetError: with the nearest names.
+        ModeUnavailableError: the model does not have one of the modes.
+        BundlerError: a number that no network can take.
+    """
+    row, variant = find_model(model)
+    profile = find_target(target)
+    chosen: list[Mode] = []
+    for mode in row.modes:
+        if mode in (modes or DEFAULT_MODES):
+            chosen.append(mode)
+    for asked in modes:
+        if asked not in row.modes:
+            reason = "its training loop is not built yet" if asked == "int8-qat" else "there is no such mode"
+            raise ModeUnavailableError(model, asked, reason, row.modes)
+    if input_size is not None and input_size < SMALLEST_INPUT:
+        raise BundlerError(
+            f"an input of {input_size} pixels is too small for {model}", next_step=f"Give --input-size {SMALLEST_INPUT} or more."
+        )
+    if num_classes is not None and num_classes < 2:  # noqa: PLR2004
+        raise BundlerError(f"{num_classes} classes leave nothing to tell apart", next_step="Give --num-classes 2 or more.")
+    return BuildJob(
+        row=row,
+        variant=variant,
+        target=profile,
+        modes=tuple(chosen),
+        weights=weights,
+        num_classes=num_classes,
+        preprocessing=Preprocessing(
+            resize=input_size or variant.resize, crop=input_size or variant.crop, interpolation=variant.interpolation
+        ),
+        calibration=calibration,
+        base_image=base_image,
+        output=output,
+        seed=seed,
+    )

@@ -1,0 +1,23 @@
+"""Eager-mode INT8 quantization; every `torch.ao` name of the project lives in this package."""
+
+from bundler.quantization.calibration import calibrate
+from bundler.quantization.conversion import convert
+from bundler.quantization.engine import quantized_engine
+from bundler.quantization.fusion import fuse_modules
+from bundler.quantization.preparation import load_fuse_prepare
+from bundler.quantization.qconfig import get_platform_aware_qconfig
+from bundler.quantization.stubs import DeQuantStub, FloatFunctional, QuantStub
+from bundler.targets import QuantizationProfile
+
+__all__ = [
+    "DeQuantStub",
+    "FloatFunctional",
+    "QuantStub",
+    "QuantizationProfile",
+    "calibrate",
+    "convert",
+    "fuse_modules",
+    "get_platform_aware_qconfig",
+    "load_fuse_prepare",
+    "quantized_engine",
+]

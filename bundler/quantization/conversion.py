@@ -1,0 +1,23 @@
+"""Conversion of a calibrated or trained model to INT8."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from bundler.quantization.engine import quantized_engine
+from bundler.targets import QuantizationProfile
+
+__all__ = ["convert"]
+
+
+def convert(prepared: nn.Module, target: QuantizationProfile) -> nn.Module:
+    """Return the INT8 model; the prepared one stays as it is.
+
+    Weights are packed for the target's engine, so the result runs only inside `quantized_engine(target.engine)`.
+    """
+    with quantized_engine(target.engine):
+        converted: nn.Module = torch.ao.quantization.convert(copy.deepcopy(prepared).eval())
+    return converted

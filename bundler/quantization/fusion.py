@@ -1,0 +1,23 @@
+"""Fusing of convolution, BatchNorm and ReLU, which differs between PTQ and QAT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+from torch.ao.quantization import fuse_modules as fuse_modules_ptq
+from torch.ao.quantization import fuse_modules_qat
+
+__all__ = ["fuse_modules"]
+
+
+def fuse_modules(model: nn.Module, names: Sequence[str] | Sequence[Sequence[str]], is_qat: bool | None) -> None:  # noqa: FBT001
+    """Fuse the named children in place.
+
+    PTQ folds the BatchNorm into the convolution and needs the model in eval mode; QAT keeps it, for training.
+    `is_qat=None` follows the mode that the model is in, as the specification's `fuse_model` does.
+    """
+    if is_qat is None:
+        is_qat = model.training
+    fuse = fuse_modules_qat if is_qat else fuse_modules_ptq
+    fuse(model, [list(names)] if isinstance(names[0], str) else [list(group) for group in names], inplace=True)

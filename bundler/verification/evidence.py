@@ -1,0 +1,145 @@
+"""Evidence from one CPU: the probe decides whether it is to be trusted, the selftest what it proves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, Protocol
+
+from packaging.version import InvalidVersion, Version
+
+from bundler import console
+from bundler.containers.container import RunResult
+from bundler.containers.emulation import Launch, NotRunnable
+from bundler.errors import BundleDamagedError, ContainerTimeoutError
+from bundler.manifest import Evidence, RunnerRecord
+from bundler.targets import CpuProfile, TargetProfile
+from bundler.verification.selftest import Machine, Selftest, read_probe, read_selftest
+
+__all__ = ["Executor", "prove_on_cpu", "prove_on_every_cpu"]
+
+_PASSED, _WRONG, _DAMAGED = 0, 1, 3  # exit codes of the runner
+
+
+class Executor(Protocol):
+    """Where the runner is executed: in the device image, or as a process of this host."""
+
+    @property
+    def place(self) -> Literal["container", "host"]: ...
+
+    def launch(self, cpu: CpuProfile) -> Launch | NotRunnable: ...
+
+    def run(self, launch: Launch, arguments: Sequence[str], on_stderr_line: Callable[[str], None]) -> RunResult: ...
+
+
+def prove_on_every_cpu(
+    executor: Executor, target: TargetProfile, modes: Sequence[str], *, pictures: int
+) -> Iterator[dict[str, Evidence]]:
+    """Yield, CPU after CPU of the profile, the evidence of each mode; `pictures` is how many the selftest of one CPU runs."""
+    for cpu in target.verification.cpus:
+        with console.progress(f"proving on {cpu.name}", pictures) as advance:
+
+            def count(line: str, advance: Callable[[int], None] = advance) -> None:
+                if ": picture " in line:
+                    advance(1)
+
+            yield prove_on_cpu(executor, target, cpu, modes, on_stderr_line=count)
+
+
+def prove_on_cpu(
+    executor: Executor, target: TargetProfile, cpu: CpuProfile, modes: Sequence[str], *, on_stderr_line: Callable[[str], None]
+) -> dict[str, Evidence]:
+    """Execute probe and selftest on one CPU.
+
+    Raises:
+        BundleDamagedError: the runner found a file that is not the one it was built with.
+        EngineError: the engine died half-way.
+    """
+    launch = executor.launch(cpu)
+    if isinstance(launch, NotRunnable):
+        return _all(modes, Evidence(cpu=cpu.name, verdict="not_run", reason=launch.reason))
+    try:
+        probed = executor.run(launch, ["probe", "--json"], on_stderr_line)
+        if probed.exit_code not in (_PASSED, _WRONG):
+            return _all(modes, Evidence(cpu=cpu.name, verdict="not_run", reason=f"the probe did not run: {_last_words(probed)}"))
+        machine = read_probe(probed.stdout)
+        doubt = distrust(machine, target, cpu)
+        if doubt:
+            return _all(modes, _seen(machine, cpu, executor).model_copy(update={"verdict": "not_run", "reason": doubt}))
+        arguments = [argument for mode in modes for argument in ("--mode", mode)]
+        result = executor.run(launch, ["selftest", "--json", *arguments], on_stderr_line)
+    except ContainerTimeoutError as error:
+        return _all(modes, Evidence(cpu=cpu.name, verdict="not_run", reason=error.message))
+    if result.exit_code == _DAMAGED:
+        raise BundleDamagedError(_last_words(result), next_step="Restore the bundle from its .tar.gz, or build it again.")
+    if result.exit_code not in (_PASSED, _WRONG):
+        reason = f"the selftest did not run: {_last_words(result)}"
+        return _all(modes, _seen(machine, cpu, executor).model_copy(update={"verdict": "failed", "reason": reason}))
+    return _evidence(read_selftest(result.stdout), cpu, executor)
+
+
+def distrust(machine: Machine, target: TargetProfile, cpu: CpuProfile) -> str:
+    """Return why what ran there proves nothing for this CPU; empty where it does."""
+    if machine.machine != target.architecture.machine:
+        return f"`uname -m` said {machine.machine}, not {target.architecture.machine}"
+    wrong = [name for name, right in machine.known_answers.checks.items() if not right]
+    if wrong:
+        return f"it computes wrongly: {', '.join(wrong)}"
+    if cpu.name == "native":
+        return "" if machine.emulator is None else f"it is not native: {machine.emulator.name} runs it"
+    if machine.emulator is None:
+        return f"nothing emulates {cpu.name} there"
+    try:
+        version = Version(machine.emulator.version.split()[0])
+    except InvalidVersion:
+        return f"the emulator does not tell its version ({machine.emulator.name} {machine.emulator.version})"
+    if version < Version(target.verification.emulator_minimum):
+        minimum = target.verification.emulator_minimum
+        return f"{machine.emulator.name} {version} is older than {minimum}, from which on it computes correctly"
+    lacking = [name for name in cpu.present if name not in machine.cpu.features]
+    surplus = [name for name in cpu.absent if name in machine.cpu.features]
+    if lacking or surplus:
+        facts = ([f"it lacks {', '.join(lacking)}"] if lacking else []) + ([f"it has {', '.join(surplus)}"] if surplus else [])
+        return f"the emulated CPU is not a {cpu.name}: {' and '.join(facts)}"
+    return ""
+
+
+def _seen(machine: Machine, cpu: CpuProfile, executor: Executor) -> Evidence:
+    emulator = machine.emulator
+    runner = (
+        RunnerRecord(kind="native", name=machine.cpu.model, version="")
+        if emulator is None
+        else RunnerRecord(kind="emulator", name=emulator.name, version=emulator.version, sha256=emulator.sha256)
+    )
+    return Evidence(
+        cpu=cpu.name,
+        verdict="not_run",
+        machine=machine.machine,
+        cpu_features=machine.cpu.features,
+        place=executor.place,
+        runner=runner,
+        python=machine.python,
+        numpy=machine.numpy,
+        onnxruntime=machine.onnxruntime,
+    )
+
+
+def _evidence(selftest: Selftest, cpu: CpuProfile, executor: Executor) -> dict[str, Evidence]:
+    seen = _seen(selftest, cpu, executor)
+    figures = {"samples", "outputs_sha256", "sqnr_db", "top1_agreement", "max_steps", "verdict", "reason"}
+    return {
+        mode.name: seen.model_copy(
+            update={"graph_optimization_level": selftest.graph_optimization_level, **mode.model_dump(include=figures)}
+        )
+        for mode in selftest.modes
+    }
+
+
+def _all(modes: Sequence[str], evidence: Evidence) -> dict[str, Evidence]:
+    return dict.fromkeys(modes, evidence)
+
+
+def _last_words(result: RunResult) -> str:
+    if result.death:
+        return result.death
+    errors = [line.removeprefix("error: ") for line in result.stderr.splitlines() if line.startswith("error: ")]
+    return f"{(errors or result.stderr.splitlines()[-1:] or ['no message'])[0]} (exit code {result.exit_code})"

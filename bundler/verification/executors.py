@@ -1,0 +1,97 @@
+"""The two places where the runner is executed: a container of the device image, and a process of this host."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bundler.containers.container import RunResult, run_container
+from bundler.containers.emulation import Launch, NotRunnable, decide_launch
+from bundler.containers.engine import Engine
+from bundler.errors import ContainerTimeoutError
+from bundler.targets import CpuProfile, TargetProfile
+
+__all__ = ["ContainerExecutor", "HostExecutor"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerExecutor:
+    """Executes the runner of a device image in the engine: no network, a time limit, removed afterwards."""
+
+    engine: Engine
+    reference: str
+    target: TargetProfile
+    place: Literal["container", "host"] = "container"
+
+    def launch(self, cpu: CpuProfile) -> Launch | NotRunnable:
+        return decide_launch(self.engine, self.target, cpu)
+
+    def run(self, launch: Launch, arguments: Sequence[str], on_stderr_line: Callable[[str], None]) -> RunResult:
+        return run_container(
+            self.engine,
+            self.reference,
+            arguments,
+            launch=launch,
+            timeout_seconds=self.target.verification.timeout_seconds,
+            memory_mib=self.target.verification.memory_mib,
+            labels={"edge-bundler.target": self.target.name},
+            on_stderr_line=on_stderr_line,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostExecutor:
+    """Executes the bundle's runner with this Python, where no engine answers; a foreign target cannot run so."""
+
+    bundle: Path
+    target: TargetProfile
+    place: Literal["container", "host"] = "host"
+
+    def launch(self, cpu: CpuProfile) -> Launch | NotRunnable:
+        return decide_launch(None, self.target, cpu)
+
+    def run(self, launch: Launch, arguments: Sequence[str], on_stderr_line: Callable[[str], None]) -> RunResult:
+        command = [*launch.prefix, sys.executable, str(self.bundle / "runner.py"), *arguments]
+        seconds = self.target.verification.timeout_seconds
+        lines: list[str] = []
+        with subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **launch.environment, "PYTHONDONTWRITEBYTECODE": "1"},
+            start_new_session=True,
+        ) as process:
+
+            def listen() -> None:
+                assert process.stderr is not None  # noqa: S101  for the type checker: it is a pipe
+                for line in process.stderr:
+                    lines.append(line)
+                    on_stderr_line(line.rstrip("\n"))
+
+            listener = threading.Thread(target=listen, daemon=True)
+            listener.start()
+            timer = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
+            timer.start()
+            try:
+                assert process.stdout is not None  # noqa: S101  as above
+                output = process.stdout.read()
+                exit_code = process.wait()
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+            finally:
+                expired = not timer.is_alive()
+                timer.cancel()
+            listener.join()
+        if expired:
+            raise ContainerTimeoutError(seconds)
+        death = f"ended by {signal.Signals(-exit_code).name}" if exit_code < 0 else None
+        return RunResult(exit_code=exit_code, stdout=output, stderr="".join(lines), death=death)

@@ -1,0 +1,543 @@
+#!/usr/bin/env python3
+"""Prove, offline and on this very machine, that the models of this bundle compute what they computed when it was built.
+
+exit codes:
+  0  passed
+  1  wrong results: a known answer or a mode failed; do not use it on this machine
+  2  the command line or an input file is not usable
+  3  a file of the bundle is missing or changed (each one is named)
+  4  cannot run here: numpy or onnxruntime is missing, or crashes on this CPU
+  130, 143  stopped from outside
+
+environment:
+  EDGE_BUNDLER_THREADS  threads to compute with (default: every CPU this process may use)
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import signal
+import sys
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).resolve().parent
+SCHEMA = "edge-bundler/runner/1"
+KEYS = ("bundle", "input", "output", "graph_optimization_level", "golden", "known_answer", "modes", "tolerances", "files")
+INSTALL = "Install what requirements.txt names: python3 -m pip install -r requirements.txt"
+LEVELS = {"disabled": "DISABLE_ALL", "basic": "ENABLE_BASIC", "extended": "ENABLE_EXTENDED", "all": "ENABLE_ALL"}
+
+# sha256 of what known_answers() computes. Two's complement and IEEE 754 leave one right answer for each, on every CPU.
+ANSWERS = {
+    "float32 add": "6aeaef32cdc224bbe16ed99a2f004a86fe40c33a20ca6b63c0d910631a46768d",
+    "float32 multiply": "cf3c930b82f982e5f8e6eeb6c154034fea7899f37d9a4fe9e33b16507c8b2a93",
+    "float32 divide": "83f9864517359a84e893932506d355236618db663f1e3495f039204eb4b7acea",
+    "float32 square root": "e5583bd2868c1975356431da2725a36867dbcc403d2f70e66c599c5542c9fe71",
+    "float32 subnormal": "912454a34f257890a3460ad1822955b696108df1eef7c854aed7b71e2fc48578",
+    "float32 round": "79dfed298ee907f1f65b84b7168ad9a5f2f2a3c5362fd8d1c2170dd43444ba58",
+    "float32 truncate": "1ce3c7aa78fdf80f42d0e824507fb824e34b6ce71181f6f94502e83c00cf4048",
+    "float32 to float16": "3dc51eb8330c5837640c47ccbdea377049fb34f55d385aca6ab3b712d94920ee",
+    "float16 to float32": "93a2568e2b5be2e89ba01e29c7f47ba1610e089770820c0dd714138b2c773ec6",
+    "float64 add": "b7e962862a31e2b2857b0565f1baa3b8b58da4c62a11c9174105db23e40dc1e5",
+    "float64 multiply": "1eba535310ec20224dc3290c0cca20b205cc4e9475ad896737b0ac966ab9a454",
+    "float64 divide": "5e9dd3c28d137d219f5f20d50fd09a8286efd06c5131a92264c1ab1f7497733a",
+    "float64 square root": "ca3231174f2b133bf87c1bd14443eedeccb1ba977bd92f6430c100e675025844",
+    "uint8 int8 dot product": "b2a7df96752697d72adb663a7697b7f3ef7a1bb6b734914e6b4c154f9ea9ecb9",
+    "int8 int8 dot product": "74061796e25219f9ac6fead2a7cdc49836e8ba4741bcae38da3008f067909af6",
+    "int32 multiply": "45b98decc24e0c17b3c7fb5b7ba1e2f2a8a85ce196d268c8f03a8ebf98428633",
+    "int32 shift": "688be7b9743302f8657e7d61616adc9b9c3d5d1c2d5f16e046d2cbca4b4301d1",
+    "int32 divide": "a4beefc30c5cea797f65fb1b1c244dbfe57c04568dfd25af8f2add2422521e93",
+    "sha256": "26f52a6c1199386e28099c99af58de62b8cd3da351c8e53da606119faddc2276",
+    "crc32": "93fbf3a291198af11e53a856aa49cd86dde3cb0b35fd7e1da46f512601b61319",
+    "zlib": "26f52a6c1199386e28099c99af58de62b8cd3da351c8e53da606119faddc2276",
+}
+
+
+class Refusal(Exception):  # noqa: N818  not a defect of this program
+    """Something that a person can put right, with the exit code it ends in and what to do."""
+
+    def __init__(self, exit_code: int, message: str, next_step: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.next_step = next_step
+
+
+class Answer(NamedTuple):
+    """What a command found: for programs, and for people."""
+
+    passed: bool
+    document: dict[str, Any]
+    lines: list[str]
+
+
+# ---- the command line -----------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    arguments = command_line().parse_args()
+    return supervised(lambda: carry_out(arguments))
+
+
+def command_line() -> argparse.ArgumentParser:
+    description, _, epilog = str(__doc__).partition("\n\n")
+    texts: dict[str, Any] = {"epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(prog="runner.py", description=description, **texts)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(work: Callable[[argparse.Namespace], Answer], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(work.__name__, help=text, description=text, **texts)
+        added.add_argument("--json", action="store_true", help="print one JSON document, for a program to read")
+        added.set_defaults(work=work)
+        return added
+
+    test = command(selftest, "check the files, this machine's arithmetic, and every mode against its golden outputs")
+    test.add_argument("--mode", action="append", metavar="NAME", help="only this mode; may be given more than once")
+    command(probe, "tell what this machine is and whether it calculates correctly, without loading onnxruntime")
+    use = command(run, "classify pictures that are resized and normalised already (README.md shows how)")
+    use.add_argument("--mode", required=True, metavar="NAME", help="the mode to run")
+    use.add_argument("inputs", nargs="+", metavar="INPUT.npy", help="float32 array of shape [3,H,W] or [N,3,H,W]")
+    command(info, "list what this bundle holds")
+    return parser
+
+
+def carry_out(arguments: argparse.Namespace) -> int:
+    try:
+        passed, document, lines = arguments.work(arguments)
+    except Refusal as refusal:
+        print(f"error: {refusal}\n  next: {refusal.next_step}", file=sys.stderr)
+        return refusal.exit_code
+    print(json.dumps(document, indent=2, allow_nan=False) if arguments.json else "\n".join(lines), flush=True)
+    if not arguments.json and document.get("emulator"):
+        by = "{name} {version}".format(**document["emulator"])
+        print(f"note: this CPU is emulated ({by}): times here say nothing about a device", file=sys.stderr)
+    return 0 if passed else 1
+
+
+def supervised(work: Callable[[], int]) -> int:
+    """Do the work in a child process, so that a library that crashes is named here.
+
+    The first process of a container is not ended by its own crash: without this one in its place the container would hang.
+    """
+    lifeline, held = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+        os.close(held)
+        threading.Thread(target=end_with_parent, args=(lifeline,), daemon=True).start()
+        return work()
+
+    stopped: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        stopped.append(number)
+        os.kill(child, signal.SIGKILL)
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    exit_code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if stopped:
+        return 128 + stopped[0]
+    if exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        why = "out of memory?" if name == "SIGKILL" else "numpy or onnxruntime does not work on this CPU or emulator"
+        print(f"error: the work ended with {name}: {why}", file=sys.stderr)
+        print("  next: `runner.py probe` tells what this machine is, README.md where this bundle was proved", file=sys.stderr)
+        return 4
+    return exit_code
+
+
+def end_with_parent(lifeline: int) -> None:
+    os.read(lifeline, 1)  # returns when nobody holds the other end: the parent is gone
+    os._exit(1)
+
+
+# ---- the commands ---------------------------------------------------------------------------------------------------
+
+
+def probe(_arguments: argparse.Namespace) -> Answer:
+    found = {"schema": "edge-bundler/probe/1", **this_machine()}
+    return Answer(found["known_answers"]["passed"], found, describe(found))
+
+
+def selftest(arguments: argparse.Namespace) -> Answer:
+    bundle = read_bundle()
+    modes = [find_mode(bundle, name) for name in dict.fromkeys(arguments.mode)] if arguments.mode else bundle["modes"]
+    check_files(bundle, {*bundle["files"], *files_read(bundle)})
+    machine = this_machine()
+    machine["onnxruntime"] = onnxruntime().__version__
+    known = machine["known_answers"]
+    known["checks"]["onnxruntime integers"] = model_knows_its_answer(bundle)
+    known["passed"] = all(known["checks"].values())
+    results = [check_mode(bundle, mode, trusted=known["passed"]) for mode in modes]
+    passed = bool(results) and all(mode["verdict"] == "passed" for mode in results)
+    document = {"schema": "edge-bundler/selftest/1", "bundle": bundle["bundle"], **machine}
+    document["graph_optimization_level"] = bundle["graph_optimization_level"]
+    document.update(modes=results, verdict="passed" if passed else "failed")
+    rows = [["mode", "verdict", "pictures", "SQNR", "top-1 as FP32", "steps off"]]
+    for mode in results:
+        sqnr = "exact" if mode["verdict"] == "passed" and mode["sqnr_db"] is None else figure(mode["sqnr_db"], ".1f", " dB")
+        top1, steps = figure(mode["top1_agreement"], ".0%"), figure(mode["max_steps"], "d")
+        rows.append([mode["name"], mode["verdict"], str(mode["samples"]), sqnr, top1, steps])
+    reasons = [f"{mode['name']}: {mode['reason']}" for mode in results if mode["reason"]]
+    return Answer(passed, document, [*describe(document), *table(rows), *reasons, "PASSED" if passed else "FAILED"])
+
+
+def run(arguments: argparse.Namespace) -> Answer:
+    bundle = read_bundle()
+    mode = find_mode(bundle, arguments.mode)
+    check_files(bundle, {"runner.py", mode["model"], bundle["golden"]["inputs"]})
+    shape = load(bundle["golden"]["inputs"]).shape[1:]
+    batches = [(name, read_input(name, shape)) for name in arguments.inputs]
+    model = session(bundle, mode["model"])
+    results, rows = [], [["file", "picture", "class", "logit", "probability"]]
+    for name, batch in batches:
+        for index, picture in enumerate(batch):
+            progress(mode, index + 1, len(batch))
+            top5 = best_classes(output_of(bundle, mode, model, picture[None]))
+            results.append({"file": name, "picture": index, "top5": top5})
+            rows += [[name, str(index), str(c["class"]), f"{c['logit']:.4f}", f"{c['probability']:.1%}"] for c in top5]
+    document = {"schema": "edge-bundler/run/1", "bundle": bundle["bundle"], "mode": mode["name"], "results": results}
+    return Answer(True, document, table(rows))
+
+
+def info(_arguments: argparse.Namespace) -> Answer:
+    bundle = read_bundle()
+    level = bundle["graph_optimization_level"]
+    head = f"{bundle['bundle']}: {bundle['input']} -> {bundle['output']}, graph optimization {level}"
+    rows = [["mode", "model", "golden pictures", "SQNR on the build host"]]
+    rows += [[m["name"], m["model"], str(m["samples"]), figure(m["expected_sqnr_db"], ".1f", " dB")] for m in bundle["modes"]]
+    return Answer(True, {**bundle, "schema": "edge-bundler/info/1"}, [head, *table(rows)])
+
+
+# ---- the machine ----------------------------------------------------------------------------------------------------
+
+
+def this_machine() -> dict[str, Any]:
+    emulated_by, asked_cpu = emulator()
+    np = numpy()
+    core = getattr(np, "_core", None) or np.core  # numpy 2, numpy 1
+    features = core._multiarray_umath.__cpu_features__  # noqa: SLF001  numpy has no public name for them
+    checks = known_answers()
+    try:
+        runtime = importlib.metadata.version("onnxruntime")
+    except importlib.metadata.PackageNotFoundError:
+        runtime = None
+    return {
+        "machine": os.uname().machine,
+        "cpu": {"model": cpu_model(asked_cpu), "features": sorted(name for name, enabled in features.items() if enabled)},
+        "emulator": emulated_by,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "onnxruntime": runtime,
+        "known_answers": {"passed": all(checks.values()), "checks": checks},
+    }
+
+
+def emulator() -> tuple[dict[str, Any] | None, str | None]:
+    """Return the user-mode emulator that runs this program (None: none) and the CPU that it was asked to be.
+
+    QEMU shows a program a forged /proc of itself, but not of others: what really runs is read from the parent's.
+    Native is claimed only when that is this Python; where it cannot be read, the answer is "unknown".
+    """
+    parent = Path(f"/proc/{os.getppid()}")
+    try:
+        program = (parent / "exe").read_bytes()
+        words = (parent / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        if program == Path(sys.executable).read_bytes():
+            return None, None
+    except OSError as error:
+        return {"name": "unknown", "version": f"unknown ({error})", "sha256": None}, "unknown"
+    named = re.search(rb"(qemu-[a-z0-9_]+) version ([^\n\0]+)", program)
+    name, version = (part.decode() for part in named.groups()) if named else ("unknown", "unknown")
+    asked = words[words.index("-cpu") + 1] if "-cpu" in words[:-1] else os.environ.get("QEMU_CPU")
+    return {"name": name, "version": version, "sha256": hashlib.sha256(program).hexdigest()}, asked or f"default of {name}"
+
+
+def cpu_model(asked_cpu: str | None) -> str:
+    """Name the CPU; on x86 an emulator leaves the host's /proc/cpuinfo, so there it is the CPU the emulator was asked to be."""
+    lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines() if Path("/proc/cpuinfo").exists() else []
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    if "CPU implementer" in facts:
+        return f"implementer {facts['CPU implementer']} part {facts.get('CPU part', 'unknown')}"
+    return asked_cpu or facts.get("model name", "unknown")
+
+
+def known_answers() -> dict[str, bool]:
+    return {name: hashlib.sha256(data).hexdigest() == ANSWERS.get(name) for name, data in calculations().items()}
+
+
+def calculations() -> dict[str, bytes]:
+    np = numpy()
+    noise = np.arange(1, 4097, dtype=np.uint64) * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
+    noise = (noise ^ (noise >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    whole = ((noise >> np.uint64(40)).astype(np.int32) - 2**23) | 1  # odd, so never zero
+    a32, b32 = (half.astype(np.float32) * np.float32(2**-10) for half in np.split(whole, 2))
+    a64, b64 = a32.astype(np.float64) / 3, b32.astype(np.float64) / 7
+    u8 = (noise >> np.uint64(56)).astype(np.uint8).reshape(64, 64)
+    s8 = (noise >> np.uint64(48)).astype(np.uint8).view(np.int8).reshape(64, 64)
+    half = (a32 * np.float32(2**-4)).astype(np.float16)
+    results = {
+        "float32 add": a32 + b32,
+        "float32 multiply": a32 * b32,
+        "float32 divide": a32 / b32,
+        "float32 square root": np.sqrt(np.abs(a32)),
+        "float32 subnormal": a32 * np.float32(2**-140),
+        "float32 round": np.rint(a32).astype(np.int32),
+        "float32 truncate": a32.astype(np.int32),
+        "float32 to float16": half,
+        "float16 to float32": half.astype(np.float32),
+        "float64 add": a64 + b64,
+        "float64 multiply": a64 * b64,
+        "float64 divide": a64 / b64,
+        "float64 square root": np.sqrt(np.abs(a64)),
+        "uint8 int8 dot product": u8.astype(np.int32) @ s8.astype(np.int32),
+        "int8 int8 dot product": s8.astype(np.int32) @ s8.T.astype(np.int32),
+        "int32 multiply": whole * whole[::-1],
+        "int32 shift": (whole << 7) >> 13,
+        "int32 divide": whole // 255,
+    }
+    answers = {name: np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes() for name, values in results.items()}
+    text = noise.astype("<u8").tobytes()
+    return {**answers, "sha256": text, "crc32": str(zlib.crc32(text)).encode(), "zlib": zlib.decompress(zlib.compress(text, 9))}
+
+
+# ---- the bundle -----------------------------------------------------------------------------------------------------
+
+
+def read_bundle() -> dict[str, Any]:
+    path = HERE / "runner.json"
+    try:
+        bundle = json.loads(path.read_text(encoding="utf-8"))
+        lacking = [key for key in KEYS if key not in bundle]
+        reason = f"it lacks {', '.join(lacking)}" if lacking else ""
+        if bundle.get("schema") != SCHEMA:
+            reason = f"its schema is {bundle.get('schema')!r}, not {SCHEMA!r}"
+    except (OSError, ValueError, AttributeError) as error:
+        reason = str(error)
+    if reason:
+        raise Refusal(3, f"{path} is not usable: {reason}", "Copy the bundle again.")
+    return dict(bundle)
+
+
+def check_files(bundle: dict[str, Any], names: set[str]) -> None:
+    """Refuse a bundle in which one of these files is missing, changed, or has no checksum to tell."""
+    problems = []
+    for name in sorted(names):
+        try:
+            digest = hashlib.sha256((HERE / name).read_bytes()).hexdigest()
+        except OSError as error:
+            problems.append(f"{name} cannot be read ({error.strerror})")
+            continue
+        if digest != bundle["files"].get(name):
+            problems.append(f"{name} is changed, or has no checksum")
+    if problems:
+        raise Refusal(3, "; ".join(problems), "Copy the bundle again; what it computes now is not what was proved.")
+
+
+def find_mode(bundle: dict[str, Any], name: str) -> dict[str, Any]:
+    for mode in bundle["modes"]:
+        if mode["name"] == name:
+            return dict(mode)
+    known = ", ".join(mode["name"] for mode in bundle["modes"])
+    raise Refusal(2, f"this bundle has no mode {name!r}", f"Its modes: {known}.")
+
+
+def files_read(bundle: dict[str, Any]) -> set[str]:
+    of_modes = (mode[part] for mode in bundle["modes"] for part in ("model", "expected"))
+    return {"runner.py", *bundle["golden"].values(), *bundle["known_answer"].values(), *of_modes}
+
+
+def load(name: str) -> Any:
+    return numpy().load(HERE / name, allow_pickle=False)
+
+
+def read_input(name: str, shape: tuple[int, ...]) -> Any:
+    np = numpy()
+    wanted = f"a float32 array of shape {list(shape)} or [N, {', '.join(map(str, shape))}]"
+    try:
+        array = np.load(name, allow_pickle=False)
+        what = f"{array.dtype} of shape {list(array.shape)}"
+    except (OSError, ValueError, EOFError, AttributeError) as error:
+        raise Refusal(2, f"{name} cannot be read: {error}", f"Save {wanted} with numpy.save.") from error
+    if array.dtype != np.float32 or array.shape[-3:] != shape or array.ndim not in (3, 4) or array.size == 0:
+        raise Refusal(2, f"{name} is {what}", f"This bundle takes {wanted}; README.md shows how to make one.")
+    if not np.isfinite(array).all():
+        raise Refusal(2, f"{name} holds values that are not finite", "Look at how the picture was normalised.")
+    return array.reshape(-1, *shape)
+
+
+# ---- the models -----------------------------------------------------------------------------------------------------
+
+
+def numpy() -> Any:
+    os.environ.pop("OPENBLAS_CORETYPE", None)  # it would force the code of another CPU on this one
+    try:
+        import numpy as np  # noqa: PLC0415
+    except (ImportError, RuntimeError) as error:  # RuntimeError: the CPU is older than numpy supports
+        raise Refusal(4, f"numpy cannot be loaded: {first_line(error)}", INSTALL) from error
+    return np
+
+
+def onnxruntime() -> Any:
+    try:
+        import onnxruntime as ort  # noqa: PLC0415
+    except ImportError as error:
+        raise Refusal(4, f"onnxruntime cannot be loaded: {first_line(error)}", INSTALL) from error
+    return ort
+
+
+@contextmanager
+def running(model: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # onnxruntime's errors have no common ancestor
+        raise Refusal(4, f"onnxruntime cannot run {model}: {first_line(error)}", INSTALL) from error
+
+
+def session(bundle: dict[str, Any], model: str) -> Any:
+    ort, options = onnxruntime(), onnxruntime().SessionOptions()
+    level = LEVELS[bundle["graph_optimization_level"]]
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads()
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{level}")
+    with running(model):
+        return ort.InferenceSession(str(HERE / model), options, providers=["CPUExecutionProvider"])
+
+
+def threads() -> int:
+    text = os.environ.get("EDGE_BUNDLER_THREADS") or str(len(os.sched_getaffinity(0)))
+    if not re.fullmatch("[1-9][0-9]{0,3}", text):
+        raise Refusal(2, f"EDGE_BUNDLER_THREADS is {text!r}", "Set it to a number from 1, or unset it to use every CPU.")
+    return int(text)
+
+
+def output_of(bundle: dict[str, Any], mode: dict[str, Any], model: Any, picture: Any) -> Any:
+    with running(mode["model"]):
+        return model.run([bundle["output"]], {bundle["input"]: picture})[0]
+
+
+def model_knows_its_answer(bundle: dict[str, Any]) -> bool:
+    known = bundle["known_answer"]
+    model, expected = session(bundle, known["model"]), load(known["expected"])
+    with running(known["model"]):
+        given = model.run(None, {model.get_inputs()[0].name: load(known["inputs"])})[0]
+    return bool(given.dtype == expected.dtype and given.shape == expected.shape and (given == expected).all())
+
+
+def best_classes(logits: Any) -> list[dict[str, Any]]:
+    np = numpy()
+    if logits.ndim != 2:
+        raise Refusal(2, f"the output has shape {list(logits.shape)}, not one score per class", "`run` is for classifiers.")
+    scores = logits[0].astype(np.float64)
+    shares = np.exp(scores - scores.max())
+    shares /= shares.sum()
+    best = np.argsort(-scores, kind="stable")[:5]
+    return [{"class": int(index), "logit": float(scores[index]), "probability": float(shares[index])} for index in best]
+
+
+def check_mode(bundle: dict[str, Any], mode: dict[str, Any], *, trusted: bool) -> dict[str, Any]:
+    """Run the mode picture by picture and judge its outputs; what could not be measured stays None."""
+    figures = dict.fromkeys(("outputs_sha256", "sqnr_db", "top1_agreement", "max_steps"))
+    try:
+        reason = measure(bundle, mode, figures) if trusted else "not run: this machine calculates wrongly"
+    except Refusal as refusal:
+        reason = str(refusal)
+    verdict = "failed" if reason else "passed"
+    return {"name": mode["name"], "samples": mode["samples"], **figures, "verdict": verdict, "reason": reason}
+
+
+def measure(bundle: dict[str, Any], mode: dict[str, Any], figures: dict[str, Any]) -> str:
+    """Fill in the figures; return why these outputs are not what was proved, or an empty text."""
+    np, count = numpy(), mode["samples"]
+    inputs, reference = (load(bundle["golden"][name])[:count] for name in ("inputs", "reference"))
+    expected, model, outputs = load(mode["expected"]), session(bundle, mode["model"]), []
+    for index in range(count):
+        progress(mode, index + 1, count)
+        outputs.append(output_of(bundle, mode, model, inputs[index : index + 1]))
+    given = np.concatenate(outputs)
+    figures["outputs_sha256"] = hashlib.sha256(given.astype("<f4").tobytes()).hexdigest()
+    for name, values in (("expected outputs", expected), ("FP32 reference", reference)):
+        if values.shape != given.shape:
+            return f"the outputs have shape {list(given.shape)}, the {name} {list(values.shape)}"
+        if not tells_something(values):
+            return f"the {name} are all the same, or not finite: they prove nothing"
+    if not np.isfinite(given).all():
+        return "the outputs are not finite"
+    figures["sqnr_db"] = sqnr_db(given, reference)
+    if given.ndim == 2:
+        figures["top1_agreement"] = float((given.argmax(1) == reference.argmax(1)).mean())
+    if mode["step"] is not None:
+        figures["max_steps"] = round(float(np.abs(given.astype(np.float64) - expected).max()) / mode["step"])
+    return out_of_bounds(mode, bundle["tolerances"], figures, sqnr_db(given, expected))
+
+
+def tells_something(values: Any) -> bool:
+    """Whether a wrong model could be told by these: finite, spread over the classes, and not the same for every picture."""
+    constant = (values == values.flat[0]).all() or (len(values) > 1 and (values == values[0]).all())
+    return bool(numpy().isfinite(values).all() and not constant)
+
+
+def out_of_bounds(mode: dict[str, Any], bounds: dict[str, Any], figures: dict[str, Any], closeness: float | None) -> str:
+    """Compare with the tolerances; `closeness` is the SQNR to the expected outputs, which judges float modes."""
+    steps, proved = figures["max_steps"], mode["expected_sqnr_db"]
+    if steps is not None and steps > bounds["max_steps"]:
+        return f"an output is {steps} quantization steps from the expected one; {bounds['max_steps']} are allowed"
+    if steps is None and proved is None:
+        sqnr, least, what = closeness, bounds["fp32_min_sqnr_db"], "expected outputs"
+    else:
+        least = float("-inf") if proved is None else proved - bounds["sqnr_loss_db"]
+        sqnr, what = figures["sqnr_db"], "FP32 outputs"
+    if sqnr is not None and sqnr < least:
+        return f"SQNR to the {what} is {sqnr:.2f} dB; at least {least:.2f} dB are needed"
+    return ""
+
+
+def sqnr_db(outputs: Any, reference: Any) -> float | None:
+    """Signal to noise of the outputs against the reference; None when they are equal, bit for bit."""
+    np = numpy()
+    signal_power = float((reference.astype(np.float64) ** 2).sum())
+    noise_power = float(((outputs.astype(np.float64) - reference) ** 2).sum())
+    return None if noise_power == 0 else float(10 * np.log10(signal_power / noise_power))
+
+
+# ---- what a person reads --------------------------------------------------------------------------------------------
+
+
+def describe(machine: dict[str, Any]) -> list[str]:
+    wrong = [name for name, right in machine["known_answers"]["checks"].items() if not right]
+    return [
+        f"{machine.get('bundle', 'this machine')}: {machine['machine']}, {machine['cpu']['model']}",
+        f"Python {machine['python']}, numpy {machine['numpy']}, onnxruntime {machine['onnxruntime'] or 'missing'}",
+        f"arithmetic: {'WRONG in ' + ', '.join(wrong) if wrong else 'right'}",
+    ]
+
+
+def progress(mode: dict[str, Any], number: int, count: int) -> None:
+    print(f"{mode['name']}: picture {number} of {count}", file=sys.stderr, flush=True)
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def figure(value: float | None, form: str, unit: str = "") -> str:
+    return "-" if value is None else f"{value:{form}}{unit}"
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

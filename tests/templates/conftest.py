@@ -1,0 +1,151 @@
+"""A tiny real bundle: the runner, ONNX models of a few hundred weights, and golden outputs made here by ONNX Runtime."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+RUNNER = Path(__file__).parents[2] / "templates" / "runner.py"
+STEP = 0.4
+CLASSES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyBundle:
+    """A bundle in a folder of its own that a test may spoil; `seal` makes the checksums fit again."""
+
+    root: Path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return json.loads((self.root / "runner.json").read_text())
+
+    def configure(self, config: dict[str, Any]) -> None:
+        (self.root / "runner.json").write_text(json.dumps(config))
+
+    def seal(self) -> None:
+        config = self.config
+        config["files"] = {name: hashlib.sha256((self.root / name).read_bytes()).hexdigest() for name in config["files"]}
+        self.configure(config)
+
+    def save(self, name: str, array: np.ndarray) -> None:
+        np.save(self.root / name, array)
+        self.seal()
+
+    def load(self, name: str) -> np.ndarray:
+        return np.load(self.root / name)
+
+    def run(
+        self, *arguments: str, program: tuple[str, ...] = (sys.executable,), **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        command = [*program, str(self.root / "runner.py"), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=120, check=False
+        )
+
+    def selftest(self, *arguments: str) -> dict[str, Any]:
+        return json.loads(self.run("selftest", "--json", *arguments).stdout)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> TinyBundle:
+    root = tmp_path / "bundle"
+    (root / "models").mkdir(parents=True)
+    (root / "golden").mkdir()
+    shutil.copy(RUNNER, root)
+    random = np.random.default_rng(7)
+    weights = random.normal(size=(192, CLASSES)).astype(np.float32)
+    inputs = random.normal(size=(4, 3, 8, 8)).astype(np.float32)
+    save_classifier(root / "models/fp32.onnx", weights, step=None)
+    save_classifier(root / "models/int8-ptq.onnx", weights, step=STEP)
+    save_integer_model(root / "golden/known-answer.onnx", root / "golden")
+    fp32, int8 = (outputs_of(root / f"models/{mode}.onnx", inputs) for mode in ("fp32", "int8-ptq"))
+    np.save(root / "golden/inputs.npy", inputs)
+    np.save(root / "golden/fp32.npy", fp32)
+    np.save(root / "golden/int8-ptq.npy", int8)
+    np.save(root / "golden/fp32-1.npy", fp32[:1])
+    sqnr = float(10 * np.log10((fp32.astype(float) ** 2).sum() / ((fp32.astype(float) - int8) ** 2).sum()))
+    int8_mode = {"name": "int8-ptq", "model": "models/int8-ptq.onnx", "expected": "golden/int8-ptq.npy", "samples": 4}
+    fp32_mode = {"name": "fp32", "model": "models/fp32.onnx", "expected": "golden/fp32-1.npy", "samples": 1}
+    tiny = TinyBundle(root=root)
+    tiny.configure(
+        {
+            "schema": "edge-bundler/runner/1",
+            "bundle": "tiny-x86-fbgemm",
+            "input": "image",
+            "output": "logits",
+            "graph_optimization_level": "all",
+            "golden": {"inputs": "golden/inputs.npy", "reference": "golden/fp32.npy"},
+            "known_answer": {
+                "model": "golden/known-answer.onnx",
+                "inputs": "golden/known-answer-inputs.npy",
+                "expected": "golden/known-answer-expected.npy",
+            },
+            "modes": [
+                {**int8_mode, "step": STEP, "expected_sqnr_db": sqnr},
+                {**fp32_mode, "step": None, "expected_sqnr_db": None},
+            ],
+            "tolerances": {"max_steps": 8, "sqnr_loss_db": 1.0, "fp32_min_sqnr_db": 80.0},
+            "files": {str(path.relative_to(root)): "" for path in sorted(root.rglob("*")) if path.is_file()},
+        }
+    )
+    tiny.seal()
+    return tiny
+
+
+def save_classifier(path: Path, weights: np.ndarray, step: float | None, output: str = "logits") -> None:
+    """Write image [N,3,8,8] → Flatten → MatMul → logits [N,10], rounded to `step` where one is given."""
+    product = "product" if step else output
+    nodes = [helper.make_node("Flatten", ["image"], ["flat"]), helper.make_node("MatMul", ["flat", "weights"], [product])]
+    constants = [numpy_helper.from_array(weights, "weights")]
+    if step:
+        constants.append(numpy_helper.from_array(np.array(step, np.float32), "step"))
+        constants.append(numpy_helper.from_array(np.array(0, np.int8), "zero"))
+        nodes += [
+            helper.make_node("QuantizeLinear", ["product", "step", "zero"], ["quantized"]),
+            helper.make_node("DequantizeLinear", ["quantized", "step", "zero"], [output]),
+        ]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 8, 8])
+    logits = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", weights.shape[1]])
+    save_graph(path, nodes, [image], [logits], constants)
+
+
+def save_integer_model(path: Path, folder: Path) -> None:
+    """Write a MatMulInteger whose answer numpy's int32 arithmetic gives independently of ONNX Runtime.
+
+    Seven bits on the left: x86 without VNNI adds u8 x s8 products in pairs with saturation, which eight bits reach.
+    """
+    random = np.random.default_rng(11)
+    left = random.integers(0, 128, size=(16, 64), dtype=np.uint8)
+    right = random.integers(-128, 128, size=(64, 8), dtype=np.int8)
+    node = helper.make_node("MatMulInteger", ["left", "right"], ["product"])
+    inputs = [helper.make_tensor_value_info("left", TensorProto.UINT8, [16, 64])]
+    outputs = [helper.make_tensor_value_info("product", TensorProto.INT32, [16, 8])]
+    save_graph(path, [node], inputs, outputs, [numpy_helper.from_array(right, "right")])
+    np.save(folder / "known-answer-inputs.npy", left)
+    np.save(folder / "known-answer-expected.npy", left.astype(np.int32) @ right.astype(np.int32))
+
+
+def save_graph(path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: list[Any]) -> None:
+    graph = helper.make_graph(nodes, "tiny", inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def outputs_of(path: Path, inputs: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(None, {"image": picture[None]})[0] for picture in inputs])

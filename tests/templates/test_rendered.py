@@ -1,0 +1,174 @@
+"""What is written into a bundle for people: each template is rendered, and what it promises is tried."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pytest
+from PIL import Image
+
+from bundler.datasets import Preprocessing
+
+from .conftest import RUNNER
+
+TEMPLATES = RUNNER.parent
+
+CONTEXT: dict[str, Any] = {
+    "bundle": "mobilenet_v2-arm64-qnnpack",
+    "model": {"name": "mobilenet_v2"},
+    "target": {"name": "arm64-qnnpack", "platform": "linux/arm64"},
+    "image": {"reference": "mobilenet_v2:arm64-qnnpack", "user": "10001:10001"},
+    "runtime": {"python": "3.11", "requirements": ["numpy==2.4.6", "onnxruntime==1.32.0"]},
+    "timeout_seconds": 1800,
+    "modes": [
+        {
+            "name": "int8-ptq",
+            "supported": True,
+            "reason": "",
+            "path": "models/int8-ptq.onnx",
+            "bytes": 3_712_345,
+            "evidence": [
+                {
+                    "cpu": "cortex-a53",
+                    "machine": "aarch64",
+                    "verdict": "passed",
+                    "reason": "",
+                    "sqnr_db": 21.26,
+                    "max_steps": 0,
+                },
+                {
+                    "cpu": "cortex-a76",
+                    "machine": None,
+                    "verdict": "not_run",
+                    "reason": "no engine",
+                    "sqnr_db": None,
+                    "max_steps": None,
+                },
+            ],
+        },
+        {"name": "int8-qat", "supported": False, "reason": "not built", "path": None, "bytes": None, "evidence": []},
+    ],
+    "input": {"name": "image", "shape": [3, 224, 224], "dtype": "float32"},
+    "output": {"name": "logits", "classes": 1000},
+    "preprocessing": {
+        "resize": 232,
+        "crop": 224,
+        "interpolation": "bilinear",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    },
+    "weights": {"source": "torchvision MobileNet_V2_Weights.IMAGENET1K_V2", "trained": True},
+    "calibration": {"source": "pictures", "count": 96},
+}
+
+
+def render(name: str, **changes: Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701  plain text, not HTML
+    )
+    return environment.get_template(name).render({**copy.deepcopy(CONTEXT), **changes})
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in TEMPLATES.glob("*.j2")))
+def test_every_template_renders_tidily(name: str) -> None:
+    text = render(name)
+    assert text.endswith("\n")
+    assert not text.endswith("\n\n")
+    assert not re.search(r"[ \t]+$|\n\n\n\n|\{\{|\{%", text, re.MULTILINE)
+
+
+# ---- README.md
+
+
+def test_the_readme_names_modes_with_their_evidence() -> None:
+    text = render("README.md.j2")
+    assert "\n| cortex-a53 | aarch64 | passed | 21.3 dB | 0 |\n" in text
+    assert "\n| cortex-a76 | - | not_run: no engine | - | - |\n" in text
+    assert "\n### int8-qat\n\nNot supported: not built.\n" in text
+    assert "not trained" not in text
+
+
+def test_the_readme_says_when_weights_or_pictures_are_not_real() -> None:
+    text = render(
+        "README.md.j2",
+        weights={"source": "seeded random", "trained": False},
+        calibration={"source": "synthetic", "count": 32},
+    )
+    assert "**The weights are not trained** (source: seeded random)." in text
+    assert "Synthetic pictures are no substitute" in text
+
+
+def test_the_readme_is_a_table_that_markdown_can_read() -> None:
+    rows = [line for line in render("README.md.j2").splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in rows} == {6, 4}
+
+
+def test_the_exit_codes_of_the_readme_are_those_of_the_runner() -> None:
+    documented = set(re.findall(r"^\| (\d) ", render("README.md.j2"), re.MULTILINE))
+    told = set(re.findall(r"^  (\d)  ", RUNNER.read_text(), re.MULTILINE))
+    assert documented == told == {"0", "1", "2", "3", "4"}
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (224, 224), (1023, 301), (97, 64)])
+@pytest.mark.parametrize(("resize", "crop"), [(232, 224), (64, 64)])
+def test_the_snippet_of_the_readme_prepares_pictures_as_they_were_for_calibration(
+    tmp_path: Path, size: tuple[int, int], resize: int, crop: int
+) -> None:
+    preprocessing = {**CONTEXT["preprocessing"], "resize": resize, "crop": crop}
+    found = re.search(r"```python\n(.*?)```", render("README.md.j2", preprocessing=preprocessing), re.DOTALL)
+    assert found
+    (tmp_path / "prepare.py").write_text(found[1])
+    noise = np.random.default_rng(5).integers(0, 256, size=(size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "picture.png")
+    command = [sys.executable, str(tmp_path / "prepare.py"), str(tmp_path / "picture.png"), str(tmp_path / "picture.npy")]
+    subprocess.run(command, check=True)
+    prepared = np.load(tmp_path / "picture.npy")
+    with Image.open(tmp_path / "picture.png") as picture:
+        expected = Preprocessing(resize=resize, crop=crop, interpolation="bilinear")(picture)
+    assert prepared.dtype == np.float32
+    assert prepared.shape == (3, crop, crop)
+    np.testing.assert_array_equal(prepared, expected)
+
+
+# ---- the rest
+
+
+def test_the_requirements_are_pinned() -> None:
+    assert render("requirements.txt.j2") == "numpy==2.4.6\nonnxruntime==1.32.0\n"
+
+
+def test_the_dockerfile_ends_as_the_assembled_image_does() -> None:
+    lines = render("Dockerfile.j2").splitlines()
+    assert lines[1:3] == ["ARG BASE_IMAGE=python:3.11-slim-bookworm", "FROM ${BASE_IMAGE}"]
+    assert 'ENTRYPOINT ["python3", "/opt/bundle/runner.py"]' in lines
+    assert 'CMD ["selftest"]' in lines
+    assert [line for line in lines if line.startswith("USER")][-1] == "USER 10001:10001"
+
+
+def test_compose_isolates_the_selftest() -> None:
+    text = render("compose.yaml.j2")
+    for line in ("network_mode: none", "read_only: true", "cap_drop: [ALL]", 'security_opt: ["no-new-privileges:true"]'):
+        assert f"    {line}\n" in text
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    unit = tmp_path / "mobilenet_v2-arm64-qnnpack.service"
+    text = render("systemd.service.j2")
+    assert "Type=oneshot\nRemainAfterExit=yes\nTimeoutStartSec=1800\n" in text
+    unit.write_text(text.replace("/usr/bin/docker", "/bin/true").replace("docker.service", "basic.target"))
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False)
+    assert (done.returncode, [line for line in done.stderr.splitlines() if unit.name in line]) == (0, [])
