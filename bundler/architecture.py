@@ -45,7 +45,7 @@ class Architecture(Enum):
 
     @classmethod
     def host(cls) -> Architecture | None:
-        """The architecture this program runs on; None where it is none of ours."""
+        """Return the architecture this program runs on; None where it is none of ours."""
         try:
             return cls.parse(os.uname().machine)
         except ValueError:

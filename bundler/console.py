@@ -58,7 +58,7 @@ def text_result(text: str) -> None:
     _stdout().print(escape(text))
 
 
-def json_result(value: Any) -> None:  # noqa: ANN401  whatever json can write
+def json_result(value: Any) -> None:
     """Write a result for machines to stdout: one JSON document."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
     sys.stdout.flush()

@@ -106,7 +106,7 @@ def load_pictures(folder: Path, preprocessing: Preprocessing, *, count: int, see
                 continue
             digests.append(f"{hashlib.sha256(content).hexdigest()}  {name}")
             advance(1)
-    if len(pictures) < 2:  # noqa: PLR2004  one picture cannot show that a network tells pictures apart
+    if len(pictures) < 2:
         raise CalibrationError(
             f"{len(pictures) or 'none'} of the {len(candidates)} pictures in {folder} can be read, and at least 2 are needed",
             next_step="Give a folder with JPEG or PNG pictures of what the device will see, or leave --calibration out.",
@@ -162,5 +162,3 @@ def _synthetic(generator: np.random.Generator, size: int) -> Image.Image:
     share = generator.uniform(0.2, 0.8)
     noise = generator.normal(0, generator.uniform(2, 16), (size, size, 1))
     return Image.fromarray(np.clip(share * smooth + (1 - share) * edges + noise, 0, 255).astype(np.uint8))
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -34,14 +34,14 @@ __all__ = [
     "write_manifest",
 ]
 
-MANIFEST_SCHEMA = "edge-bundler/manifest/1"
+MANIFEST_SCHEMA: Final = "edge-bundler/manifest/1"
 
 Verdict = Literal["passed", "failed", "not_run"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=False, validate_by_alias=True)
 
 
 class TensorRecord(_Record):
@@ -102,7 +102,9 @@ class QuantizationRecord(_Record):
     calibration: CalibrationRecord
     quantize_nodes: int
     dequantize_nodes: int
-    float_operators: Annotated[dict[str, int], Field(description="operators that compute in float between Quantize and Dequantize")]
+    float_operators: Annotated[
+        dict[str, int], Field(description="operators that compute in float between Quantize and Dequantize")
+    ]
     torch_max_steps: Annotated[int, Field(description="ONNX Runtime against torch's INT8 on the build host, in output steps")]
     torch_equal_share: Annotated[float, Field(description="share of outputs equal to torch's INT8 on the build host")]
 
@@ -124,7 +126,9 @@ class Evidence(_Record):
     reason: str = ""
     machine: Annotated[str | None, Field(description="`uname -m` in there")] = None
     cpu_features: Annotated[tuple[str, ...], Field(description="as numpy names them, detected in there")] = ()
-    place: Annotated[Literal["container", "host"] | None, Field(description="in the device image, or as a process of the host")] = None
+    place: Annotated[
+        Literal["container", "host"] | None, Field(description="in the device image, or as a process of the host")
+    ] = None
     runner: RunnerRecord | None = None
     python: str | None = None
     numpy: str | None = None
@@ -132,7 +136,9 @@ class Evidence(_Record):
     graph_optimization_level: str | None = None
     samples: int | None = None
     outputs_sha256: Sha256 | None = None
-    sqnr_db: Annotated[float | None, Field(description="against the FP32 outputs of the build host; null where equal bit for bit")] = None
+    sqnr_db: Annotated[
+        float | None, Field(description="against the FP32 outputs of the build host; null where equal bit for bit")
+    ] = None
     top1_agreement: Annotated[float | None, Field(description="share of the golden pictures whose top-1 is FP32's")] = None
     max_steps: Annotated[int | None, Field(description="against the build host's outputs of this mode, in output steps")] = None
 
@@ -163,7 +169,7 @@ class ImageRecord(_Record):
 class Manifest(_Record):
     """A bundle's statement of what it is and where it was executed."""
 
-    schema_: Annotated[Literal["edge-bundler/manifest/1"], Field(alias="schema")] = MANIFEST_SCHEMA
+    schema_: Literal["edge-bundler/manifest/1"] = Field(alias="schema")
     bundle: str
     model: ModelRecord
     target: TargetRecord

@@ -83,25 +83,23 @@ def plan_build(
     """
     row, variant = find_model(model)
     profile = find_target(target)
-    chosen: list[Mode] = []
-    for mode in row.modes:
-        if mode in (modes or DEFAULT_MODES):
-            chosen.append(mode)
+    chosen = tuple(mode for mode in row.modes if mode in (modes or DEFAULT_MODES))
     for asked in modes:
         if asked not in row.modes:
             reason = "its training loop is not built yet" if asked == "int8-qat" else "there is no such mode"
             raise ModeUnavailableError(model, asked, reason, row.modes)
     if input_size is not None and input_size < SMALLEST_INPUT:
         raise BundlerError(
-            f"an input of {input_size} pixels is too small for {model}", next_step=f"Give --input-size {SMALLEST_INPUT} or more."
+            f"an input of {input_size} pixels is too small for {model}",
+            next_step=f"Give --input-size {SMALLEST_INPUT} or more.",
         )
-    if num_classes is not None and num_classes < 2:  # noqa: PLR2004
+    if num_classes is not None and num_classes < 2:
         raise BundlerError(f"{num_classes} classes leave nothing to tell apart", next_step="Give --num-classes 2 or more.")
     return BuildJob(
         row=row,
         variant=variant,
         target=profile,
-        modes=tuple(chosen),
+        modes=chosen,
         weights=weights,
         num_classes=num_classes,
         preprocessing=Preprocessing(

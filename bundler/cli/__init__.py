@@ -42,16 +42,18 @@ class _LazyGroup(click.Group):
             formatter.write_dl(list(_COMMANDS.items()))
 
 
-def _show_version(ctx: click.Context, _parameter: click.Parameter, asked: bool) -> None:  # noqa: FBT001
+def _show_version(ctx: click.Context, _parameter: click.Parameter, asked: bool) -> None:
     if asked and not ctx.resilient_parsing:
         click.echo(f"bundler {importlib.import_module('bundler').__version__}")
         ctx.exit()
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version and exit.")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version and exit."
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
-def cli(debug: bool) -> None:  # noqa: ARG001, FBT001
+def cli(debug: bool) -> None:
     """Quantize a vision model, prove the INT8 ONNX on the target's CPUs, and ship it as a container.
 
     \b
@@ -79,7 +81,7 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:2]
     try:
         code: Any = cli.main(standalone_mode=False)
-    except BaseException as error:  # noqa: BLE001  the single place that turns failures into exit codes
+    except BaseException as error:
         if debug and not isinstance(error, SystemExit | click.ClickException | click.exceptions.Exit):
             raise
         code = report(error)

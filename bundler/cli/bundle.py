@@ -20,7 +20,11 @@ __all__ = ["command", "summary"]
 @click.option("--target", required=True, metavar="TARGET", help="Name, alias, or path of a target profile (`bundler targets`).")
 @click.option("--mode", "modes", multiple=True, metavar="MODE", help="fp32 or int8-ptq; may be repeated.  [default: all]")
 @click.option(
-    "--weights", default="auto", show_default=True, metavar="WEIGHTS", help="auto, pretrained, random, or a .pth/.safetensors file."
+    "--weights",
+    default="auto",
+    show_default=True,
+    metavar="WEIGHTS",
+    help="auto, pretrained, random, or a .pth/.safetensors file.",
 )
 @click.option(
     "--calibration", type=click.Path(path_type=Path), metavar="DIR", help="Folder of pictures, flat or one sub-folder a class."
@@ -29,7 +33,9 @@ __all__ = ["command", "summary"]
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures at a time.")
 @click.option("--num-classes", type=int, metavar="N", help="Classes of the weights.  [default: 1000]")
 @click.option("--input-size", type=int, metavar="N", help="Pixels of the square input.  [default: as the weights ask]")
-@click.option("--base-image", metavar="IMAGE", help="Image with Python to build on, instead of one made from Debian's packages.")
+@click.option(
+    "--base-image", metavar="IMAGE", help="Image with Python to build on, instead of one made from Debian's packages."
+)
 @click.option("--output", type=click.Path(path_type=Path), default=Path("dist"), show_default=True, metavar="DIR")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random weights and of the choice of pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
@@ -83,7 +89,8 @@ def command(
 def summary(manifest: Manifest) -> None:
     """Print what a bundle's modes are, and say in plain sight what did not run."""
     rows = [
-        (mode.name, "yes" if mode.supported else "NO", f"{mode.onnx.bytes / 1e6:.1f} MB", mode.reason) for mode in manifest.modes
+        (mode.name, "yes" if mode.supported else "NO", f"{mode.onnx.bytes / 1e6:.1f} MB", mode.reason)
+        for mode in manifest.modes
     ]
     console.table(("mode", "supported", "size", "because it"), rows)
     if manifest.image:
@@ -91,4 +98,6 @@ def summary(manifest: Manifest) -> None:
     if not manifest.model.weights.trained:
         console.warn("the weights are random; this package is for trying things out")
     if manifest.verdict == "not_run":
-        console.warn("INCOMPLETE: not every CPU of the target has been run; `bundler verify` does it where it can (exit code 3)")
+        console.warn(
+            "INCOMPLETE: not every CPU of the target has been run; `bundler verify` does it where it can (exit code 3)"
+        )

@@ -13,7 +13,7 @@ Outputs = NDArray[np.float32]
 
 
 def sqnr_db(reference: Outputs, outputs: Outputs) -> float:
-    """Return the signal to quantization noise ratio in dB: 10 log10(Σ reference² / Σ (outputs - reference)²); inf when equal."""
+    """Return the signal to quantization noise ratio, 10 log10(Σ reference² / Σ (outputs - reference)²) dB; inf when equal."""
     signal = float(np.sum(np.square(reference, dtype=np.float64)))
     noise = float(np.sum(np.square(reference.astype(np.float64) - outputs)))
     if noise == 0:

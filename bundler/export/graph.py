@@ -48,7 +48,7 @@ def ensure_graph(path: Path, *, opset: int, quantized: bool) -> ExportedGraph:
     """Check an exported file and return what it holds.
 
     Ensured: `onnx.checker` with full check; the opset; the names; the dynamic batch axis; in a quantized graph, Quantize and
-    Dequantize nodes and not one convolution or matrix product that ONNX Runtime leaves in float; in a float graph, none of them.
+    Dequantize nodes, and no convolution or matrix product that ONNX Runtime leaves in float; in a float graph, none of them.
 
     Raises:
         ExportError: one of these does not hold; it names the node.
@@ -129,5 +129,5 @@ def _output_step(path: Path, model: onnx.ModelProto) -> float:
 def _broken(path: Path, reason: str) -> ExportError:
     return ExportError(
         f"the exported graph {path.name} does not hold: {reason}",
-        next_step="This is a fault of edge-bundler or of its pinned torch: report it with the model's name and `bundler doctor --json`.",
+        next_step="A fault of edge-bundler or of its torch: report it with the model's name and `bundler doctor --json`.",
     )

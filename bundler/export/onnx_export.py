@@ -33,7 +33,7 @@ def export_onnx(model: nn.Module, sample: Tensor, path: Path, *, opset: int, qua
     if model.training:
         raise ExportError(f"{type(model).__name__} is in train mode", next_step="Call `eval()` before the export.")
     register_symbolics(opset)
-    with warnings.catch_warnings(), redirect_stdout(open(os.devnull, "w", encoding="utf-8")):  # noqa: SIM115, PTH123
+    with warnings.catch_warnings(), redirect_stdout(open(os.devnull, "w", encoding="utf-8")):  # noqa: PTH123
         # The exporter announces its own end, and prints a whole graph before it raises.
         warnings.simplefilter("ignore")
         try:

@@ -28,7 +28,7 @@ _LEVELS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TorchAgreement:
-    """ONNX Runtime against torch on the golden inputs: steps of the output's scale (INT8 only), and the share of equal values."""
+    """ONNX Runtime against torch on the golden inputs: output steps apart (INT8 only), and the share of equal values."""
 
     max_steps: int
     equal_share: float
@@ -66,7 +66,7 @@ def require_informative(model: str, outputs: NDArray[np.float32]) -> None:
     if problem:
         raise ExportError(
             f"nothing can be proved with these weights: {problem} of {model} on the golden pictures",
-            next_step="Give trained weights (--weights FILE or pretrained), or --weights random, which are made to be informative.",
+            next_step="Give trained weights (--weights FILE or pretrained), or --weights random, which tell pictures apart.",
         )
 
 
@@ -94,15 +94,19 @@ def agree_with_torch(
         return TorchAgreement(max_steps=0, equal_share=float(np.mean(outputs == torch_outputs)))
     steps = steps_apart(torch_outputs, outputs, graph.output_step)
     if steps.max() > profile.torch_max_steps:
-        raise _apart(graph, f"up to {steps.max()} quantization steps from torch's INT8, and {profile.torch_max_steps} are allowed")
+        raise _apart(
+            graph, f"up to {steps.max()} quantization steps from torch's INT8, and {profile.torch_max_steps} are allowed"
+        )
     loss = sqnr_db(fp32_outputs, torch_outputs) - sqnr_db(fp32_outputs, outputs)
     if loss > profile.torch_sqnr_loss_db:
-        raise _apart(graph, f"{loss:.1f} dB further from FP32 than torch's INT8, and {profile.torch_sqnr_loss_db} dB are allowed")
+        raise _apart(
+            graph, f"{loss:.1f} dB further from FP32 than torch's INT8, and {profile.torch_sqnr_loss_db} dB are allowed"
+        )
     return TorchAgreement(max_steps=int(steps.max()), equal_share=float(np.mean(steps == 0)))
 
 
 def _apart(graph: ExportedGraph, figure: str) -> ExportError:
     return ExportError(
         f"{graph.path.name} computes something else than the model it was exported from: {figure}",
-        next_step="Calibrate with pictures like those the device will see; if it stays, report it with `bundler doctor --json`.",
+        next_step="Calibrate with pictures like those of the device; if it stays, report it with `bundler doctor --json`.",
     )

@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.onnx import register_custom_op_symbolic, symbolic_helper
+from torch.onnx import (
+    register_custom_op_symbolic,  # type: ignore[attr-defined]  # public, and missing from torch's __all__
+    symbolic_helper,
+)
 
 __all__ = ["register_symbolics"]
 
 SIX = 6.0
 
 
-def _relu6(graph: Any, quantized: Any, inplace: Any) -> Any:  # noqa: ANN401, ARG001  the exporter's own types
+def _relu6(graph: Any, quantized: Any, inplace: Any) -> Any:  # noqa: ARG001  the exporter's own types
     """Clip the integers themselves: `min(q, round(6 / scale) + zero_point)`, as torch's kernel does.
 
     The Clip stands between QuantizeLinear and DequantizeLinear, so ONNX Runtime still fuses the convolution before it.
@@ -25,7 +28,7 @@ def _relu6(graph: Any, quantized: Any, inplace: Any) -> Any:  # noqa: ANN401, AR
     return graph.op("prim::TupleConstruct", graph.op("Clip", tensor, low, high), scale, zero_point)
 
 
-def _constant(value: Any) -> float:  # noqa: ANN401  the exporter's own type
+def _constant(value: Any) -> float:
     """Return the number behind a scale or zero point, which the exporter may have wrapped in a Cast."""
     node = value.node()
     while node.kind() == "onnx::Cast":

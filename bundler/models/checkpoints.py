@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import pickle  # noqa: TID251, S403  only for the name of the error that torch.load(weights_only=True) raises
+import pickle  # noqa: TID251  only for the name of the error that torch.load(weights_only=True) raises
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
@@ -125,7 +125,7 @@ def _from_file(path: Path, classes: int) -> LoadedWeights:
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"the checkpoint {path} is damaged or holds more than tensors: {_first_sentence(error)}",
-            next_step="Save it again as a state dict: torch.save(model.state_dict(), FILE). Pickled objects are never executed here.",
+            next_step="Save it again as a state dict: torch.save(model.state_dict(), FILE). Pickled code is never executed.",
         ) from error
     return LoadedWeights(
         state_dict=_state_dict_in(payload, path),

@@ -36,8 +36,8 @@ def random_state_dict(build: Callable[[], nn.Module], pictures: Tensor, *, seed:
 def _take_batch_statistics(model: nn.Module, pictures: Tensor) -> None:
     """Give each BatchNorm the statistics of its inputs, and an affine part with which the network stays calm.
 
-    A scale that follows each channel's deviation keeps the folded weights of a layer alike, and a bias near 1 keeps most of each
-    ReLU's inputs positive. Without both, random networks amplify rounding errors from layer to layer until INT8 is noise.
+    A scale that follows each channel's deviation keeps the folded weights of a layer alike, and a bias near 1 keeps most inputs
+    of each ReLU positive. Without both, random networks amplify rounding errors from layer to layer until INT8 is noise.
     """
 
     def settle(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
+from torchvision.ops.misc import Conv2dNormActivation
 
 from bundler.models.published_weights import Weights, state_dict_of
 from bundler.quantization import (
@@ -15,8 +17,6 @@ from bundler.quantization import (
     fuse_modules,
     load_fuse_prepare,
 )
-from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
-from torchvision.ops.misc import Conv2dNormActivation
 
 __all__ = ["QuantizableInvertedResidual", "QuantizableMobileNetV2", "mobilenet_v2"]
 
@@ -26,12 +26,14 @@ class QuantizableInvertedResidual(InvertedResidual):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.skip_add = FloatFunctional()
+        if self.use_res_connect:
+            self.skip_add = FloatFunctional()
 
     def forward(self, x: Tensor) -> Tensor:
         if self.use_res_connect:
             return self.skip_add.add(x, self.conv(x))
-        return self.conv(x)
+        out: Tensor = self.conv(x)
+        return out
 
     def fuse_model(self, is_qat: bool | None = None) -> None:
         for index, layer in enumerate(self.conv):
@@ -54,7 +56,8 @@ class QuantizableMobileNetV2(MobileNetV2):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         x = self.quant(x)
         x = self._forward_impl(x)
-        return self.dequant(x)
+        logits: Tensor = self.dequant(x)
+        return logits
 
     def fuse_model(self, is_qat: bool | None = None) -> None:
         for module in self.modules():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torchvision.models.mobilenetv3 import InvertedResidual, InvertedResidualConfig, MobileNetV3, _mobilenet_v3_conf
+from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
 
 from bundler.models.published_weights import Weights, state_dict_of
 from bundler.quantization import (
@@ -15,8 +17,6 @@ from bundler.quantization import (
     fuse_modules,
     load_fuse_prepare,
 )
-from torchvision.models.mobilenetv3 import InvertedResidual, InvertedResidualConfig, MobileNetV3, _mobilenet_v3_conf
-from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
 
 __all__ = [
     "QuantizableInvertedResidual",
@@ -46,12 +46,14 @@ class QuantizableInvertedResidual(InvertedResidual):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, se_layer=QuantizableSqueezeExcitation, **kwargs)
-        self.skip_add = FloatFunctional()
+        if self.use_res_connect:
+            self.skip_add = FloatFunctional()
 
     def forward(self, x: Tensor) -> Tensor:
         if self.use_res_connect:
             return self.skip_add.add(self.block(x), x)
-        return self.block(x)
+        out: Tensor = self.block(x)
+        return out
 
 
 class QuantizableMobileNetV3(MobileNetV3):  # type: ignore[misc]
@@ -65,7 +67,8 @@ class QuantizableMobileNetV3(MobileNetV3):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         x = self.quant(x)
         x = self._forward_impl(x)
-        return self.dequant(x)
+        logits: Tensor = self.dequant(x)
+        return logits
 
     def fuse_model(self, is_qat: bool | None = None) -> None:
         for module in self.modules():

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from bundler.models import torchvision_operators  # noqa: F401  before torchvision
+
 from torchvision.models import WeightsEnum  # isort: skip
 
 __all__ = ["Weights", "state_dict_of"]
 
-Weights = WeightsEnum | Mapping[str, Tensor] | None
+Weights: TypeAlias = WeightsEnum | Mapping[str, Tensor] | None
 
 
 def state_dict_of(weights: Weights, kwargs: dict[str, Any], *, progress: bool) -> Mapping[str, Tensor] | None:

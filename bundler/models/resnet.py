@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from bundler.models.published_weights import Weights, state_dict_of
 from bundler.quantization import (
@@ -15,7 +16,6 @@ from bundler.quantization import (
     fuse_modules,
     load_fuse_prepare,
 )
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 __all__ = [
     "QuantizableBasicBlock",
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class QuantizableBasicBlock(BasicBlock):  # type: ignore[misc]
-    """Two 3×3 convolutions; the residual is added in quantized arithmetic."""
+    """Two 3x3 convolutions; the residual is added in quantized arithmetic."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -54,7 +54,7 @@ class QuantizableBasicBlock(BasicBlock):  # type: ignore[misc]
 
 
 class QuantizableBottleneck(Bottleneck):  # type: ignore[misc]
-    """1×1, 3×3, 1×1 convolutions; the residual is added in quantized arithmetic."""
+    """1x1, 3x3, 1x1 convolutions; the residual is added in quantized arithmetic."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -87,7 +87,8 @@ class QuantizableResNet(ResNet):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         x = self.quant(x)
         x = self._forward_impl(x)
-        return self.dequant(x)
+        logits: Tensor = self.dequant(x)
+        return logits
 
     def fuse_model(self, is_qat: bool | None = None) -> None:
         fuse_modules(self, ["conv1", "bn1", "relu"], is_qat)
@@ -180,7 +181,9 @@ def resnext50_32x4d(
     target: QuantizationProfile | None = None,
     **kwargs: Any,
 ) -> QuantizableResNet:
-    return _resnet(QuantizableBottleneck, [3, 4, 6, 3], weights, progress, quantize, is_qat, target, groups=32, width_per_group=4, **kwargs)
+    return _resnet(
+        QuantizableBottleneck, [3, 4, 6, 3], weights, progress, quantize, is_qat, target, groups=32, width_per_group=4, **kwargs
+    )
 
 
 def resnext101_32x8d(
@@ -192,7 +195,18 @@ def resnext101_32x8d(
     target: QuantizationProfile | None = None,
     **kwargs: Any,
 ) -> QuantizableResNet:
-    return _resnet(QuantizableBottleneck, [3, 4, 23, 3], weights, progress, quantize, is_qat, target, groups=32, width_per_group=8, **kwargs)
+    return _resnet(
+        QuantizableBottleneck,
+        [3, 4, 23, 3],
+        weights,
+        progress,
+        quantize,
+        is_qat,
+        target,
+        groups=32,
+        width_per_group=8,
+        **kwargs,
+    )
 
 
 def resnext101_64x4d(
@@ -204,7 +218,18 @@ def resnext101_64x4d(
     target: QuantizationProfile | None = None,
     **kwargs: Any,
 ) -> QuantizableResNet:
-    return _resnet(QuantizableBottleneck, [3, 4, 23, 3], weights, progress, quantize, is_qat, target, groups=64, width_per_group=4, **kwargs)
+    return _resnet(
+        QuantizableBottleneck,
+        [3, 4, 23, 3],
+        weights,
+        progress,
+        quantize,
+        is_qat,
+        target,
+        groups=64,
+        width_per_group=4,
+        **kwargs,
+    )
 
 
 def wide_resnet50_2(
@@ -216,7 +241,9 @@ def wide_resnet50_2(
     target: QuantizationProfile | None = None,
     **kwargs: Any,
 ) -> QuantizableResNet:
-    return _resnet(QuantizableBottleneck, [3, 4, 6, 3], weights, progress, quantize, is_qat, target, width_per_group=128, **kwargs)
+    return _resnet(
+        QuantizableBottleneck, [3, 4, 6, 3], weights, progress, quantize, is_qat, target, width_per_group=128, **kwargs
+    )
 
 
 def wide_resnet101_2(
@@ -228,4 +255,6 @@ def wide_resnet101_2(
     target: QuantizationProfile | None = None,
     **kwargs: Any,
 ) -> QuantizableResNet:
-    return _resnet(QuantizableBottleneck, [3, 4, 23, 3], weights, progress, quantize, is_qat, target, width_per_group=128, **kwargs)
+    return _resnet(
+        QuantizableBottleneck, [3, 4, 23, 3], weights, progress, quantize, is_qat, target, width_per_group=128, **kwargs
+    )

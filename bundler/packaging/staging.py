@@ -97,7 +97,11 @@ def stage(
         "files": {name: sha256_of(directory / name) for name in files},
     }
     (directory / "runner.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    return StagedBundle(directory=directory, files=tuple(sorted([*files, "runner.json"])), samples={mode: _samples(expected, target) for mode, expected in modes.items()})
+    return StagedBundle(
+        directory=directory,
+        files=tuple(sorted([*files, "runner.json"])),
+        samples={mode: _samples(expected, target) for mode, expected in modes.items()},
+    )
 
 
 def _mode(mode: Mode, expected: GoldenMode, target: TargetProfile) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from bundler.datasets import Preprocessing
 from bundler.errors import EngineUnavailableError
 from bundler.export.graph import INPUT, OUTPUT
 from bundler.manifest import (
+    MANIFEST_SCHEMA,
     CalibrationRecord,
     Evidence,
     ImageRecord,
@@ -48,7 +49,7 @@ def describe(
     crop = job.preprocessing.crop
     weights = material.weights
     return Manifest(
-        schema="edge-bundler/manifest/1",
+        schema=MANIFEST_SCHEMA,
         bundle=job.identifier,
         model=ModelRecord(
             name=job.variant.name,

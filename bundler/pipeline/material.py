@@ -20,7 +20,7 @@ INITIALIZATION_PICTURES = 16  # for the statistics of random weights
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """Weights, calibration pictures, and golden pictures (float32 [N, 3, H, W]) that calibrate nothing where there are enough."""
+    """Weights, calibration pictures, and golden pictures (float32 [N, 3, H, W]) apart from the calibration's."""
 
     weights: LoadedWeights
     calibration: Dataset

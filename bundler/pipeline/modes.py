@@ -32,7 +32,7 @@ Outputs = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltModes:
-    """Graphs with their golden outputs, torch's FP32 outputs [N, classes] as reference, and how ONNX Runtime agrees with torch."""
+    """Graphs with golden outputs, torch's FP32 outputs [N, classes] as reference, and how ONNX Runtime agrees with torch."""
 
     modes: Mapping[Mode, GoldenMode]
     reference: Outputs

@@ -88,7 +88,9 @@ def verify_bundle(directory: Path, target: TargetProfile) -> Verification:
             workspace=folder,
         )
         if image and manifest.image and image.digest != manifest.image.digest:
-            console.warn(f"the image is {image.digest}, not {manifest.image.digest}: the base image's packages have changed since")
+            console.warn(
+                f"the image is {image.digest}, not {manifest.image.digest}: the base image's packages have changed since"
+            )
         modes = tuple(mode.name for mode in manifest.modes)
         pictures = sum(int(mode["samples"]) for mode in runner["modes"])
         evidence = prove(target, modes, bundle=directory, image=image, engine=engine, pictures=pictures)
@@ -130,7 +132,7 @@ def _merged(mode: ModeRecord, seen: tuple[Evidence, ...]) -> ModeRecord:
 
 
 def _improves(new: Evidence, old: Evidence) -> bool:
-    return old.verdict != "passed" and new.verdict != old.verdict
+    return old.verdict not in ("passed", new.verdict)
 
 
 def _with_evidence(mode: ModeRecord, evidence: tuple[Evidence, ...]) -> ModeRecord:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 from torch.ao.quantization import fuse_modules as fuse_modules_ptq
@@ -11,7 +11,7 @@ from torch.ao.quantization import fuse_modules_qat
 __all__ = ["fuse_modules"]
 
 
-def fuse_modules(model: nn.Module, names: Sequence[str] | Sequence[Sequence[str]], is_qat: bool | None) -> None:  # noqa: FBT001
+def fuse_modules(model: nn.Module, names: Sequence[str] | Sequence[Sequence[str]], is_qat: bool | None) -> None:
     """Fuse the named children in place.
 
     PTQ folds the BatchNorm into the convolution and needs the model in eval mode; QAT keeps it, for training.
@@ -19,5 +19,5 @@ def fuse_modules(model: nn.Module, names: Sequence[str] | Sequence[Sequence[str]
     """
     if is_qat is None:
         is_qat = model.training
-    fuse = fuse_modules_qat if is_qat else fuse_modules_ptq
+    fuse: Callable[..., nn.Module] = fuse_modules_qat if is_qat else fuse_modules_ptq
     fuse(model, [list(names)] if isinstance(names[0], str) else [list(group) for group in names], inplace=True)

@@ -20,7 +20,7 @@ __all__ = ["Quantizable", "load_fuse_prepare"]
 class Quantizable(Protocol):
     """What the specification asks of a quantizable model."""
 
-    def fuse_model(self, is_qat: bool | None = None) -> None: ...  # noqa: FBT001
+    def fuse_model(self, is_qat: bool | None = None) -> None: ...
 
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -38,7 +38,8 @@ def load_fuse_prepare(
     """Load the weights, fuse, and prepare for calibration (PTQ, eval mode) or training (QAT, train mode).
 
     The weights are in place before `prepare`, so that observers of weights see the real ones. A checkpoint of the plain model
-    is loaded before fusing, one of the fused model after it; which one it is shows in its keys (spec reading, conflicts 1 and 2).
+    is loaded before fusing, one of the fused model after it; which it is shows in its keys (issue 2; conflicts 1 and 2
+    of the specification's text and code).
     With `quantize=False` the model stays a float model, and is fused only where the checkpoint is.
 
     Raises:
@@ -93,14 +94,18 @@ def _refuse_other_shapes(expected: Shapes, given: Shapes) -> None:
     wrong = [key for key in expected if key in given and expected[key] != given[key]]
     if not wrong:
         return
-    lines = "; ".join(f"{key} is {list(given[key])} in the checkpoint and {list(expected[key])} in the model" for key in wrong[:4])
+    lines = "; ".join(
+        f"{key} is {list(given[key])} in the checkpoint and {list(expected[key])} in the model" for key in wrong[:4]
+    )
     more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
     classes = given[wrong[-1]][0] if given[wrong[-1]] else 0
     # Only the last layer differs (its weight and bias): another number of classes, the commonest case of all.
     only_head = len({key.rpartition(".")[0] for key in wrong}) == 1
     raise CheckpointError(
         f"the checkpoint's shapes do not fit: {lines}{more}",
-        next_step=f"If it was trained for {classes} classes, add `--num-classes {classes}`." if only_head else "Choose the model it was trained on.",
+        next_step=f"If it was trained for {classes} classes, add `--num-classes {classes}`."
+        if only_head
+        else "Choose the model it was trained on.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ class QuantizableReLU6(nn.ReLU6):
 
     With all 256 values in use, the capped observer's scale is at most 6/255 and the convolution's own quantization has clipped
     already. Where the top of the range is left free (fbgemm's 7-bit activations), values above 6 exist and are clipped here, in
-    integers. Torch's qnnpack kernel answers wrongly for a bound beyond the range, so the redundant call is also avoided for that.
+    integers. Torch's qnnpack kernel answers wrongly for a bound beyond the range, so the redundant call is avoided.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ class _CappedAtSix(nn.Module):
 def _capped(qconfig: QConfig) -> QConfig:
     factory: Any = qconfig.activation
     observer, arguments = factory.p.func, factory.p.keywords
-    capped = type(f"{observer.__name__}CappedAtSix", (_CappedAtSix, observer), {})
+    capped: Any = type(f"{observer.__name__}CappedAtSix", (_CappedAtSix, observer), {})
     return QConfig(activation=capped.with_args(**arguments), weight=qconfig.weight)
 
 
@@ -58,7 +59,7 @@ def cap_relu6(model: nn.Module, qconfig: QConfig) -> None:
         if not isinstance(sequence, nn.Sequential):
             continue
         layers = [(name, layer) for name, layer in sequence.named_children() if type(layer) is not nn.Identity]
-        for (_, layer), (name, reader) in zip(layers, layers[1:], strict=False):
+        for (_, layer), (name, reader) in pairwise(layers):
             if isinstance(layer, nn.Conv2d | torch.ao.nn.intrinsic.ConvBn2d) and type(reader) is nn.ReLU6:
                 layer.qconfig = capped  # type: ignore[assignment]
                 setattr(sequence, name, QuantizableReLU6())

@@ -60,7 +60,9 @@ def prove_on_cpu(
     try:
         probed = executor.run(launch, ["probe", "--json"], on_stderr_line)
         if probed.exit_code not in (_PASSED, _WRONG):
-            return _all(modes, Evidence(cpu=cpu.name, verdict="not_run", reason=f"the probe did not run: {_last_words(probed)}"))
+            return _all(
+                modes, Evidence(cpu=cpu.name, verdict="not_run", reason=f"the probe did not run: {_last_words(probed)}")
+            )
         machine = read_probe(probed.stdout)
         doubt = distrust(machine, target, cpu)
         if doubt:
