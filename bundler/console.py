@@ -15,6 +15,9 @@ from rich.table import Table
 __all__ = ["detail", "error", "heading", "json_result", "progress", "step", "success", "table", "text_result", "warn"]
 
 
+_PIPE_WIDTH = 10_000  # characters: a table takes what it needs of it
+
+
 def _stderr() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -71,7 +74,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str |
     for row in rows:
         grid.add_row(*(escape(cell) for cell in row))
     if not console.is_terminal:
-        console.width = max(console.width, console.measure(grid).maximum)
+        console.width = _PIPE_WIDTH
     console.print(grid)
 
 

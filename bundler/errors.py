@@ -23,6 +23,7 @@ __all__ = [
     "OutOfSpaceError",
     "OutputError",
     "TargetProfileError",
+    "UnbuiltModelError",
     "UnknownModelError",
     "UnknownTargetError",
     "VerificationFailedError",
@@ -75,6 +76,18 @@ class ModeUnavailableError(BundlerError):
     def __init__(self, model: str, mode: str, reason: str, available: Iterable[str]) -> None:
         modes = ", ".join(available) or "none yet"
         super().__init__(f"{model} has no mode {mode}: {reason}", next_step=f"Modes of {model}: {modes}.")
+
+
+class UnbuiltModelError(BundlerError):
+    """A model of the scope table that this version does not build yet."""
+
+    exit_code = 5
+
+    def __init__(self, model: str, row: str) -> None:
+        super().__init__(
+            f"{model} ({row}) is in the scope table, and this version does not build it yet",
+            next_step="`bundler models` shows what is built.",
+        )
 
 
 class CheckpointError(BundlerError):

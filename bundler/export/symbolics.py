@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.onnx import (
-    register_custom_op_symbolic,  # type: ignore[attr-defined]  # public, and missing from torch's __all__
-    symbolic_helper,
-)
+from torch.onnx import register_custom_op_symbolic, symbolic_helper  # type: ignore[attr-defined]  # not in torch's __all__
 
 __all__ = ["register_symbolics"]
 

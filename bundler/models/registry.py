@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bundler.errors import ModeUnavailableError, UnknownModelError
+from bundler.errors import UnbuiltModelError, UnknownModelError
 
 __all__ = ["SCOPE", "Interpolation", "Mode", "ModelSpec", "ScopeRow", "find_model", "load_parser", "models"]
 
@@ -108,14 +108,14 @@ def find_model(name: str) -> tuple[ScopeRow, ModelSpec]:
 
     Raises:
         UnknownModelError: none is called that; it carries the nearest names.
-        ModeUnavailableError: the row is not built yet.
+        UnbuiltModelError: the row is not built yet.
     """
     known = models()
     if name not in known:
         raise UnknownModelError(name, known)
     row, variant = known[name]
     if not row.built:
-        raise ModeUnavailableError(name, "fp32", row.reason, row.modes)
+        raise UnbuiltModelError(name, row.name)
     return row, variant
 
 

@@ -1,0 +1,93 @@
+"""What works on this machine, what does not, and what to do about it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Literal
+
+import torch
+
+from bundler.containers.emulation import NotRunnable, decide_launch
+from bundler.containers.engine import Engine
+from bundler.pipeline.proof import engine_or_reason
+from bundler.resources import cache_directory
+from bundler.targets import TargetProfile, load_targets
+
+__all__ = ["Finding", "diagnose"]
+
+_ROOM = 5  # GB: a base image, the wheels of both targets, and a few device images
+_PACKAGES = ("edge-bundler", "torch", "torchvision", "onnx", "onnxruntime", "docker")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was looked at."""
+
+    subject: str
+    status: Literal["ok", "missing"]
+    detail: str
+    next_step: str = ""
+
+
+def diagnose() -> tuple[Finding, ...]:
+    """Look at the packages, the engine, each CPU of each target, the base image's tool and the disk."""
+    with engine_or_reason() as engine:
+        return (
+            Finding(subject="versions", status="ok", detail=", ".join(f"{name} {version(name)}" for name in _PACKAGES)),
+            _engine(engine),
+            *(finding for target in load_targets() for finding in _target(engine, target)),
+            _base_image_tool(),
+            _disk(),
+        )
+
+
+def _engine(engine: Engine | Exception) -> Finding:
+    if isinstance(engine, Engine):
+        detail = f"{engine.name} {engine.version} on {engine.architecture.platform}"
+        return Finding(subject="container engine", status="ok", detail=detail)
+    return Finding(subject="container engine", status="missing", detail=str(engine), next_step=getattr(engine, "next_step", ""))
+
+
+def _target(engine: Engine | Exception, target: TargetProfile) -> Iterator[Finding]:
+    wanted = target.quantization.engine
+    have = wanted in torch.backends.quantized.supported_engines
+    yield Finding(
+        subject=f"{target.name}: torch engine",
+        status="ok" if have else "missing",
+        detail=wanted,
+        next_step="" if have else "Build on an x86-64 or arm64 Linux machine with the torch of constraints.txt.",
+    )
+    for cpu in target.verification.cpus:
+        launch = decide_launch(engine if isinstance(engine, Engine) else None, target, cpu)
+        subject = f"{target.name}: {cpu.name}"
+        if isinstance(launch, NotRunnable):
+            yield Finding(subject=subject, status="missing", detail=launch.reason, next_step=launch.next_step)
+        else:
+            yield Finding(subject=subject, status="ok", detail=launch.runner)
+
+
+def _base_image_tool() -> Finding:
+    program = shutil.which("mmdebstrap")
+    if program:
+        return Finding(subject="base image", status="ok", detail=program)
+    return Finding(
+        subject="base image",
+        status="missing",
+        detail="mmdebstrap is not installed",
+        next_step="`apt-get install mmdebstrap`, or build with --base-image IMAGE.",
+    )
+
+
+def _disk() -> Finding:
+    folder = cache_directory()
+    free = shutil.disk_usage(folder).free / 1e9
+    enough = free >= _ROOM
+    return Finding(
+        subject="disk",
+        status="ok" if enough else "missing",
+        detail=f"{free:.0f} GB free at {folder}",
+        next_step="" if enough else f"Free some space: {_ROOM} GB are comfortable. XDG_CACHE_HOME moves the cache.",
+    )
