@@ -120,7 +120,7 @@ def _from_file(path: Path, classes: int) -> LoadedWeights:
         ) from error
     try:
         payload = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  a damaged file may raise anything while it is parsed; nothing in it is executed
+    except Exception as error:
         raise CheckpointError(
             f"the checkpoint {path} is damaged or holds more than tensors: {_first_sentence(error)}",
             next_step="Save it again as a state dict: torch.save(model.state_dict(), FILE). Pickled code is never executed.",
