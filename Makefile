@@ -8,6 +8,9 @@ TARGET ?= arm64
 MODEL ?= mobilenet_v2
 OUTPUT ?= dist
 READY := .venv/.ready
+# What is being fetched and what went wrong; pip's other lines would bury both.
+INSTALL = set -o pipefail; .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off
+PROGRESS = 2> >(grep -v '^WARNING:' >&2) | sed -u -n -e 's/^ *Downloading /  /p' -e 's/^Installing collected packages.*/  installing …/p'
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,8 +29,8 @@ $(READY): pyproject.toml constraints.txt
 	    echo "▸ Installing python3-venv" && apt-get update -qq && apt-get install -qq -y python3-venv >/dev/null && rm -rf .venv && $(PYTHON) -m venv .venv; \
 	  else echo "✗ $(PYTHON) has no venv module; next: apt-get install python3-venv" >&2; rm -rf .venv; exit 1; fi; }
 	@# torch by itself and first: its CPU build satisfies the exact version, and nothing after it may pick another
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(INSTALL) "$$(grep '^torch==' constraints.txt)" $(PROGRESS)
+	@$(INSTALL) --constraint constraints.txt --editable '.[dev]' $(PROGRESS)
 	@touch $@
 
 setup: $(READY) engine ## the virtual environment, the container engine and the emulator

@@ -62,6 +62,9 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.pictures)
 
+    def __str__(self) -> str:
+        return f"{len(self)} {'synthetic ' if self.source == 'synthetic' else ''}pictures"
+
     @property
     def sha256(self) -> str:
         """Covers each picture's name and bytes, in their order."""

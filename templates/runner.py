@@ -389,6 +389,7 @@ def numpy() -> Any:
 
 
 def onnxruntime() -> Any:
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # its Linux builds report to Microsoft otherwise, and leave an identifier in HOME
     try:
         import onnxruntime as ort  # noqa: PLC0415
     except ImportError as error:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import requests
 import urllib3.exceptions
 from docker.client import DockerClient, from_env
+from docker.context import ContextAPI
 from docker.errors import DockerException
 
 from bundler.architecture import Architecture
@@ -50,6 +51,7 @@ def connect() -> Iterator[Engine]:
         EngineUnavailableError: none answers.
         EngineError: it runs on an architecture that is none of ours.
     """
+    _require_context()
     try:
         client = from_env(timeout=_CONNECT_SECONDS, use_ssh_client=True)
     except (*ENGINE_FAILURES, OSError) as error:
@@ -78,6 +80,16 @@ def engine_errors(doing: str) -> Iterator[None]:
         reason = getattr(error, "explanation", None) or str(error) or type(error).__name__
         msg = f"the container engine failed while {doing}: {reason}"
         raise EngineError(msg, next_step=_next_step(str(reason))) from error
+
+
+def _require_context() -> None:
+    """Refuse a Docker context that does not exist: the SDK would silently take the engine of this machine instead."""
+    if os.environ.get("DOCKER_HOST"):
+        return
+    name = os.environ.get("DOCKER_CONTEXT")
+    if ContextAPI.get_context(name) is None:
+        msg = f"there is no Docker context {name or 'as the Docker configuration names'}"
+        raise EngineUnavailableError(msg, next_step="`docker context ls` lists them; `docker context use default` goes back.")
 
 
 def _identify(client: DockerClient) -> Engine:

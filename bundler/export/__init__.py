@@ -1,1 +1,7 @@
 """ONNX export: requires → export → ensures; and what the graphs compute on the build host."""
+
+import os
+
+# ONNX Runtime 1.32 sends telemetry by default and leaves an identifier in the home directory; the switch is read
+# when it is imported. A user who set it keeps their choice.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from bundler import console
 from bundler.errors import CheckpointError
+from bundler.models import torchvision_operators  # noqa: F401  before torchvision
 from bundler.models.initialization import random_state_dict
 from bundler.models.registry import ModelSpec
 
-from bundler.models import torchvision_operators  # noqa: F401  isort: skip  before torchvision
 from torchvision.models import WeightsEnum, get_model_weights
 
 __all__ = ["IMAGENET_CLASSES", "LoadedWeights", "load_weights"]

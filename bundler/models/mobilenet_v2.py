@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
-from torchvision.ops.misc import Conv2dNormActivation
 
 from bundler.models.published_weights import Weights, state_dict_of
 from bundler.quantization import (
@@ -17,6 +15,9 @@ from bundler.quantization import (
     fuse_modules,
     load_fuse_prepare,
 )
+
+from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
+from torchvision.ops.misc import Conv2dNormActivation
 
 __all__ = ["QuantizableInvertedResidual", "QuantizableMobileNetV2", "mobilenet_v2"]
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torchvision.models.mobilenetv3 import InvertedResidual, InvertedResidualConfig, MobileNetV3, _mobilenet_v3_conf
-from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
 
 from bundler.models.published_weights import Weights, state_dict_of
 from bundler.quantization import (
@@ -17,6 +15,9 @@ from bundler.quantization import (
     fuse_modules,
     load_fuse_prepare,
 )
+
+from torchvision.models.mobilenetv3 import InvertedResidual, InvertedResidualConfig, MobileNetV3, _mobilenet_v3_conf
+from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
 
 __all__ = [
     "QuantizableInvertedResidual",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bundler.models import torchvision_operators  # noqa: F401  before torchvision
 
-from torchvision.models import WeightsEnum  # isort: skip
+from torchvision.models import WeightsEnum
 
 __all__ = ["Weights", "state_dict_of"]
 

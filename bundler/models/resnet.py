@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from bundler.models.published_weights import Weights, state_dict_of
 from bundler.quantization import (
@@ -16,6 +15,8 @@ from bundler.quantization import (
     fuse_modules,
     load_fuse_prepare,
 )
+
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 __all__ = [
     "QuantizableBasicBlock",

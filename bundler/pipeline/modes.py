@@ -88,7 +88,7 @@ def _export(job: BuildJob, model: nn.Module, golden: Tensor, staging: Path, mode
 
 
 def _calibrate(job: BuildJob, prepared: nn.Module, pictures: Dataset) -> None:
-    console.step(f"Calibrating with {len(pictures)} {pictures.source} pictures for {job.target.quantization.engine}")
+    console.step(f"Calibrating with {pictures} for {job.target.quantization.engine}")
     with console.progress("calibrating", len(pictures)) as advance:
         calibrate(prepared, _counted(pictures, job.calibration.batch_size, advance))
 

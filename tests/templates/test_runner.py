@@ -86,6 +86,16 @@ def test_info_needs_no_numpy(bundle: TinyBundle) -> None:
     assert json.loads(done.stdout)["modes"][0]["model"] == "models/int8-ptq.onnx"
 
 
+def test_nothing_is_written_and_no_telemetry_prepared(bundle: TinyBundle, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    before = sorted(bundle.root.rglob("*"))
+    done = bundle.run("selftest", HOME=str(home), XDG_CACHE_HOME=str(home), ORT_DISABLE_TELEMETRY="0")
+    assert done.returncode == 0
+    assert list(home.rglob("*")) == []  # ONNX Runtime's telemetry would leave its identifier there
+    assert sorted(bundle.root.rglob("*")) == before
+
+
 # ---- files
 
 
