@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import tarfile
 import threading
@@ -25,6 +26,10 @@ __all__ = ["LABEL", "RunResult", "run_container"]
 LABEL = "edge-bundler"  # `docker ps --all --filter label=edge-bundler=run` finds what a killed program left behind
 
 _PROCESSES = 512  # a thread for each core of a large server, and the emulator's own
+# The last words of runc and of the init process about a program of a foreign architecture. The latter says "No such file":
+# it gives what the kernel refuses to a shell, and there is none.
+_NOT_EXECUTED = (1, 126, 127)
+_REFUSAL = re.compile(r"exec \S+( failed)?: (exec format error|no such file or directory)\s*\Z", re.IGNORECASE)
 _SIGNALLED = 128
 _MEANINGS = {
     signal.SIGSEGV: "a crash, or an emulator that is too old",
@@ -139,7 +144,7 @@ def _start(engine: Engine, name: str, reference: str) -> None:
         engine.client.api.start(name)
     except APIError as error:
         if "exec format error" in str(error.explanation):
-            raise _cannot_execute(reference) from error
+            raise _cannot_execute(reference, str(error.explanation)) from error
         raise
 
 
@@ -183,9 +188,10 @@ def _result(engine: Engine, name: str, reference: str, memory_mib: int) -> RunRe
     state = engine.client.api.inspect_container(name)["State"]
     stdout = engine.client.api.logs(name, stdout=True, stderr=False).decode(errors="replace")
     stderr = engine.client.api.logs(name, stdout=False, stderr=True).decode(errors="replace")
-    if state["ExitCode"] and stderr.rstrip().endswith("exec format error"):
-        raise _cannot_execute(reference)
     exit_code = int(state["ExitCode"])
+    refusal = _REFUSAL.search(stderr) if exit_code in _NOT_EXECUTED else None
+    if refusal:
+        raise _cannot_execute(reference, refusal[0])
     return RunResult(
         exit_code=exit_code,
         stdout=stdout,
@@ -204,8 +210,8 @@ def describe_death(exit_code: int) -> str | None:
     return f"ended by signal {ended_by.value} ({ended_by.name}{f': {meaning}' if meaning else ''})"
 
 
-def _cannot_execute(reference: str) -> EmulatorError:
+def _cannot_execute(reference: str, reason: str) -> EmulatorError:
     return EmulatorError(
-        f"the container engine cannot execute the programs in {reference}: no emulator is registered for its architecture",
-        next_step="`make engine` (docker/setup-engine.sh) installs and registers QEMU, or says what to type.",
+        f"the container engine cannot execute the programs in {reference}: {reason.strip()}",
+        next_step="If the image is for another architecture, `make engine` (docker/setup-engine.sh) registers its emulator.",
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from docker.context import ContextAPI
 from docker.errors import APIError
 
 from bundler.architecture import Architecture
@@ -77,6 +78,16 @@ def test_a_context_that_does_not_exist_is_refused(tmp_path: Path, monkeypatch: p
     message, next_step = _refusal()
     assert "pi-in-the-field" in message
     assert "docker context ls" in next_step
+
+
+def test_the_current_context_is_followed(dying_engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")  # without it the SDK writes the context into the current folder
+    monkeypatch.setenv("DOCKER_CONTEXT", "pi")
+    ContextAPI.create_context("pi", host=dying_engine)
+    with connect() as engine:
+        assert engine.architecture is Architecture.ARM64
 
 
 def test_an_engine_says_what_it_is_and_its_death_is_an_engine_error(dying_engine: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,54 @@
+"""The real engine, and a switch that makes its absence a failure: BUNDLER_REQUIRE_ENGINE=1."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import NoReturn
+
+import pytest
+from packaging.version import Version
+
+from bundler.architecture import Architecture
+from bundler.containers.emulation import emulator_problem
+from bundler.containers.engine import Engine, connect
+from bundler.errors import EngineUnavailableError
+from bundler.targets import TargetProfile, find_target
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    """The engine of this machine. A test that takes it is marked `engine`."""
+    with ExitStack() as stack:
+        try:
+            engine = stack.enter_context(connect())
+        except EngineUnavailableError as error:
+            _give_up(error.message)
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def arm64_engine(engine: Engine) -> Engine:
+    """The engine, where it runs arm64 programs. A test that takes it is marked `emulation`."""
+    if engine.architecture is not Architecture.ARM64:
+        problem = emulator_problem(engine, Architecture.ARM64, Version("10.0"))
+        if problem:
+            _give_up(problem)
+    return engine
+
+
+@pytest.fixture(scope="session")
+def arm64() -> TargetProfile:
+    return find_target("arm64")
+
+
+@pytest.fixture(scope="session")
+def amd64() -> TargetProfile:
+    return find_target("x86")
+
+
+def _give_up(reason: str) -> NoReturn:
+    if os.environ.get("BUNDLER_REQUIRE_ENGINE") == "1":
+        pytest.fail(f"BUNDLER_REQUIRE_ENGINE=1, but {reason}")
+    pytest.skip(reason)
