@@ -162,6 +162,7 @@ def _follow(engine: Engine, name: str, timeout_seconds: float, on_stderr_line: C
     finally:
         watch.cancel()
         stream.close()
+        stream._response.close()  # noqa: SLF001  the former only shuts the socket down, and it stays open
     if expired.is_set():
         raise ContainerTimeoutError(timeout_seconds)
 

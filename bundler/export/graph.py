@@ -118,11 +118,7 @@ def _output_step(path: Path, model: onnx.ModelProto) -> float:
     last = producers[OUTPUT]
     if last.op_type != "DequantizeLinear":
         raise _broken(path, f"its output comes from {last.op_type} {last.name!r} and not from a DequantizeLinear")
-    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-    name = last.input[1]
-    while name not in initializers and producers[name].op_type in ("Cast", "Identity"):
-        name = producers[name].input[0]
-    tensor = initializers.get(name) or producers[name].attribute[0].t
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == last.input[1])
     return float(np.float32(onnx.numpy_helper.to_array(tensor)))
 
 

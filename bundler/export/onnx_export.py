@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bundler.errors import ExportError
 from bundler.export.graph import BATCH, INPUT, OUTPUT, ExportedGraph, ensure_graph
 from bundler.export.symbolics import register_symbolics
+from bundler.export.tidying import tidy_graph
 
 __all__ = ["export_onnx"]
 
@@ -52,4 +53,5 @@ def export_onnx(model: nn.Module, sample: Tensor, path: Path, *, opset: int, qua
                 f"torch cannot export {type(model).__name__} to opset {opset}: {str(error).splitlines()[0]}",
                 next_step="Report it with the model's name and `bundler doctor --json`.",
             ) from error
+    tidy_graph(path)
     return ensure_graph(path, opset=opset, quantized=quantized)

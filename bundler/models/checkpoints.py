@@ -85,15 +85,15 @@ def _published(variant: ModelSpec, classes: int) -> LoadedWeights:
         )
     try:
         with redirect_stdout(sys.stderr):  # torch.hub announces the download on stdout, which is for results
-            state_dict = weights.get_state_dict(progress=True, check_hash=True)
+            state_dict = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except OSError as error:  # urllib's URLError and HTTPError are OSErrors
         raise CheckpointError(
             f"the published weights of {variant.name} cannot be reached ({weights.url}: {error})",
             next_step=f"Download the file elsewhere and give --weights FILE, or put it into {_hub_folder()}.",
         ) from error
-    except RuntimeError as error:
+    except Exception as error:  # a wrong digest, or whatever torch.load finds in a file that lay there already
         raise CheckpointError(
-            f"the published weights of {variant.name} are damaged: {str(error).splitlines()[0]}",
+            f"the published weights of {variant.name} are damaged: {_first_sentence(error)}",
             next_step=f"Delete {_hub_folder() / Path(weights.url).name} and run the command again.",
         ) from error
     file = _hub_folder() / Path(weights.url).name

@@ -30,5 +30,5 @@ def state_dict_of(weights: Weights, kwargs: dict[str, Any], *, progress: bool) -
     if kwargs.setdefault("num_classes", classes) != classes:
         msg = f"{weights} has {classes} classes, not {kwargs['num_classes']}"
         raise ValueError(msg)
-    state_dict: Mapping[str, Tensor] = weights.get_state_dict(progress=progress, check_hash=True)
+    state_dict: Mapping[str, Tensor] = weights.get_state_dict(progress=progress, check_hash=True, weights_only=True)
     return state_dict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import torch
 from torch import nn
@@ -18,6 +19,8 @@ def convert(prepared: nn.Module, target: QuantizationProfile) -> nn.Module:
 
     Weights are packed for the target's engine, so the result runs only inside `quantized_engine(target.engine)`.
     """
-    with quantized_engine(target.engine):
+    with quantized_engine(target.engine), warnings.catch_warnings():
+        # Torch announces the end of quantized tensors. A user can do nothing about it; pyproject.toml bounds the torch.
+        warnings.filterwarnings("ignore", r"torch\.quantize_per_tensor, torch\.quantize_per_channel", UserWarning)
         converted: nn.Module = torch.ao.quantization.convert(copy.deepcopy(prepared).eval())
     return converted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Protocol, TypeVar, cast
 
@@ -59,7 +60,10 @@ def load_fuse_prepare(
         model.qconfig = qconfig  # type: ignore[assignment]
         cap_relu6(model, qconfig)
         prepare: Callable[..., nn.Module] = torch.ao.quantization.prepare_qat if is_qat else torch.ao.quantization.prepare
-        prepare(model, inplace=True)
+        with warnings.catch_warnings():
+            # Torch's own default qconfig asks its observers for `reduce_range`, and they advise against it.
+            warnings.filterwarnings("ignore", "Please use quant_min and quant_max to specify the range", UserWarning)
+            prepare(model, inplace=True)
     return model
 
 
@@ -100,7 +104,8 @@ def _refuse_other_shapes(expected: Shapes, given: Shapes) -> None:
     more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
     classes = given[wrong[-1]][0] if given[wrong[-1]] else 0
     # Only the last layer differs (its weight and bias): another number of classes, the commonest case of all.
-    only_head = len({key.rpartition(".")[0] for key in wrong}) == 1
+    head = list(expected)[-1].rpartition(".")[0]
+    only_head = {key.rpartition(".")[0] for key in wrong} == {head}
     raise CheckpointError(
         f"the checkpoint's shapes do not fit: {lines}{more}",
         next_step=f"If it was trained for {classes} classes, add `--num-classes {classes}`."

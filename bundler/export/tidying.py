@@ -1,0 +1,78 @@
+"""Tidying of an exported file: constants become initializers, and INT32 biases lose a zero point of the wrong shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from onnx import helper, numpy_helper
+
+from bundler.errors import ExportError
+
+__all__ = ["tidy_graph"]
+
+
+def tidy_graph(path: Path) -> None:
+    """Rewrite a graph that the TorchScript exporter wrote, without changing what it computes.
+
+    The exporter gives a bias quantized for each channel a zero point of shape [1], computed by ConstantOfShape and Cast, where
+    ONNX asks for the scale's shape or for none at all. It is zero, which is what none means. Weights and scales stand in
+    Constant nodes, some behind a Cast; as initializers of their own type they are what tools show and share.
+
+    Ensures: neither Constant nor ConstantOfShape is left.
+
+    Raises:
+        ExportError: one is.
+    """
+    model = onnx.load(path)
+    graph = model.graph
+    producers = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and len(node.input) == 3 and _is_computed_zero(node.input[2], producers):
+            del node.input[2]
+    for node in [node for node in graph.node if node.op_type == "Constant"]:
+        tensor = onnx.TensorProto()
+        tensor.CopyFrom(helper.get_node_attr_value(node, "value"))
+        tensor.name = node.output[0]
+        graph.initializer.append(tensor)
+        graph.node.remove(node)
+    _fold_casts(graph)
+    _remove_unread(graph)
+    left = [node.name for node in graph.node if node.op_type in ("Constant", "ConstantOfShape")]
+    if left:
+        raise ExportError(
+            f"the exported graph {path.name} still computes constants: {', '.join(left[:3])}",
+            next_step="Report it with the model's name and `bundler doctor --json`.",
+        )
+    onnx.save(model, path)
+
+
+def _is_computed_zero(name: str, producers: dict[str, onnx.NodeProto]) -> bool:
+    node = producers.get(name)
+    while node is not None and node.op_type == "Cast":
+        node = producers.get(node.input[0])
+    if node is None or node.op_type != "ConstantOfShape":
+        return False
+    return not node.attribute or not numpy_helper.to_array(node.attribute[0].t).any()
+
+
+def _fold_casts(graph: onnx.GraphProto) -> None:
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "Cast" and node.input[0] in initializers]:
+        wanted = helper.tensor_dtype_to_np_dtype(helper.get_node_attr_value(node, "to"))
+        value = numpy_helper.to_array(initializers[node.input[0]]).astype(wanted)
+        graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
+        graph.node.remove(node)
+
+
+def _remove_unread(graph: onnx.GraphProto) -> None:
+    """Remove nodes and initializers that nothing reads, until there are none."""
+    while True:
+        read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+        unread = [node for node in graph.node if not read.intersection(node.output)]
+        for node in unread:
+            graph.node.remove(node)
+        if not unread:
+            break
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
+        graph.initializer.remove(tensor)
