@@ -162,7 +162,8 @@ def _follow(engine: Engine, name: str, timeout_seconds: float, on_stderr_line: C
     finally:
         watch.cancel()
         stream.close()
-        stream._response.close()  # noqa: SLF001  the former only shuts the socket down, and it stays open
+        # Closing the stream only shuts its socket down.
+        stream._response.close()  # type: ignore[attr-defined]  # noqa: SLF001
     if expired.is_set():
         raise ContainerTimeoutError(timeout_seconds)
 

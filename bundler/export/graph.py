@@ -26,7 +26,7 @@ _MOVING = frozenset({"Transpose", "Flatten", "Reshape", "Squeeze", "Unsqueeze", 
 class ExportedGraph:
     """A checked ONNX graph with one input `image` [batch, 3, H, W] and one output `logits` [batch, classes].
 
-    `float_operators` counts what ONNX Runtime still computes in float after the first Quantize; `output_step` is the
+    `float_operators` counts what ONNX Runtime still computes in float in a quantized graph; `output_step` is the
     quantization step of the output (None for a float graph).
     """
 
@@ -56,7 +56,7 @@ def ensure_graph(path: Path, *, opset: int, quantized: bool) -> ExportedGraph:
     model = onnx.load(path)
     try:
         onnx.checker.check_model(model, full_check=True)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise _broken(path, f"onnx.checker refuses it: {error}") from error
     _ensure_interface(path, model, opset)
     census = Counter(node.op_type for node in model.graph.node)
@@ -66,7 +66,7 @@ def ensure_graph(path: Path, *, opset: int, quantized: bool) -> ExportedGraph:
     float_operators = _float_operators(path) if quantized else Counter[str]()
     left = {name: count for name, count in float_operators.items() if name in ("Conv", "FusedConv", "Gemm", "MatMul")}
     if left:
-        raise _broken(path, f"ONNX Runtime would compute {left} in float inside the quantized region")
+        raise _broken(path, f"ONNX Runtime would compute {left} in float")
     content = path.read_bytes()
     return ExportedGraph(
         path=path,
@@ -92,7 +92,7 @@ def _ensure_interface(path: Path, model: onnx.ModelProto, opset: int) -> None:
 
 
 def _float_operators(path: Path) -> Counter[str]:
-    """Count what ONNX Runtime computes in float behind the first Quantize, in the graph as it will execute it."""
+    """Count what ONNX Runtime computes in float, before and behind Quantize, in the graph as it will execute it."""
     with tempfile.TemporaryDirectory(prefix="edge-bundler-") as folder:
         optimized = Path(folder) / "optimized.onnx"
         options = ort.SessionOptions()
@@ -100,7 +100,7 @@ def _float_operators(path: Path) -> Counter[str]:
         options.optimized_model_filepath = str(optimized)
         ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         graph = onnx.load(optimized).graph
-    floats: set[str] = set()
+    floats = {INPUT}
     counted: Counter[str] = Counter()
     for node in graph.node:  # in topological order
         if node.op_type == "DequantizeLinear":

@@ -1,4 +1,4 @@
-"""Tidying of an exported file: constants become initializers, and INT32 biases lose a zero point of the wrong shape."""
+"""Tidying of an exported file: what the exporter writes oddly is written plainly, and computes the same."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def tidy_graph(path: Path) -> None:
     """Rewrite a graph that the TorchScript exporter wrote, without changing what it computes.
 
     The exporter gives a bias quantized for each channel a zero point of shape [1], computed by ConstantOfShape and Cast, where
-    ONNX asks for the scale's shape or for none at all. It is zero, which is what none means. Weights and scales stand in
-    Constant nodes, some behind a Cast; as initializers of their own type they are what tools show and share.
+    ONNX asks for the scale's shape or for none at all. It is zero, which is what none means. It casts uint8 activations to uint8.
+    And it writes weights and scales as Constant nodes; as initializers they are what tools show and share.
 
     Ensures: neither Constant nor ConstantOfShape is left.
 
@@ -36,7 +36,7 @@ def tidy_graph(path: Path) -> None:
         tensor.name = node.output[0]
         graph.initializer.append(tensor)
         graph.node.remove(node)
-    _fold_casts(graph)
+    _remove_casts_to_the_same_type(model)
     _remove_unread(graph)
     left = [node.name for node in graph.node if node.op_type in ("Constant", "ConstantOfShape")]
     if left:
@@ -56,13 +56,18 @@ def _is_computed_zero(name: str, producers: dict[str, onnx.NodeProto]) -> bool:
     return not node.attribute or not numpy_helper.to_array(node.attribute[0].t).any()
 
 
-def _fold_casts(graph: onnx.GraphProto) -> None:
-    initializers = {tensor.name: tensor for tensor in graph.initializer}
-    for node in [node for node in graph.node if node.op_type == "Cast" and node.input[0] in initializers]:
-        wanted = helper.tensor_dtype_to_np_dtype(helper.get_node_attr_value(node, "to"))
-        value = numpy_helper.to_array(initializers[node.input[0]]).astype(wanted)
-        graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
-        graph.node.remove(node)
+def _remove_casts_to_the_same_type(model: onnx.ModelProto) -> None:
+    """Remove what stands between a Quantize and its Dequantize and changes nothing."""
+    typed = onnx.shape_inference.infer_shapes(model).graph.value_info
+    types = {value.name: value.type.tensor_type.elem_type for value in typed}
+    replaced = {}
+    for node in [node for node in model.graph.node if node.op_type == "Cast"]:
+        if types.get(node.input[0]) == helper.get_node_attr_value(node, "to"):
+            replaced[node.output[0]] = node.input[0]
+            model.graph.node.remove(node)
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = replaced.get(name, name)
 
 
 def _remove_unread(graph: onnx.GraphProto) -> None:

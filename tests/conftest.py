@@ -1,0 +1,59 @@
+"""What the rooms share: fixed seeds, small pictures, targets, and weights with which a network tells pictures apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor
+
+from bundler.datasets import Preprocessing, synthetic_pictures
+from bundler.models.initialization import random_state_dict
+from bundler.models.registry import find_model, load_parser
+from bundler.targets import TargetProfile, find_target
+
+# The same examples in every run, and no deadline: a shared machine is slow now and then.
+settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
+settings.load_profile("fixed")
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def calibration() -> Tensor:
+    """Normalised pictures, float32 [16, 3, 64, 64]."""
+    return _pictures(16, seed=1)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Tensor:
+    """Others to compare outputs on, float32 [4, 3, 64, 64]."""
+    return _pictures(4, seed=2)
+
+
+def _pictures(count: int, *, seed: int) -> Tensor:
+    small = Preprocessing(resize=64, crop=64, interpolation="bilinear")
+    return torch.from_numpy(synthetic_pictures(small, count=count, seed=seed).pictures)
+
+
+@pytest.fixture(params=["x86", "arm64"], scope="module")
+def target(request: pytest.FixtureRequest) -> TargetProfile:
+    return find_target(request.param)
+
+
+@pytest.fixture(scope="session")
+def weights_of(calibration: Tensor) -> Callable[[str], Mapping[str, Tensor]]:
+    """Return seeded weights of a small variant with 10 classes, made once."""
+
+    @cache
+    def make(name: str) -> Mapping[str, Tensor]:
+        parser = load_parser(*find_model(name))
+        return random_state_dict(lambda: parser(num_classes=10), calibration, seed=0)
+
+    return make
