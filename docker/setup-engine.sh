@@ -145,7 +145,7 @@ print_debian_commands() {
 # Each line can be pasted into a shell as it stands.
 print_commands() {
     local needed=" $* "
-    echo "Nothing was changed. To set up what is missing, type:" >&2
+    echo "To set up what is missing, type:" >&2
     if [[ $needed == *" engine "* && -n ${DOCKER_HOST:-} ]]; then
         echo "    unset DOCKER_HOST    # or start the engine at $DOCKER_HOST: it does not answer" >&2
     elif [[ $needed == *" engine "* && -S /var/run/docker.sock && ! -w /var/run/docker.sock ]]; then
@@ -187,7 +187,7 @@ apt() { # one line of ours, apt's own words into the log
         fail "apt-get $* failed" "$LOGS/apt.log"
 }
 
-candidate() { apt-cache policy "$1" | sed -n 's/^ *Candidate: \(.*:\)\?\([0-9.]*\).*/\2/p'; }
+can_install() { apt-cache policy "$1" | grep -q "Candidate: [0-9]"; }
 
 install_packages() {
     local wanted=("$@")
@@ -199,7 +199,7 @@ install_packages() {
     say "reading the package lists (apt-get update)"
     apt update
     say "installing ${wanted[*]}"
-    if [[ " ${wanted[*]} " == *" docker.io "* ]] && apt-cache show docker-cli >/dev/null 2>&1; then
+    if [[ " ${wanted[*]} " == *" docker.io "* ]] && can_install docker-cli; then
         wanted+=(docker-cli) # Debian 13 packs the command line apart
     fi
     mapfile -t wanted < <(from_backports "${wanted[@]}")
@@ -308,6 +308,7 @@ main() {
     [[ ${#needed[@]} -gt 0 ]] || return 0
     if ! may_change; then
         report
+        echo "Nothing was changed." >&2
         print_commands "${needed[@]}"
         exit 3
     fi

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import sys
 
 import click
 
@@ -22,9 +21,6 @@ def report(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
-    if isinstance(error, BrokenPipeError):
-        sys.stderr.close()  # nobody reads any more; the interpreter would complain when it flushes
-        return 0
     from bundler import console  # noqa: PLC0415  rich is imported when there is something to say
     from bundler.errors import BundlerError, OutOfSpaceError  # noqa: PLC0415
 

@@ -36,8 +36,9 @@ def command(*, bundle: Path, as_json: bool) -> None:
     for mode in manifest.modes:
         if mode.quantization:
             calibration = mode.quantization.calibration
+            kind = "synthetic pictures" if calibration.source == "synthetic" else "pictures"
             console.text_result(
-                f"{mode.name}: {mode.quantization.engine}, calibrated with {calibration.count} {calibration.source} pictures; "
+                f"{mode.name}: {mode.quantization.engine}, calibrated with {calibration.count} {kind}; "
                 f"float operators left: {mode.quantization.float_operators or 'none'}"
             )
     console.text_result("")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -51,16 +52,17 @@ def connect() -> Iterator[Engine]:
         EngineUnavailableError: none answers.
         EngineError: it runs on an architecture that is none of ours.
     """
-    _require_context()
+    address = _address()
     try:
+        _knock(address)
         client = from_env(timeout=_CONNECT_SECONDS, use_ssh_client=True)
     except (*ENGINE_FAILURES, OSError) as error:
-        raise _unavailable(error) from error
+        raise _unavailable(address, error) from error
     with closing(client):
         try:
             engine = _identify(client)
         except ENGINE_FAILURES as error:
-            raise _unavailable(error) from error
+            raise _unavailable(address, error) from error
         client.api.timeout = _ANSWER_SECONDS
         yield engine
 
@@ -82,14 +84,30 @@ def engine_errors(doing: str) -> Iterator[None]:
         raise EngineError(msg, next_step=_next_step(str(reason))) from error
 
 
-def _require_context() -> None:
-    """Refuse a Docker context that does not exist: the SDK would silently take the engine of this machine instead."""
-    if os.environ.get("DOCKER_HOST"):
-        return
+def _address() -> str:
+    """Return where the engine is asked for: DOCKER_HOST, or else the current Docker context.
+
+    Raises:
+        EngineUnavailableError: that context does not exist; the SDK would silently take the engine of this machine instead.
+    """
+    host = os.environ.get("DOCKER_HOST")
+    if host:
+        return host
     name = os.environ.get("DOCKER_CONTEXT")
-    if ContextAPI.get_context(name) is None:
+    context = ContextAPI.get_context(name)
+    if context is None:
         msg = f"there is no Docker context {name or 'as the Docker configuration names'}"
         raise EngineUnavailableError(msg, next_step="`docker context ls` lists them; `docker context use default` goes back.")
+    return str(context.Host)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens behind a local socket: the SDK says it at length, and leaves its own socket open."""
+    _, local, path = address.partition("unix://")
+    if local:
+        with socket.socket(socket.AF_UNIX) as door:
+            door.settimeout(_CONNECT_SECONDS)
+            door.connect(path)
 
 
 def _identify(client: DockerClient) -> Engine:
@@ -109,11 +127,9 @@ def _identify(client: DockerClient) -> Engine:
     )
 
 
-def _unavailable(error: Exception) -> EngineUnavailableError:
-    address = os.environ.get("DOCKER_HOST")
-    asked = f"at DOCKER_HOST={address}" if address else "on this machine"
+def _unavailable(address: str, error: Exception) -> EngineUnavailableError:
     return EngineUnavailableError(
-        f"no container engine answers {asked}: {error}",
+        f"no container engine answers at {address.removeprefix('http+')}: {error}",
         next_step="`make engine` (docker/setup-engine.sh) sets one up, or says what to type.",
     )
 

@@ -16,8 +16,8 @@ def tidy_graph(path: Path) -> None:
     """Rewrite a graph that the TorchScript exporter wrote, without changing what it computes.
 
     The exporter gives a bias quantized for each channel a zero point of shape [1], computed by ConstantOfShape and Cast, where
-    ONNX asks for the scale's shape or for none at all. It is zero, which is what none means. It casts uint8 activations to uint8.
-    And it writes weights and scales as Constant nodes; as initializers they are what tools show and share.
+    ONNX asks for the scale's shape or for none at all. It is zero, which is what none means. It casts uint8 activations to
+    uint8. And it writes weights and scales as Constant nodes; as initializers they are what tools show and share.
 
     Ensures: neither Constant nor ConstantOfShape is left.
 

@@ -90,7 +90,7 @@ def prove(
     """
     if isinstance(engine, EngineUnavailableError):
         console.warn(engine.message)
-        console.step("Proving on this host, without a container")
+        console.step("Proving without a container engine")
         executor: Executor = HostExecutor(bundle=bundle, target=target)
     elif image is None:
         raise ImageError("there is no device image to prove", next_step="Build the bundle again.")

@@ -1,0 +1,295 @@
+"""Where weights come from, and what is refused: every file here is a real one."""
+
+from __future__ import annotations
+
+import hashlib
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bundler.errors import CheckpointError
+from bundler.models.checkpoints import LoadedWeights, load_weights
+from bundler.models.mobilenet_v3 import mobilenet_v3_small
+from bundler.models.registry import find_model
+
+from torchvision.models import MobileNet_V3_Small_Weights
+
+_, VARIANT = find_model("mobilenet_v3_small")
+PUBLISHED = MobileNet_V3_Small_Weights.DEFAULT
+
+
+class RunsCode:
+    """Pickled, it asks whoever unpickles it to make a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+@pytest.fixture
+def state_dict(weights_of: Callable[[str], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return dict(weights_of("mobilenet_v3_small"))
+
+
+@pytest.fixture
+def load(calibration: Tensor) -> Callable[..., LoadedWeights]:
+    def load_request(request: str | Path, num_classes: int | None = 10) -> LoadedWeights:
+        def pictures() -> NDArray[np.float32]:
+            return calibration.numpy()
+
+        return load_weights(
+            str(request), VARIANT, parser=mobilenet_v3_small, num_classes=num_classes, pictures=pictures, seed=5
+        )
+
+    return load_request
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for torch.hub, and a network in which every connection is refused, on any machine."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # urllib reads the proxies once
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def assert_same(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert list(loaded) == list(expected)
+    assert all(torch.equal(loaded[key], expected[key]) for key in expected)
+
+
+def assert_builds(loaded: LoadedWeights) -> None:
+    mobilenet_v3_small(weights=loaded.state_dict, num_classes=loaded.num_classes)
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        pytest.param(lambda state_dict: state_dict, id="bare"),
+        pytest.param(lambda state_dict: {"epoch": 3, "state_dict": state_dict, "best": 0.9}, id="state_dict"),
+        pytest.param(lambda state_dict: {"model_state_dict": state_dict}, id="model_state_dict"),
+        pytest.param(lambda state_dict: {"model": state_dict, "args": {"lr": 0.1}}, id="model"),
+        pytest.param(lambda state_dict: {f"module.{key}": value for key, value in state_dict.items()}, id="DataParallel"),
+        pytest.param(
+            lambda state_dict: {"state_dict": {f"module.{key}": value for key, value in state_dict.items()}},
+            id="state_dict of DataParallel",
+        ),
+    ],
+)
+def test_checkpoints_of_training_scripts(
+    wrap: Callable[[Any], Any], state_dict: dict[str, Tensor], load: Callable[..., LoadedWeights], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.pth"
+    torch.save(wrap(state_dict), file)
+    loaded = load(file)
+    assert_same(loaded.state_dict, state_dict)
+    assert (loaded.source, loaded.trained, loaded.num_classes) == ("mine.pth", True, 10)
+    assert loaded.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert_builds(loaded)
+
+
+def test_safetensors(state_dict: dict[str, Tensor], load: Callable[..., LoadedWeights], tmp_path: Path) -> None:
+    save_file(state_dict, tmp_path / "mine.safetensors")
+    loaded = load(tmp_path / "mine.safetensors").state_dict
+    assert_same(dict(sorted(loaded.items())), dict(sorted(state_dict.items())))  # the format sorts by size
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float64])
+def test_another_precision_becomes_single(
+    precision: torch.dtype, state_dict: dict[str, Tensor], load: Callable[..., LoadedWeights], tmp_path: Path
+) -> None:
+    given = {key: value.to(precision) if value.is_floating_point() else value for key, value in state_dict.items()}
+    torch.save(given, tmp_path / "mine.pth")
+    loaded = load(tmp_path / "mine.pth")
+    assert {value.dtype for value in loaded.state_dict.values()} == {torch.float32, torch.int64}
+    assert_same(loaded.state_dict, {key: value.to(state_dict[key].dtype) for key, value in given.items()})
+    assert_builds(loaded)
+
+
+def truncated(file: Path, state_dict: dict[str, Tensor]) -> None:
+    torch.save(state_dict, file)
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def truncated_safetensors(file: Path, state_dict: dict[str, Tensor]) -> None:
+    save_file(state_dict, file)
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+DAMAGED: dict[str, tuple[str, Callable[[Path, dict[str, Tensor]], Any]]] = {
+    "empty": ("mine.pth", lambda file, _: file.touch()),
+    "text": ("mine.pth", lambda file, _: file.write_text("version https://git-lfs.github.com/spec/v1\n")),
+    "zeros": ("mine.pth", lambda file, _: file.write_bytes(bytes(4096))),
+    "truncated": ("mine.pth", truncated),
+    "empty safetensors": ("mine.safetensors", lambda file, _: file.touch()),
+    "truncated safetensors": ("mine.safetensors", truncated_safetensors),
+    "pickle called safetensors": ("mine.safetensors", lambda file, state_dict: torch.save(state_dict, file)),
+    "a whole model": ("mine.pth", lambda file, _: torch.save(mobilenet_v3_small(num_classes=10), file)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_file_is_refused_by_name(
+    damage: str, state_dict: dict[str, Tensor], load: Callable[..., LoadedWeights], tmp_path: Path
+) -> None:
+    name, write = DAMAGED[damage]
+    write(tmp_path / name, state_dict)
+    with pytest.raises(CheckpointError, match="is damaged or holds more than tensors") as refusal:
+        load(tmp_path / name)
+    assert str(tmp_path / name) in refusal.value.message
+    assert "\n" not in refusal.value.message
+    assert refusal.value.exit_code == 6
+
+
+def test_a_pickle_that_would_run_code_does_not(load: Callable[..., LoadedWeights], tmp_path: Path) -> None:
+    file, marker = tmp_path / "mine.pth", tmp_path / "marker"
+    torch.save({"state_dict": RunsCode(marker)}, file)
+    with pytest.raises(CheckpointError, match="holds more than tensors"):
+        load(file)
+    assert not marker.exists()
+    torch.load(file, weights_only=False)  # it is a pickle that runs code
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("payload", [[1, 2], {}, {"epoch": 3}, {"state_dict": {"weight": [1.0]}}, torch.ones(3), 7])
+def test_a_file_without_a_state_dict_is_refused(payload: object, load: Callable[..., LoadedWeights], tmp_path: Path) -> None:
+    torch.save(payload, tmp_path / "mine.pth")
+    with pytest.raises(CheckpointError, match="holds no state dict"):
+        load(tmp_path / "mine.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(
+    value: float, state_dict: dict[str, Tensor], load: Callable[..., LoadedWeights], tmp_path: Path
+) -> None:
+    spoilt = state_dict["features.3.block.0.0.weight"].clone()
+    spoilt.view(-1)[7] = value
+    torch.save({**state_dict, "features.3.block.0.0.weight": spoilt}, tmp_path / "mine.pth")
+    with pytest.raises(CheckpointError, match=r"not finite, first in features\.3\.block\.0\.0\.weight"):
+        load(tmp_path / "mine.pth")
+
+
+def test_a_file_that_is_not_there_and_a_folder(load: Callable[..., LoadedWeights], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere\.pth cannot be read: No such file"):
+        load(tmp_path / "nowhere.pth")
+    with pytest.raises(CheckpointError, match="cannot be read: Is a directory"):
+        load(tmp_path)
+
+
+# Random weights
+
+
+def test_random_weights_say_so_and_repeat(load: Callable[..., LoadedWeights]) -> None:
+    first, again = load("random"), load("random")
+    assert (first.source, first.trained, first.num_classes) == ("random:5", False, 10)
+    assert first.sha256 == again.sha256
+    assert_same(first.state_dict, again.state_dict)
+    assert_builds(first)
+
+
+# Published weights
+
+
+@pytest.mark.usefixtures("hub")
+def test_without_network_auto_is_random_and_loud(
+    load: Callable[..., LoadedWeights], capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = load("auto", None)
+    assert (loaded.source, loaded.trained, loaded.num_classes) == ("random:5", False, 1000)
+    assert_builds(loaded)
+    captured = capsys.readouterr()
+    said = " ".join(captured.err.split())
+    assert "the published weights of mobilenet_v3_small cannot be reached" in said
+    assert "RANDOM" in said
+    assert captured.out == ""
+
+
+def test_auto_with_another_number_of_classes_is_random_and_loud(
+    load: Callable[..., LoadedWeights], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load("auto", 10).source == "random:5"
+    said = " ".join(capsys.readouterr().err.split())
+    assert "have 1000 classes, not 10" in said
+    assert "RANDOM" in said
+
+
+def test_without_network_pretrained_is_refused_with_where_to_put_the_file(
+    hub: Path, load: Callable[..., LoadedWeights]
+) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot be reached \(https://download\.pytorch\.org/") as refusal:
+        load("pretrained", None)
+    assert str(hub) in refusal.value.next_step
+    assert list(hub.iterdir()) == []
+
+
+def test_pretrained_with_another_number_of_classes_is_refused(load: Callable[..., LoadedWeights]) -> None:
+    with pytest.raises(CheckpointError, match="have 1000 classes, not 10"):
+        load("pretrained", 10)
+
+
+@pytest.mark.parametrize("request_", ["pretrained", "auto"])
+def test_a_file_in_the_cache_needs_no_network(request_: str, hub: Path, load: Callable[..., LoadedWeights]) -> None:
+    """torch.hub checks a digest only of what it downloads; a file that lies there under the published name is taken."""
+    file = hub / Path(PUBLISHED.url).name
+    state_dict = mobilenet_v3_small().state_dict()
+    torch.save(state_dict, file)
+    loaded = load(request_, None)
+    assert_same(loaded.state_dict, state_dict)
+    assert (loaded.source, loaded.trained, loaded.num_classes) == (f"pretrained:{PUBLISHED}", True, 1000)
+    assert loaded.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert_builds(loaded)
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "zeros", "truncated"])
+def test_a_damaged_file_in_the_cache_is_refused_with_what_to_delete(
+    damage: str, hub: Path, state_dict: dict[str, Tensor], load: Callable[..., LoadedWeights]
+) -> None:
+    file = hub / Path(PUBLISHED.url).name
+    DAMAGED[damage][1](file, state_dict)
+    with pytest.raises(CheckpointError, match="published weights of mobilenet_v3_small are damaged") as refusal:
+        load("pretrained", None)
+    assert f"Delete {file}" in refusal.value.next_step
+
+
+def test_code_in_the_cache_does_not_run(
+    hub: Path, load: Callable[..., LoadedWeights], tmp_path: Path
+) -> None:
+    marker = tmp_path / "marker"
+    torch.save(RunsCode(marker), hub / Path(PUBLISHED.url).name)
+    with pytest.raises(CheckpointError, match="are damaged"):
+        load("pretrained", None)
+    with pytest.raises(Exception, match="weights_only|Weights only"):  # torch names no type of its own
+        mobilenet_v3_small(weights=PUBLISHED)
+    assert not marker.exists()
+
+
+def test_a_parser_takes_published_weights_from_the_cache(hub: Path) -> None:
+    state_dict = mobilenet_v3_small().state_dict()
+    torch.save(state_dict, hub / Path(PUBLISHED.url).name)
+    assert_same(mobilenet_v3_small(weights=PUBLISHED, progress=False).state_dict(), state_dict)
+    with pytest.raises(ValueError, match="has 1000 classes, not 10"):
+        mobilenet_v3_small(weights=PUBLISHED, num_classes=10)
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_parser_without_network_says_what_failed() -> None:
+    with pytest.raises(OSError, match="Connection refused"):
+        mobilenet_v3_small(weights=PUBLISHED, progress=False)

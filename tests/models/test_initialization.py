@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bundler.export.agreement import informative_problem
+from bundler.models.initialization import LOGIT_DEVIATION, random_state_dict
+from bundler.models.mobilenet_v3 import QuantizableMobileNetV3, mobilenet_v3_small
+
+
+def build() -> QuantizableMobileNetV3:
+    return mobilenet_v3_small(num_classes=10)
+
+
+def outputs_of(state_dict: Any, pictures: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return mobilenet_v3_small(weights=state_dict, num_classes=10)(pictures)
+
+
+def test_a_fresh_network_says_nothing_and_a_random_one_does(calibration: Tensor, golden: Tensor) -> None:
+    with torch.inference_mode():
+        assert "almost zero" in informative_problem(build()(golden).numpy())
+    state_dict = random_state_dict(build, calibration, seed=0)
+    assert informative_problem(outputs_of(state_dict, golden).numpy()) == ""
+    spread = outputs_of(state_dict, calibration)
+    assert float((spread - spread.mean(0)).std()) == pytest.approx(LOGIT_DEVIATION, rel=1e-3)  # float32 sums of 576 products
+    assert float(spread.mean(0).abs().max()) < 1e-3
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_the_callers_random_state(calibration: Tensor) -> None:
+    before = torch.random.get_rng_state()
+    first, again = (random_state_dict(build, calibration, seed=3) for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    torch.rand(1)
+    other = random_state_dict(build, calibration, seed=4)
+    assert not torch.equal(first["features.0.0.weight"], other["features.0.0.weight"])
+
+
+def test_statistics_come_from_the_pictures(calibration: Tensor) -> None:
+    state_dict = random_state_dict(build, calibration, seed=0)
+    convolved = torch.nn.functional.conv2d(calibration, state_dict["features.0.0.weight"], stride=2, padding=1)
+    # A plain average over the two batches of 8; the variances differ by how far the two batches' means are apart.
+    torch.testing.assert_close(state_dict["features.0.1.running_mean"], convolved.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(state_dict["features.0.1.running_var"], convolved.var((0, 2, 3)), rtol=0.2, atol=1e-3)
+    assert build().features[0][1].momentum == 0.01  # torchvision's, which training goes on with
