@@ -29,7 +29,7 @@ $(READY): pyproject.toml constraints.txt
 	    echo "▸ Installing python3-venv" && apt-get update -qq && apt-get install -qq -y python3-venv >/dev/null && rm -rf .venv && $(PYTHON) -m venv .venv; \
 	  else echo "✗ $(PYTHON) has no venv module; next: apt-get install python3-venv" >&2; rm -rf .venv; exit 1; fi; }
 	@# torch by itself and first: its CPU build satisfies the exact version, and nothing after it may pick another
-	@$(INSTALL) "$$(grep '^torch==' constraints.txt)" $(PROGRESS)
+	@$(INSTALL) --constraint constraints.txt "$$(grep '^torch==' constraints.txt)" $(PROGRESS)
 	@$(INSTALL) --constraint constraints.txt --editable '.[dev]' $(PROGRESS)
 	@touch $@
 

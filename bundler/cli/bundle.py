@@ -8,11 +8,11 @@ import click
 
 from bundler import console
 from bundler.cli.failures import INCOMPLETE
-from bundler.manifest import Manifest
+from bundler.cli.summary import print_summary
 from bundler.pipeline.build import build_bundle
 from bundler.plan import CalibrationRequest, plan_build
 
-__all__ = ["command", "summary"]
+__all__ = ["command"]
 
 
 @click.command("bundle")
@@ -80,24 +80,7 @@ def command(
     if as_json:
         console.json_result(bundle.manifest.model_dump(mode="json", by_alias=True))
     else:
-        summary(bundle.manifest)
+        print_summary(bundle.manifest)
         console.text_result(f"\n{bundle.directory}\n{bundle.archive}")
     if bundle.manifest.verdict != "passed":
         ctx.exit(INCOMPLETE)
-
-
-def summary(manifest: Manifest) -> None:
-    """Print what a bundle's modes are, and say in plain sight what did not run."""
-    rows = [
-        (mode.name, "yes" if mode.supported else "NO", f"{mode.onnx.bytes / 1e6:.1f} MB", mode.reason)
-        for mode in manifest.modes
-    ]
-    console.table(("mode", "supported", "size", "because it"), rows)
-    if manifest.image:
-        console.text_result(f"image {manifest.image.reference}, {manifest.image.size / 1e6:.0f} MB, {manifest.image.digest}")
-    if not manifest.model.weights.trained:
-        console.warn("the weights are random; this package is for trying things out")
-    if manifest.verdict == "not_run":
-        console.warn(
-            "INCOMPLETE: not every CPU of the target has been run; `bundler verify` does it where it can (exit code 3)"
-        )

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from bundler import console
-from bundler.cli.bundle import summary
+from bundler.cli.summary import print_summary
 from bundler.manifest import read_manifest
 from bundler.packaging.checksums import check_checksums
 
@@ -42,7 +42,7 @@ def command(*, bundle: Path, as_json: bool) -> None:
                 f"float operators left: {mode.quantization.float_operators or 'none'}"
             )
     console.text_result("")
-    summary(manifest)
+    print_summary(manifest)
     console.text_result("")
     rows = [
         (

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor
+
+from bundler.errors import ExportError
+from bundler.export.graph import ExportedGraph, ensure_graph
+from bundler.export.reference import agree_with_torch, require_informative, run_reference
+from bundler.models.mobilenet_v2 import mobilenet_v2
+
+Exported = Any  # of conftest.py
+
+
+def compare(exported: Exported, graph: ExportedGraph, golden: Tensor) -> Any:
+    return agree_with_torch(
+        graph,
+        run_reference(graph, golden.numpy(), "all"),
+        torch_outputs=exported.torch_outputs,
+        fp32_outputs=exported.fp32_outputs,
+        profile=exported.target.export,
+    )
+
+
+def tampered(exported: Exported, folder: Path, change: Callable[[onnx.ModelProto], None]) -> ExportedGraph:
+    model = onnx.load(exported.graph.path)
+    change(model)
+    onnx.save(model, folder / "tampered.onnx")
+    return ensure_graph(folder / "tampered.onnx", opset=13, quantized=exported.graph.quantized)
+
+
+def constant(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
+    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
+
+
+def replace(tensor: onnx.TensorProto, values: np.ndarray) -> None:
+    tensor.CopyFrom(numpy_helper.from_array(values.astype(numpy_helper.to_array(tensor).dtype), tensor.name))
+
+
+def dequantized(model: onnx.ModelProto, index: int, operand: int) -> onnx.NodeProto:
+    """Return the node that dequantizes the weights (1) or the bias (2) of a convolution."""
+    convolution = [node for node in model.graph.node if node.op_type == "Conv"][index]
+    return next(node for node in model.graph.node if convolution.input[operand] in node.output)
+
+
+def test_onnx_runtime_agrees_with_torch(fp32: Exported, int8: Exported, golden: Tensor) -> None:
+    assert compare(fp32, fp32.graph, golden).max_steps == 0
+    agreement = compare(int8, int8.graph, golden)
+    assert 0 < agreement.max_steps <= int8.target.export.torch_max_steps
+    assert 0 < agreement.equal_share < 1
+
+
+def test_every_optimization_level_gives_the_same_integers(int8: Exported, golden: Tensor) -> None:
+    outputs = run_reference(int8.graph, golden.numpy(), "all")
+    assert np.array_equal(run_reference(int8.graph, golden.numpy(), "extended"), outputs)
+    # Outputs are whole multiples of the step, exactly: the dequantized integers.
+    steps = outputs / np.float32(int8.graph.output_step)
+    assert float(np.abs(steps - np.rint(steps)).max()) < 1e-4  # float32 rounding of at most 255 steps
+
+
+@pytest.mark.parametrize("index", [0, 20, 51])
+def test_another_weight_scale_is_noticed(index: int, int8: Exported, golden: Tensor, tmp_path: Path) -> None:
+    def double(model: onnx.ModelProto) -> None:
+        for operand in (1, 2):  # the bias as well, whose scale must stay the product of the input's and the weights'
+            scale = constant(model, dequantized(model, index, operand).input[1])
+            replace(scale, numpy_helper.to_array(scale) * 2)
+
+    with pytest.raises(ExportError, match=r"computes something else.*(quantization steps|further from FP32)"):
+        compare(int8, tampered(int8, tmp_path, double), golden)
+
+
+def test_a_weight_of_the_other_sign_is_noticed(int8: Exported, golden: Tensor, tmp_path: Path) -> None:
+    def negate(model: onnx.ModelProto) -> None:
+        weights = constant(model, dequantized(model, 0, 1).input[0])
+        values = numpy_helper.to_array(weights).copy()
+        values[0] = -np.clip(values[0], -127, 127)
+        replace(weights, values)
+
+    with pytest.raises(ExportError, match="computes something else"):
+        compare(int8, tampered(int8, tmp_path, negate), golden)
+
+
+def test_a_hundredth_of_one_float_weight_is_noticed(fp32: Exported, golden: Tensor, tmp_path: Path) -> None:
+    def nudge(model: onnx.ModelProto) -> None:
+        weights = constant(model, "classifier.1.weight")
+        values = numpy_helper.to_array(weights).copy()
+        values[3, np.abs(values[3]).argmax()] *= np.float32(1.01)
+        replace(weights, values)
+
+    with pytest.raises(ExportError, match="dB from torch, and 80 dB are asked for"):
+        compare(fp32, tampered(fp32, tmp_path, nudge), golden)
+
+
+def test_losing_more_than_torch_is_noticed(int8: Exported, golden: Tensor) -> None:
+    """Within the steps that are allowed, and still too far from FP32."""
+    outputs = run_reference(int8.graph, golden.numpy(), "all")
+    away = np.where(outputs >= int8.fp32_outputs, 1, -1) * np.float32(20 * int8.graph.output_step)
+    close = int8.fp32_outputs + (int8.torch_outputs - int8.fp32_outputs) / 100
+    with pytest.raises(ExportError, match="dB further from FP32 than torch's INT8, and 3.0 dB are allowed"):
+        agree_with_torch(
+            int8.graph,
+            (close + away).astype(np.float32),
+            torch_outputs=close,
+            fp32_outputs=int8.fp32_outputs,
+            profile=int8.target.export,
+        )
+
+
+def test_a_network_that_says_nothing_is_refused(golden: Tensor, fp32: Exported) -> None:
+    require_informative("mobilenet_v2", fp32.torch_outputs)
+    with torch.inference_mode():
+        fresh = mobilenet_v2(num_classes=10)(golden).numpy()
+    assert float(np.abs(fresh).max()) < 1e-6  # any comparison of these holds, for any bug
+    with pytest.raises(ExportError, match="nothing can be proved with these weights: the outputs are almost zero .* of mobilenet_v2"):
+        require_informative("mobilenet_v2", fresh)
+    with pytest.raises(ExportError, match="the same for every picture"):
+        require_informative("mobilenet_v2", np.repeat(fp32.torch_outputs[:1], 4, axis=0))

@@ -1,0 +1,157 @@
+"""ReLU6 in float, in INT8, in training, and in both targets' graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bundler.export.agreement import informative_problem
+from bundler.export.onnx_export import export_onnx
+from bundler.models.mobilenet_v2 import mobilenet_v2
+from bundler.quantization import calibrate, convert, quantized_engine
+from bundler.quantization.relu6 import QuantizableReLU6
+from bundler.targets import TargetProfile
+
+import torchvision
+
+RELU6_LAYERS = 35  # of MobileNetV2: the first and last convolution, 16 expansions, 17 depthwise ones
+
+
+@pytest.fixture(scope="module")
+def hot_weights(weights_of: Callable[[str], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Weights with which every ReLU6 clips much: each BatchNorm before one is four times as strong."""
+    weights = {key: value.clone() for key, value in weights_of("mobilenet_v2").items()}
+    for name, module in torchvision.models.mobilenet_v2().named_modules():
+        children = list(module.named_children()) if isinstance(module, nn.Sequential) else []
+        for (norm, layer), (_, reader) in zip(children, children[1:], strict=False):
+            if isinstance(layer, nn.BatchNorm2d) and isinstance(reader, nn.ReLU6):
+                weights[f"{name}.{norm}.weight"] *= 4
+                weights[f"{name}.{norm}.bias"] *= 4
+    return weights
+
+
+@pytest.fixture(scope="module")
+def prepared(hot_weights: dict[str, Tensor], target: TargetProfile, calibration: Tensor) -> nn.Module:
+    model = mobilenet_v2(weights=hot_weights, num_classes=10, quantize=True, target=target.quantization)
+    calibrate(model, calibration.split(8))
+    return model
+
+
+@pytest.fixture(scope="module")
+def converted(prepared: nn.Module, target: TargetProfile) -> nn.Module:
+    return convert(prepared, target.quantization)
+
+
+def test_the_float_model_clips_as_torchvisions_does(hot_weights: dict[str, Tensor], golden: Tensor) -> None:
+    plain = torchvision.models.mobilenet_v2(num_classes=10).eval()
+    plain.load_state_dict(hot_weights)
+    with_relu = torchvision.models.quantization.mobilenet_v2(num_classes=10).eval()
+    with_relu.load_state_dict(hot_weights)
+    with torch.inference_mode():
+        expected = plain(golden)
+        assert informative_problem(expected.numpy()) == ""
+        assert torch.equal(mobilenet_v2(weights=hot_weights, num_classes=10)(golden), expected)
+        # torchvision's own quantizable model is another function: these weights tell ReLU6 and ReLU apart.
+        assert not torch.allclose(with_relu(golden), expected, rtol=0.1)
+
+
+def capped_observers(model: nn.Module) -> list[Any]:
+    return [
+        module.activation_post_process
+        for module in model.modules()
+        if hasattr(module, "activation_post_process") and "CappedAtSix" in type(module.activation_post_process).__name__
+    ]
+
+
+def test_observers_end_at_six(prepared: nn.Module, target: TargetProfile) -> None:
+    observers = capped_observers(prepared)
+    assert len(observers) == RELU6_LAYERS
+    steps = 127 if target.quantization.qconfig == "fbgemm" else 255
+    reached = 0
+    for observer in observers:
+        scale, zero_point = observer.calculate_qparams()
+        assert int(zero_point) == 0
+        assert float(scale) <= 6 / steps * (1 + 1e-6)  # float32's rounding of the quotient
+        reached += float(observer.max_val) == 6
+    assert reached == RELU6_LAYERS
+
+
+def test_int8_never_exceeds_six(converted: nn.Module, target: TargetProfile, golden: Tensor) -> None:
+    before: list[float] = []
+    excess: list[float] = []
+
+    def watch(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        before.append(float(inputs[0].dequantize().max()))
+        excess.append(float(output.dequantize().max()) - 6 - output.q_scale() / 2)
+
+    layers = [module for module in converted.modules() if isinstance(module, QuantizableReLU6)]
+    assert len(layers) == RELU6_LAYERS
+    for layer in layers:
+        layer.register_forward_hook(watch)
+    with quantized_engine(target.quantization.engine), torch.inference_mode():
+        converted(golden * 8)  # far brighter than anything the observers saw
+    assert len(excess) == RELU6_LAYERS
+    assert max(excess) <= 0
+    # Seven-bit activations leave the range up to 12 free: there is something to clip. Eight-bit ones end at 6 by themselves.
+    assert (max(before) > 6.1) == (target.quantization.qconfig == "fbgemm")
+
+
+def test_the_graph_clips_integers_where_the_range_does_not_end_at_six(
+    converted: nn.Module, target: TargetProfile, golden: Tensor, tmp_path: Path
+) -> None:
+    with quantized_engine(target.quantization.engine):
+        graph = export_onnx(converted, golden[:2], tmp_path / "int8.onnx", opset=13, quantized=True)
+    model = onnx.load(graph.path).graph
+    producer = {name: node for node in model.node for name in node.output}
+    readers = {name: [node for node in model.node if name in node.input] for name in producer}
+    clips = [node for node in model.node if node.op_type == "Clip"]
+    assert len(clips) == (RELU6_LAYERS if target.quantization.qconfig == "fbgemm" else 0)
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.initializer}
+    for clip in clips:
+        quantize, dequantizers = producer[clip.input[0]], readers[clip.output[0]]
+        assert quantize.op_type == "QuantizeLinear"
+        assert {node.op_type for node in dequantizers} == {"DequantizeLinear"}
+        low, high = (constants[name] for name in clip.input[1:])
+        assert low.dtype == high.dtype == "uint8"
+        scale = constants[quantize.input[1]]
+        assert low == 0
+        assert abs(high * scale - 6) <= scale / 2
+    assert not {"Clip", "Relu"} & graph.float_operators.keys()
+
+
+@pytest.mark.parametrize(("scale", "zero_point"), [(6 / 127, 0), (6 / 255, 0), (0.05, 10), (3 / 127, 0), (12 / 255, 0)])
+def test_on_a_quantized_tensor_it_is_relu6_of_the_values(scale: float, zero_point: int, target: TargetProfile) -> None:
+    integers = torch.arange(256, dtype=torch.uint8)
+    tensor = torch._make_per_tensor_quantized_tensor(integers, scale, zero_point)
+    with quantized_engine(target.quantization.engine):
+        clipped = QuantizableReLU6()(tensor)
+    wanted = nn.functional.relu6(tensor.dequantize())  # 6 itself may lie between two steps
+    assert float((clipped.dequantize() - wanted).abs().max()) <= scale / 2 * (1 + 1e-5)
+
+
+def test_training_observes_and_clips_as_well(
+    hot_weights: dict[str, Tensor], target: TargetProfile, calibration: Tensor, golden: Tensor
+) -> None:
+    model = mobilenet_v2(weights=hot_weights, num_classes=10, quantize=True, is_qat=True, target=target.quantization)
+    model(calibration[:4])
+    fakes = capped_observers(model)
+    assert len(fakes) == RELU6_LAYERS
+    for fake in fakes:
+        scale, zero_point = fake.calculate_qparams()
+        assert int(zero_point) == 0
+        assert float(scale) <= 6 / (127 if target.quantization.qconfig == "fbgemm" else 255) * (1 + 1e-6)
+    converted = convert(model, target.quantization)
+    outputs: list[Tensor] = []
+    for module in converted.modules():
+        if isinstance(module, QuantizableReLU6):
+            module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    with quantized_engine(target.quantization.engine), torch.inference_mode():
+        converted(golden * 8)
+    assert len(outputs) == RELU6_LAYERS
+    assert all(float(output.dequantize().max()) <= 6 + output.q_scale() / 2 for output in outputs)
