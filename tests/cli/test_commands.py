@@ -1,0 +1,110 @@
+"""The command line as its users meet it: help, listings, JSON, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bundler.models.registry import SCOPE, models
+
+BUNDLER = str(Path(sys.executable).with_name("bundler"))
+ROOT = Path(__file__).parents[2]
+COMMANDS = ["bundle", "verify", "inspect", "models", "targets", "doctor"]
+NO_ENGINE = {**os.environ, "DOCKER_HOST": "unix:///nonexistent/engine.sock"}
+
+
+def bundler(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    run = subprocess.run([BUNDLER, *arguments], capture_output=True, text=True, check=False, env=NO_ENGINE)
+    assert run.returncode == code, run.stderr
+    return run
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_stands_in_the_readme(command: str) -> None:
+    text = bundler(command, "--help").stdout
+    assert "Usage: bundler" in text
+    assert f"`bundler {command}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert command in bundler("--help").stdout
+    if re.search(r"Usage: .*[A-Z]{4}", text.replace("OPTIONS", "")):  # it takes an argument
+        assert "Example" in text
+
+
+def test_the_listings_need_neither_torch_nor_the_engine() -> None:
+    code = (
+        "import sys; from bundler.cli import cli\n"
+        "for arguments in (['--help'], ['models'], ['models', '--json']):\n"
+        "    cli.main(arguments, standalone_mode=False)\n"
+        "heavy = {'torch', 'docker', 'onnx', 'onnxruntime', 'pydantic', 'rich'} & set(sys.modules)\n"
+        "sys.exit(' '.join(heavy) or 0)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_models_lists_the_whole_scope_table() -> None:
+    document = json.loads(bundler("models", "--json").stdout)
+    assert {row["name"] for row in document} == set(models())
+    assert {row["row"] for row in document} == {row.name for row in SCOPE}
+    for row in document:
+        assert bool(row["modes"]) == row["built"] == (not row["reason"])
+    assert len(bundler("models").stdout.splitlines()) == len(models()) + 1
+
+
+def test_targets_and_doctor_print_one_json_document() -> None:
+    assert [target["name"] for target in json.loads(bundler("targets", "--json").stdout)] == ["arm64-qnnpack", "x86-fbgemm"]
+    findings = json.loads(bundler("doctor", "--json", code=3).stdout)
+    engine = next(finding for finding in findings if finding["subject"] == "container engine")
+    assert engine["status"] == "missing"
+    assert engine["next_step"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["bundle", "mobilnet_v2", "--target", "arm64"], 4, "Did you mean mobilenet_v2"),
+        (["bundle", "resnet18", "--target", "am64"], 4, "Did you mean arm64"),
+        (["bundle", "yolov3", "--target", "arm64"], 5, "not build it yet"),
+        (["bundle", "resnet18", "--target", "arm64", "--mode", "int8-qat"], 5, "training loop"),
+        (["bundle", "resnet18", "--target", "arm64", "--weights", "nothing.pth"], 6, "nothing.pth"),
+        (["bundle", "resnet18", "--target", "arm64", "--weights", "random", "--calibration", "nothing"], 7, "nothing"),
+        (["bundle", "resnet18"], 2, "--target"),
+        (["bundle", "resnet18", "--target", "arm64", "--batch-size", "0"], 2, "--batch-size"),
+        (["nonsense"], 2, "nonsense"),
+        (["inspect", "nothing"], 11, "nothing"),
+    ],
+)
+def test_a_refusal_says_why_and_what_to_do(arguments: list[str], code: int, words: str, tmp_path: Path) -> None:
+    if arguments[0] == "bundle":
+        arguments = [*arguments, "--output", str(tmp_path)]
+    run = bundler(*arguments, code=code)
+    assert words in run.stderr
+    assert "Traceback" not in run.stderr
+    assert run.stdout == ""
+    assert not any(tmp_path.rglob("*.json"))
+    if code != 2:
+        assert "next:" in run.stderr
+
+
+def test_debug_shows_where_it_happened() -> None:
+    run = bundler("--debug", "inspect", "nothing", code=1)
+    assert "Traceback" in run.stderr
+    assert "BundleDamagedError" in run.stderr
+
+
+def test_the_version_is_the_packages() -> None:
+    assert bundler("--version").stdout.strip() == "bundler 0.1.0"
+
+
+def test_only_the_console_and_click_write_to_the_terminal() -> None:
+    writers = [
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "bundler").rglob("*.py")
+        if re.search(r"sys\.std(out|err)\.write|click\.echo|(?<![\w.])print\(", path.read_text(encoding="utf-8"))
+    ]
+    assert sorted(writers) == ["bundler/cli/__init__.py", "bundler/console.py"]

@@ -1,0 +1,58 @@
+"""The plan: every choice made, and the impossible refused with the reason, before anything is read or written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bundler.errors import BundlerError, ModeUnavailableError, UnbuiltModelError, UnknownModelError, UnknownTargetError
+from bundler.plan import BuildJob, CalibrationRequest, plan_build
+
+
+def plan(model: str = "resnet50", target: str = "arm64", **changes: Any) -> BuildJob:
+    choices: dict[str, Any] = {
+        "modes": (),
+        "weights": "auto",
+        "num_classes": None,
+        "input_size": None,
+        "calibration": CalibrationRequest(folder=None, pictures=8, batch_size=4),
+        "base_image": None,
+        "output": Path("dist"),
+        "seed": 0,
+    }
+    return plan_build(model, target, **{**choices, **changes})
+
+
+def test_names_and_places() -> None:
+    job = plan()
+    assert job.identifier == "resnet50-arm64-qnnpack"
+    assert job.image_reference == "resnet50:arm64-qnnpack"
+    assert job.directory == Path("dist/arm64-qnnpack/resnet50")
+    assert job.archive == Path("dist/arm64-qnnpack/resnet50.tar.gz")
+    assert job.modes == ("fp32", "int8-ptq")
+
+
+def test_the_published_preprocessing_unless_a_size_is_given() -> None:
+    assert (plan().preprocessing.resize, plan().preprocessing.crop) == (232, 224)
+    sized = plan(input_size=64).preprocessing
+    assert (sized.resize, sized.crop) == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"model": "resnet51"}, UnknownModelError, "resnet51"),
+        ({"model": "densenet121"}, UnbuiltModelError, "not build it yet"),
+        ({"target": "arm65"}, UnknownTargetError, "arm65"),
+        ({"modes": ("int8-qat",)}, ModeUnavailableError, "training loop"),
+        ({"modes": ("fp32", "int4")}, ModeUnavailableError, "no such mode"),
+        ({"input_size": 16}, BundlerError, "too small"),
+        ({"num_classes": 1}, BundlerError, "nothing to tell apart"),
+    ],
+)
+def test_the_impossible_is_refused(changes: dict[str, Any], error: type[BundlerError], words: str) -> None:
+    with pytest.raises(error, match=words) as caught:
+        plan(**changes)
+    assert caught.value.next_step
