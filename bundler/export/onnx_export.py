@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -34,9 +36,8 @@ def export_onnx(model: nn.Module, sample: Tensor, path: Path, *, opset: int, qua
     if model.training:
         raise ExportError(f"{type(model).__name__} is in train mode", next_step="Call `eval()` before the export.")
     register_symbolics(opset)
-    with warnings.catch_warnings(), redirect_stdout(open(os.devnull, "w", encoding="utf-8")):  # noqa: PTH123
-        # The exporter announces its own end, and prints a whole graph before it raises.
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(), _silent_stdout():
+        warnings.simplefilter("ignore")  # the exporter announces its own end
         try:
             torch.onnx.export(
                 model,
@@ -55,3 +56,18 @@ def export_onnx(model: nn.Module, sample: Tensor, path: Path, *, opset: int, qua
             ) from error
     tidy_graph(path)
     return ensure_graph(path, opset=opset, quantized=quantized)
+
+
+@contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Keep stdout for results: before it raises, the exporter's C++ half prints a whole graph to file descriptor 1."""
+    sys.stdout.flush()
+    stdout, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        os.close(nowhere)

@@ -34,7 +34,7 @@ Tamper = Callable[[Exported, Callable[[onnx.ModelProto], None]], Path]
 
 def test_an_untouched_graph_holds(fp32: Exported, int8: Exported, tampered: Tamper) -> None:
     for exported in (fp32, int8):
-        path = tampered(exported, lambda model: None)
+        path = tampered(exported, lambda _: None)
         graph = ensure_graph(path, opset=13, quantized=exported.graph.quantized)
         assert graph.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         assert graph.output_step == exported.graph.output_step
@@ -126,7 +126,7 @@ def test_a_convolution_left_in_float_is_refused(index: int, int8: Exported, tamp
 def test_a_convolution_before_the_first_quantize_is_refused(int8: Exported, tampered: Tamper) -> None:
     def prepend(model: onnx.ModelProto) -> None:
         first = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
-        assert list(first.input)[0] == "image"
+        assert first.input[0] == "image"
         first.input[0] = "mixed"
         mix = np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1) + np.float32(0.1)
         model.graph.initializer.append(numpy_helper.from_array(mix, "mix"))

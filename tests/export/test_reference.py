@@ -103,7 +103,7 @@ def test_losing_more_than_torch_is_noticed(int8: Exported, golden: Tensor) -> No
     outputs = run_reference(int8.graph, golden.numpy(), "all")
     away = np.where(outputs >= int8.fp32_outputs, 1, -1) * np.float32(20 * int8.graph.output_step)
     close = int8.fp32_outputs + (int8.torch_outputs - int8.fp32_outputs) / 100
-    with pytest.raises(ExportError, match="dB further from FP32 than torch's INT8, and 3.0 dB are allowed"):
+    with pytest.raises(ExportError, match=r"dB further from FP32 than torch's INT8, and 3.0 dB are allowed"):
         agree_with_torch(
             int8.graph,
             (close + away).astype(np.float32),
@@ -118,7 +118,9 @@ def test_a_network_that_says_nothing_is_refused(golden: Tensor, fp32: Exported) 
     with torch.inference_mode():
         fresh = mobilenet_v2(num_classes=10)(golden).numpy()
     assert float(np.abs(fresh).max()) < 1e-6  # any comparison of these holds, for any bug
-    with pytest.raises(ExportError, match="nothing can be proved with these weights: the outputs are almost zero .* of mobilenet_v2"):
+    with pytest.raises(
+        ExportError, match=r"nothing can be proved with these weights: the outputs are almost zero .* of mobilenet_v2"
+    ):
         require_informative("mobilenet_v2", fresh)
     with pytest.raises(ExportError, match="the same for every picture"):
         require_informative("mobilenet_v2", np.repeat(fp32.torch_outputs[:1], 4, axis=0))

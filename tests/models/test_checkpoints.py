@@ -269,14 +269,12 @@ def test_a_damaged_file_in_the_cache_is_refused_with_what_to_delete(
     assert f"Delete {file}" in refusal.value.next_step
 
 
-def test_code_in_the_cache_does_not_run(
-    hub: Path, load: Callable[..., LoadedWeights], tmp_path: Path
-) -> None:
+def test_code_in_the_cache_does_not_run(hub: Path, load: Callable[..., LoadedWeights], tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     torch.save(RunsCode(marker), hub / Path(PUBLISHED.url).name)
     with pytest.raises(CheckpointError, match="are damaged"):
         load("pretrained", None)
-    with pytest.raises(Exception, match="weights_only|Weights only"):  # torch names no type of its own
+    with pytest.raises(Exception, match=r"weights_only|Weights only"):  # torch names no type of its own
         mobilenet_v3_small(weights=PUBLISHED)
     assert not marker.exists()
 

@@ -20,14 +20,15 @@ from bundler.export.reference import agree_with_torch, run_reference
 from bundler.models import torchvision_operators  # noqa: F401  before torchvision
 from bundler.models.initialization import random_state_dict
 from bundler.models.registry import find_model, load_parser, models
-from bundler.quantization import calibrate, convert, quantized_engine
-from bundler.targets import TargetProfile, find_target
+from bundler.quantization import DeQuantStub, QuantStub, calibrate, convert, quantized_engine
+from bundler.targets import TargetProfile, find_target, load_targets
 
 import torchvision
 
 BUILT = [name for name, (row, _) in models().items() if row.built]
 
-# A folded BatchNorm rounds differently: about 2^-24 (-144 dB) for each of up to 150 layers, amplified by those behind it. Measured: 98 to 111 dB.
+# A folded BatchNorm rounds differently: about 2^-24 (-144 dB) for each of up to 150 layers, amplified by those behind it.
+# Measured: 98 to 111 dB.
 FLOAT_ROUNDING_DB = 80.0
 # INT8 of an untrained network at 64 pixels reaches 11 to 20 dB. At 6 dB, noise has half the signal's amplitude: a wrong scale.
 INT8_FLOOR_DB = 6.0
@@ -53,9 +54,7 @@ def variant(request: pytest.FixtureRequest, calibration: Tensor, golden: Tensor)
     plain = getattr(torchvision.models, name)(num_classes=10)
     state_dict = random_state_dict(lambda: plain, calibration, seed=0)
     reference = outputs_of(plain.eval(), golden)
-    return Variant(
-        name=name, parser=load_parser(*find_model(name)), plain=plain, state_dict=state_dict, reference=reference
-    )
+    return Variant(name=name, parser=load_parser(*find_model(name)), plain=plain, state_dict=state_dict, reference=reference)
 
 
 @pytest.fixture
@@ -81,6 +80,9 @@ def test_float_model_is_torchvisions_bit_for_bit(variant: Variant, golden: Tenso
     assert list(ours) == list(theirs)
     assert [value.shape for value in ours.values()] == [value.shape for value in theirs.values()]
     assert isinstance(model, type(variant.plain))
+    assert type(model).__name__ == f"Quantizable{type(variant.plain).__name__}"
+    assert isinstance(model.quant, QuantStub)
+    assert isinstance(model.dequant, DeQuantStub)
     assert not model.training
     outputs = outputs_of(model, golden)
     assert np.array_equal(outputs, variant.reference)
@@ -92,6 +94,7 @@ def test_float_model_is_torchvisions_bit_for_bit(variant: Variant, golden: Tenso
     agree_with_torch(graph, exported, torch_outputs=outputs, fp32_outputs=outputs, profile=profile)
 
 
+@pytest.mark.parametrize("target", load_targets(), ids=lambda target: target.name, scope="function")
 def test_post_training_quantization(
     variant: Variant, target: TargetProfile, calibration: Tensor, golden: Tensor, folder: Path
 ) -> None:

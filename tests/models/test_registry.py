@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 
@@ -20,11 +21,14 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
 # The specification's table, row by row.
-ROWS = """
-ResNet18 ResNet34 ResNet50 ResNet101 ResNet152 DenseNet121 DenseNet161 DenseNet169 DenseNet201
-EfficientNetB0 EfficientNetB1 EfficientNetB2 EfficientNetB3 EfficientNetB4 EfficientNetB5 EfficientNetB6 EfficientNetB7
-MobileNetV2 MobileNetV3 WideResNet50 WideResNet101 ResNext50 ResNext101 YoloV3 YoloV4 YoloV5
-""".split()
+ROWS = [
+    *("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152"),
+    *("DenseNet121", "DenseNet161", "DenseNet169", "DenseNet201"),
+    *("EfficientNetB0", "EfficientNetB1", "EfficientNetB2", "EfficientNetB3"),
+    *("EfficientNetB4", "EfficientNetB5", "EfficientNetB6", "EfficientNetB7"),
+    *("MobileNetV2", "MobileNetV3", "WideResNet50", "WideResNet101", "ResNext50", "ResNext101"),
+    *("YoloV3", "YoloV4", "YoloV5"),
+]
 
 VARIANTS = {
     "ResNext101": ["resnext101_32x8d", "resnext101_64x4d"],
@@ -46,11 +50,25 @@ def test_the_scope_is_the_specifications_table() -> None:
         assert [variant.name for row in SCOPE if row.name == name for variant in row.variants] == variants
 
 
-def test_variant_names_are_unique_and_parsers_exist() -> None:
+def test_variant_names_are_unique() -> None:
     assert len(models()) == sum(len(row.variants) for row in SCOPE)
-    for row, variant in models().values():
-        if row.built:
-            assert load_parser(row, variant).__name__ == variant.name
+
+
+@pytest.mark.parametrize("name", [name for name, (row, _) in models().items() if row.built])
+def test_every_parser_has_the_specifications_signature(name: str) -> None:
+    """`(*, weights=None, progress=True, quantize=False, is_qat=False, **kwargs)`, and our `target`."""
+    parser = load_parser(*find_model(name))
+    assert parser.__name__ == name
+    *named, rest = inspect.signature(parser).parameters.values()
+    assert {parameter.kind for parameter in named} == {inspect.Parameter.KEYWORD_ONLY}
+    assert {parameter.name: parameter.default for parameter in named} == {
+        "weights": None,
+        "progress": True,
+        "quantize": False,
+        "is_qat": False,
+        "target": None,
+    }
+    assert rest.kind == inspect.Parameter.VAR_KEYWORD
 
 
 def test_every_classifier_is_torchvisions() -> None:
@@ -68,7 +86,9 @@ def test_preprocessing_is_that_of_the_published_weights(name: str) -> None:
     assert list(DEVIATION) == transforms.std
 
 
-@pytest.mark.parametrize(("mode", "size"), [("RGB", (90, 61)), ("L", (61, 90)), ("RGBA", (75, 75)), ("P", (40, 33)), ("1", (90, 80))])
+@pytest.mark.parametrize(
+    ("mode", "size"), [("RGB", (90, 61)), ("L", (61, 90)), ("RGBA", (75, 75)), ("P", (40, 33)), ("1", (90, 80))]
+)
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_a_picture_becomes_the_numbers_that_torchvision_makes(mode: str, size: tuple[int, int], interpolation: str) -> None:
     pixels = np.random.default_rng(3).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
@@ -98,7 +118,8 @@ def assert_same_numbers(picture: Image.Image, *, resize: int, crop: int, interpo
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("ResNet-50", "resnet50"), ("mobilenetv2", "mobilenet_v2"), ("resnet8", "resnet18"), ("YOLOv5s", "yolov5s")]
+    ("typed", "meant"),
+    [("ResNet-50", "resnet50"), ("mobilenetv2", "mobilenet_v2"), ("resnet8", "resnet18"), ("YOLOv5s", "yolov5s")],
 )
 def test_a_misspelt_model_is_refused_with_the_nearest_names(typed: str, meant: str) -> None:
     with pytest.raises(UnknownModelError) as refusal:
@@ -120,7 +141,11 @@ def test_an_unbuilt_model_is_refused_with_its_row() -> None:
                 find_model(variant.name)
 
 
-@given(name=st.sampled_from(sorted(models())), uppercase=st.lists(st.booleans(), min_size=20, max_size=20), separator=st.sampled_from("-_ ."))
+@given(
+    name=st.sampled_from(sorted(models())),
+    uppercase=st.lists(st.booleans(), min_size=20, max_size=20),
+    separator=st.sampled_from("-_ ."),
+)
 def test_case_and_separators_do_not_matter_to_the_nearest_name(name: str, uppercase: list[bool], separator: str) -> None:
     typed = "".join(character.upper() if up else character for character, up in zip(name, uppercase, strict=False))
     assert f" {name}" in nearest(typed.replace("_", separator), models()).replace("?", " ")

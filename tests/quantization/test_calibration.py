@@ -9,9 +9,7 @@ from bundler.models.resnet import resnet18
 from bundler.quantization import calibrate
 
 
-def test_every_picture_is_counted_and_seen(
-    weights_of: Callable[[str], Mapping[str, Tensor]], calibration: Tensor
-) -> None:
+def test_every_picture_is_counted_and_seen(weights_of: Callable[[str], Mapping[str, Tensor]], calibration: Tensor) -> None:
     prepared = resnet18(weights=weights_of("resnet18"), num_classes=10, quantize=True).train()
     assert calibrate(prepared, calibration[:7].split(3)) == 7
     assert not prepared.training

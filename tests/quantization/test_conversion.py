@@ -74,19 +74,21 @@ def test_a_model_that_was_not_calibrated_is_not_converted_in_silence() -> None:
         convert(prepared, get_platform_aware_qconfig())
 
 
-def test_a_user_sees_no_warning_of_torchs(target: TargetProfile) -> None:
+def test_a_user_sees_no_warning_of_torchs() -> None:
     """In a process of its own: torch gives some of its warnings only once."""
-    code = f"""
+    code = """
 import torch
 from bundler.models.resnet import resnet18
 from bundler.quantization import calibrate, convert, quantized_engine
-from bundler.targets import find_target
-target = find_target({target.name!r}).quantization
-for is_qat in (False, True):
-    prepared = resnet18(quantize=True, is_qat=is_qat, target=target)
-    calibrate(prepared, [torch.rand(2, 3, 64, 64)])
-    with quantized_engine(target.engine):
-        convert(prepared, target)(torch.rand(1, 3, 64, 64))
+from bundler.targets import load_targets
+
+for profile in load_targets():
+    target = profile.quantization
+    for is_qat in (False, True):
+        prepared = resnet18(quantize=True, is_qat=is_qat, target=target)
+        calibrate(prepared, [torch.rand(2, 3, 64, 64)])
+        with quantized_engine(target.engine):
+            convert(prepared, target)(torch.rand(1, 3, 64, 64))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

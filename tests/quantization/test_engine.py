@@ -28,6 +28,6 @@ def test_the_engine_is_restored_when_the_work_fails() -> None:
 
 def test_an_engine_that_torch_does_not_have_is_refused_by_name() -> None:
     before = torch.backends.quantized.engine
-    with pytest.raises(BundlerError, match="no quantized engine 'xnnpack'.*qnnpack"), quantized_engine("xnnpack"):
+    with pytest.raises(BundlerError, match=r"no quantized engine 'xnnpack'.*qnnpack"), quantized_engine("xnnpack"):
         pass
     assert torch.backends.quantized.engine == before

@@ -42,7 +42,11 @@ def test_qat_keeps_every_batch_norm(build: Callable[[], Any], golden: Tensor) ->
         before = model(golden)
         model.train().fuse_model(is_qat=True)
         after = model.eval()(golden)
-    assert kinds(model, nn.BatchNorm2d) == norms == kinds(model, torch.ao.nn.intrinsic.ConvBn2d, torch.ao.nn.intrinsic.ConvBnReLU2d)
+    assert (
+        kinds(model, nn.BatchNorm2d)
+        == norms
+        == kinds(model, torch.ao.nn.intrinsic.ConvBn2d, torch.ao.nn.intrinsic.ConvBnReLU2d)
+    )
     assert torch.equal(before, after)
 
 

@@ -23,7 +23,9 @@ StateDict = dict[str, Tensor]
 
 
 @pytest.fixture(scope="module", params=SMALL)
-def small(request: pytest.FixtureRequest, weights_of: Callable[[str], Mapping[str, Tensor]]) -> tuple[Callable[..., Any], StateDict]:
+def small(
+    request: pytest.FixtureRequest, weights_of: Callable[[str], Mapping[str, Tensor]]
+) -> tuple[Callable[..., Any], StateDict]:
     parser = load_parser(*find_model(request.param))
 
     def build(state_dict: Mapping[str, Tensor], **kwargs: Any) -> Any:

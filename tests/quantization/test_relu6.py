@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def hot_weights(weights_of: Callable[[str], Mapping[str, Tensor]]) -> dict[str, 
     weights = {key: value.clone() for key, value in weights_of("mobilenet_v2").items()}
     for name, module in torchvision.models.mobilenet_v2().named_modules():
         children = list(module.named_children()) if isinstance(module, nn.Sequential) else []
-        for (norm, layer), (_, reader) in zip(children, children[1:], strict=False):
+        for (norm, layer), (_, reader) in pairwise(children):
             if isinstance(layer, nn.BatchNorm2d) and isinstance(reader, nn.ReLU6):
                 weights[f"{name}.{norm}.weight"] *= 4
                 weights[f"{name}.{norm}.bias"] *= 4
@@ -61,6 +62,16 @@ def test_the_float_model_clips_as_torchvisions_does(hot_weights: dict[str, Tenso
         assert not torch.allclose(with_relu(golden), expected, rtol=0.1)
 
 
+def clipped_convolutions(model: nn.Module) -> list[Any]:
+    """Return what stands before each ReLU6, with nothing but what fusing left between."""
+    sequences = [
+        [layer for layer in module if type(layer) is not nn.Identity]
+        for module in model.modules()
+        if isinstance(module, nn.Sequential)
+    ]
+    return [layer for layers in sequences for layer, reader in pairwise(layers) if isinstance(reader, QuantizableReLU6)]
+
+
 def capped_observers(model: nn.Module) -> list[Any]:
     return [
         module.activation_post_process
@@ -69,17 +80,14 @@ def capped_observers(model: nn.Module) -> list[Any]:
     ]
 
 
-def test_observers_end_at_six(prepared: nn.Module, target: TargetProfile) -> None:
-    observers = capped_observers(prepared)
-    assert len(observers) == RELU6_LAYERS
+def test_the_range_before_each_relu6_ends_at_six(prepared: nn.Module, converted: nn.Module, target: TargetProfile) -> None:
+    assert [float(observer.max_val) for observer in capped_observers(prepared)] == [6.0] * RELU6_LAYERS
+    convolutions = clipped_convolutions(converted)
+    assert len(convolutions) == RELU6_LAYERS
     steps = 127 if target.quantization.qconfig == "fbgemm" else 255
-    reached = 0
-    for observer in observers:
-        scale, zero_point = observer.calculate_qparams()
-        assert int(zero_point) == 0
-        assert float(scale) <= 6 / steps * (1 + 1e-6)  # float32's rounding of the quotient
-        reached += float(observer.max_val) == 6
-    assert reached == RELU6_LAYERS
+    for convolution in convolutions:
+        assert convolution.zero_point == 0
+        assert convolution.scale <= 6 / steps * (1 + 1e-6)  # float32's rounding of the quotient
 
 
 def test_int8_never_exceeds_six(converted: nn.Module, target: TargetProfile, golden: Tensor) -> None:

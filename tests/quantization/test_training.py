@@ -48,7 +48,9 @@ def test_a_trained_model_is_converted_and_exported(
     assert torch.tensor(losses).isfinite().all()
     assert losses[-1] < losses[0]
     # Of the weights at least one number each; a single bias near 1 may round to where it was.
-    assert [key for key, parameter in model.named_parameters() if parameter.ndim > 1 and torch.equal(parameter, before[key])] == []
+    assert [
+        key for key, parameter in model.named_parameters() if parameter.ndim > 1 and torch.equal(parameter, before[key])
+    ] == []
     buffers = dict(model.named_buffers())
     assert statistics
     assert all(not torch.equal(buffers[key], value) for key, value in statistics.items())
