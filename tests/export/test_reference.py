@@ -13,13 +13,13 @@ from torch import Tensor
 
 from bundler.errors import ExportError
 from bundler.export.graph import ExportedGraph, ensure_graph
-from bundler.export.reference import agree_with_torch, require_informative, run_reference
+from bundler.export.reference import TorchAgreement, agree_with_torch, require_informative, run_reference
 from bundler.models.mobilenet_v2 import mobilenet_v2
 
 Exported = Any  # of conftest.py
 
 
-def compare(exported: Exported, graph: ExportedGraph, golden: Tensor) -> Any:
+def compare(exported: Exported, graph: ExportedGraph, golden: Tensor) -> TorchAgreement:
     return agree_with_torch(
         graph,
         run_reference(graph, golden.numpy(), "all"),
@@ -96,6 +96,27 @@ def test_a_hundredth_of_one_float_weight_is_noticed(fp32: Exported, golden: Tens
 
     with pytest.raises(ExportError, match="dB from torch, and 80 dB are asked for"):
         compare(fp32, tampered(fp32, tmp_path, nudge), golden)
+
+
+def test_one_value_too_many_steps_from_torch_is_noticed(int8: Exported, golden: Tensor) -> None:
+    """Even where ONNX Runtime is the one that is closer to FP32."""
+    outputs = run_reference(int8.graph, golden.numpy(), "all")
+    allowed = int8.target.export.torch_max_steps
+
+    def torch_is(steps: int) -> TorchAgreement:
+        torch_outputs = outputs.copy()
+        torch_outputs[1, 3] += np.float32(steps * int8.graph.output_step)
+        return agree_with_torch(
+            int8.graph, outputs, torch_outputs=torch_outputs, fp32_outputs=outputs, profile=int8.target.export
+        )
+
+    agreement = torch_is(allowed)
+    assert agreement.max_steps == allowed
+    assert agreement.equal_share == (outputs.size - 1) / outputs.size
+    with pytest.raises(
+        ExportError, match=f"up to {allowed + 1} quantization steps from torch's INT8, and {allowed} are allowed"
+    ):
+        torch_is(allowed + 1)
 
 
 def test_losing_more_than_torch_is_noticed(int8: Exported, golden: Tensor) -> None:
