@@ -9,41 +9,47 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["detail", "error", "heading", "json_result", "progress", "step", "success", "table", "text_result", "warn"]
+__all__ = ["detail", "error", "heading", "json_result", "progress", "step", "success", "table", "text_result", "trace", "warn"]
 
 
 def heading(text: str) -> None:
-    _say("[bold]", text)
+    _say(text, style="bold")
 
 
 def step(text: str) -> None:
     """Say what is being done now."""
-    _say("[bold cyan]▸[/] ", text)
+    _say(text, mark="▸ ", mark_style="bold cyan")
 
 
 def detail(text: str) -> None:
     """Say a fact about the step just announced."""
-    _say("  [dim]", text)
+    _say(text, mark="  ", style="dim")
 
 
 def success(text: str) -> None:
-    _say("[bold green]✓[/] ", text)
+    _say(text, mark="✓ ", mark_style="bold green")
 
 
 def warn(text: str) -> None:
-    _say("[bold yellow]! warning:[/] ", text)
+    _say(text, mark="! warning: ", mark_style="bold yellow")
 
 
 def error(message: str, next_step: str) -> None:
     """Say what failed and what to do next."""
-    _say("[bold red]✗ error:[/] ", message)
+    _say(message, mark="✗ error: ", mark_style="bold red")
     if next_step:
-        _say("  [bold]next:[/] ", next_step)
+        _say(next_step, mark="  next: ", mark_style="bold")
+
+
+def trace(error: BaseException) -> None:
+    """Say where a failure happened."""
+    sys.stderr.write("".join(format_exception(error)))
 
 
 def text_result(text: str) -> None:
@@ -65,12 +71,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
             text_result("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
         return
     from rich.console import Console  # noqa: PLC0415
-    from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
     grid = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for line in lines[1:]:
-        grid.add_row(*map(escape, line))
+        grid.add_row(*map(Text, line))
     Console(highlight=False).print(grid)
 
 
@@ -80,7 +86,6 @@ def progress(description: str, total: int | None) -> Iterator[Callable[[int], No
 
     Where stderr is no terminal, a line at the start is enough.
     """
-    from rich.markup import escape  # noqa: PLC0415
     from rich.progress import (  # noqa: PLC0415
         BarColumn,
         MofNCompleteColumn,
@@ -96,21 +101,21 @@ def progress(description: str, total: int | None) -> Iterator[Callable[[int], No
         yield lambda _done: None
         return
     columns = (
-        TextColumn("  {task.description}"),
+        TextColumn("  {task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task(escape(description), total=total)
+        task = bars.add_task(description, total=total)
         yield lambda done: bars.advance(task, done)
 
 
-def _say(mark: str, text: str) -> None:
-    from rich.markup import escape  # noqa: PLC0415
+def _say(text: str, *, mark: str = "", mark_style: str = "", style: str = "") -> None:
+    from rich.text import Text  # noqa: PLC0415  a plain string would be searched for markup and emoji
 
-    _stderr().print(mark + escape(text))
+    _stderr().print(Text.assemble((mark, mark_style), (text, style)))
 
 
 def _stderr() -> Console:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,7 +99,7 @@ def load_pictures(folder: Path, preprocessing: Preprocessing, *, count: int, see
         for path in candidates:
             if len(pictures) == count:
                 break
-            name = path.relative_to(folder).as_posix()
+            name = os.fsencode(path.relative_to(folder)).decode(errors="backslashreplace")  # a name may be in another encoding
             try:
                 content = path.read_bytes()
                 with Image.open(path) as picture:

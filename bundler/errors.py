@@ -19,6 +19,7 @@ __all__ = [
     "EngineUnavailableError",
     "ExportError",
     "ImageError",
+    "ImpossibleRequestError",
     "ModeUnavailableError",
     "OutOfSpaceError",
     "OutputError",
@@ -40,6 +41,12 @@ class BundlerError(Exception):
         super().__init__(message)
         self.message = message
         self.next_step = next_step
+
+
+class ImpossibleRequestError(BundlerError):
+    """A number on the command line that no network can take."""
+
+    exit_code = 2
 
 
 class UnknownModelError(BundlerError):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundler.datasets import Preprocessing
-from bundler.errors import BundlerError, ModeUnavailableError
+from bundler.errors import ImpossibleRequestError, ModeUnavailableError
 from bundler.models.registry import Mode, ModelSpec, ScopeRow, find_model
 from bundler.targets import TargetProfile, find_target
 
@@ -79,7 +79,7 @@ def plan_build(
     Raises:
         UnknownModelError, UnknownTargetError: with the nearest names.
         ModeUnavailableError: the model does not have one of the modes.
-        BundlerError: a number that no network can take.
+        ImpossibleRequestError: a number that no network can take.
     """
     row, variant = find_model(model)
     profile = find_target(target)
@@ -89,12 +89,14 @@ def plan_build(
             reason = "its training loop is not built yet" if asked == "int8-qat" else "there is no such mode"
             raise ModeUnavailableError(model, asked, reason, row.modes)
     if input_size is not None and input_size < SMALLEST_INPUT:
-        raise BundlerError(
+        raise ImpossibleRequestError(
             f"an input of {input_size} pixels is too small for {model}",
             next_step=f"Give --input-size {SMALLEST_INPUT} or more.",
         )
     if num_classes is not None and num_classes < 2:
-        raise BundlerError(f"{num_classes} classes leave nothing to tell apart", next_step="Give --num-classes 2 or more.")
+        raise ImpossibleRequestError(
+            f"{num_classes} classes leave nothing to tell apart", next_step="Give --num-classes 2 or more."
+        )
     return BuildJob(
         row=row,
         variant=variant,

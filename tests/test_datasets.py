@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,64 @@ def test_the_numbers_are_torchvisions(size: tuple[int, int], mode: str, interpol
     assert ours.std() > 0.1
 
 
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [("L", "png"), ("RGBA", "png"), ("P", "png"), ("1", "png"), ("CMYK", "jpg"), ("L", "jpg"), ("RGB", "WEBP"), ("P", "gif")],
+)
+def test_files_of_every_kind_are_read_as_torchvision_reads_them(tmp_path: Path, mode: str, suffix: str) -> None:
+    for index in range(2):
+        picture(index, mode=mode).save(tmp_path / f"{index}.{suffix}")
+    dataset = load_pictures(tmp_path, SMALL, count=2, seed=0)
+    preset = ImageClassification(crop_size=32, resize_size=40)
+    for pixels, digest in zip(dataset.pictures, dataset.digests, strict=True):
+        with Image.open(tmp_path / digest.split("  ")[1]) as image:
+            torch.testing.assert_close(torch.from_numpy(pixels), preset(image.convert("RGB")), rtol=0, atol=1e-6)
+
+
+def test_a_pictures_orientation_is_left_as_torchvision_leaves_it(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    for name, extra in (("plain", {}), ("turned", {"exif": exif})):
+        (tmp_path / name).mkdir()
+        for index in range(2):
+            picture(index).save(tmp_path / name / f"{index}.jpg", quality=90, **extra)
+    plain, turned = (load_pictures(tmp_path / name, SMALL, count=2, seed=0) for name in ("plain", "turned"))
+    assert np.array_equal(plain.pictures, turned.pictures)
+    assert plain.sha256 != turned.sha256
+
+
+def test_pictures_are_found_below_any_number_of_folders(tmp_path: Path) -> None:
+    for index, name in enumerate(["flat.png", "a/one.PNG", "a/b/two.JPeG", "a/b/c d/three.bmp"]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(index).save(tmp_path / name)
+    (tmp_path / "folder.png").mkdir()
+    dataset = load_pictures(tmp_path, SMALL, count=9, seed=0)
+    assert {digest.split("  ")[1] for digest in dataset.digests} == {
+        "flat.png", "a/one.PNG", "a/b/two.JPeG", "a/b/c d/three.bmp"
+    }  # fmt: skip
+    assert dataset.skipped == ()
+
+
+def test_names_in_another_encoding_are_read_and_recorded(tmp_path: Path) -> None:
+    for index in range(2):
+        picture(index).save(tmp_path / os.fsdecode(b"caf\xe9 %d.png" % index))
+    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"")
+    dataset = load_pictures(tmp_path, SMALL, count=3, seed=0)
+    assert sorted(digest.split("  ")[1] for digest in dataset.digests) == ["caf\\xe9 0.png", "caf\\xe9 1.png"]
+    assert dataset.skipped == ("caf\\xe9.jpg",)
+    assert len(dataset.sha256) == 64
+
+
+def test_a_rare_class_is_used_up_and_the_others_fill_the_rest(tmp_path: Path) -> None:
+    for name, count in (("common", 8), ("rare", 1), ("some", 3)):
+        (tmp_path / name).mkdir()
+        for index in range(count):
+            picture(index).save(tmp_path / name / f"{index}.png")
+    chosen = load_pictures(tmp_path, SMALL, count=9, seed=3)
+    classes = [digest.split("  ")[1].split("/")[0] for digest in chosen.digests]
+    assert classes == ["common", "rare", "some", "common", "some", "common", "some", "common", "common"]
+
+
 def test_classes_are_taken_in_turn_and_the_seed_chooses(folder: Path) -> None:
     chosen = load_pictures(folder, SMALL, count=6, seed=0)
     classes = [digest.split("  ")[1].split("/")[0] for digest in chosen.digests]
@@ -53,12 +113,22 @@ def test_classes_are_taken_in_turn_and_the_seed_chooses(folder: Path) -> None:
     assert load_pictures(folder, SMALL, count=6, seed=1).sha256 != chosen.sha256
 
 
-def test_a_changed_byte_changes_the_digest(folder: Path) -> None:
-    before = load_pictures(folder, SMALL, count=18, seed=0)
-    picture(99).save(folder / "dog" / "3.png")
-    after = load_pictures(folder, SMALL, count=18, seed=0)
-    assert len(before) == len(after) == 18
-    assert before.sha256 != after.sha256
+def test_the_digest_covers_bytes_and_names_and_nothing_else(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    def digest(of: Path) -> str:
+        dataset = load_pictures(of, SMALL, count=18, seed=0)
+        assert len(dataset) == 18
+        return dataset.sha256
+
+    elsewhere = Path(shutil.copytree(folder, tmp_path_factory.mktemp("elsewhere") / "pictures"))
+    for path in elsewhere.rglob("*.png"):
+        os.utime(path, (1, 1))
+    before = digest(folder)
+    assert digest(elsewhere) == before
+    with (folder / "dog" / "3.png").open("ab") as file:  # the same picture, one byte more in the file
+        file.write(b"\0")
+    assert digest(folder) != before
+    (elsewhere / "dog" / "3.png").rename(elsewhere / "dog" / "33.png")
+    assert digest(elsewhere) != before
 
 
 def test_unreadable_pictures_are_named_skipped_and_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,20 +1,107 @@
-"""The manifest: what it calls supported, and its published schema."""
+"""The manifest: what it calls supported, what it must hold, and its published schema."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bundler.errors import BundleDamagedError
-from bundler.manifest import Evidence, Verdict, json_schema, judge_mode, read_manifest
+from bundler.manifest import Evidence, Manifest, Verdict, json_schema, judge_mode, read_manifest, write_manifest
 
+DATA = Path(__file__).parent / "data"
 PUBLISHED = Path(__file__).parents[1] / "schemas" / "manifest.schema.json"
+VERDICTS: tuple[Verdict, ...] = ("passed", "failed", "not_run")
+
+
+@pytest.fixture
+def document() -> dict[str, Any]:
+    """A manifest as this version writes it: INT8 passed on two CPUs of three, FP32 failed on one."""
+    loaded: dict[str, Any] = json.loads((DATA / "manifest.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def evidence(*verdicts: Verdict) -> list[Evidence]:
+    return [
+        Evidence(cpu=f"cpu{index}", verdict=verdict, reason="" if verdict == "passed" else "why")
+        for index, verdict in enumerate(verdicts)
+    ]
 
 
 def test_the_published_schema_is_the_codes() -> None:
-    """Renew it with `python -c "from bundler.manifest import json_schema; print(json_schema(), end='')"`."""
-    assert PUBLISHED.read_text() == json_schema()
+    renew = "from bundler.manifest import json_schema; print(json_schema(), end='')"
+    assert PUBLISHED.read_text(encoding="utf-8") == json_schema(), (
+        f'renew it: .venv/bin/python -c "{renew}" > {PUBLISHED.relative_to(PUBLISHED.parents[1])}'
+    )
+
+
+def test_a_written_manifest_stays_readable_byte_for_byte(tmp_path: Path) -> None:
+    write_manifest(read_manifest(DATA), tmp_path / "manifest.json")
+    assert (tmp_path / "manifest.json").read_bytes() == (DATA / "manifest.json").read_bytes()
+
+
+def test_the_schema_accepts_a_manifest_and_finds_what_is_wrong_with_others(document: dict[str, Any]) -> None:
+    schema = json.loads(json_schema())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    assert list(validator.iter_errors(document)) == []
+    int8 = document["modes"][1]
+    int8["evidence"][0]["verdict"] = "probably"
+    int8["onnx"]["sha256"] = "short"
+    del document["model"]["weights"]["trained"]
+    document["image"]["digest"] = "e" * 64
+    document["surprise"] = 1
+    paths = {error.json_path for error in validator.iter_errors(document)}
+    assert {"$", "$.model.weights"} <= paths
+    assert any(path.startswith("$.image") for path in paths)
+    assert any(path.startswith("$.modes[1]") for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("where", "names"),
+    [
+        ((), {"schema", "model", "target", "modes", "image", "versions"}),
+        (("model",), {"name", "row", "input", "output", "preprocessing", "weights"}),
+        (("model", "input"), {"name", "shape"}),
+        (("model", "weights"), {"source", "sha256", "trained"}),
+        (("modes", 1), {"name", "supported", "reason", "scope", "onnx", "quantization", "evidence"}),
+        (("modes", 1, "onnx"), {"path", "sha256", "bytes", "opset"}),
+        (("modes", 1, "quantization"), {"engine", "qconfig", "calibration"}),
+        (("modes", 1, "quantization", "calibration"), {"source", "count", "digest"}),
+        (
+            ("modes", 1, "evidence", 0),
+            {"cpu", "machine", "runner", "onnxruntime", "outputs_sha256", "sqnr_db", "top1_agreement", "max_steps"}
+            | {"verdict", "reason"},
+        ),
+        (("modes", 1, "evidence", 0, "runner"), {"kind", "name", "version"}),
+        (("image",), {"reference", "digest", "size"}),
+    ],
+)
+def test_it_holds_at_least_what_it_promises(document: dict[str, Any], where: tuple[str | int, ...], names: set[str]) -> None:
+    part: Any = document
+    for key in where:
+        part = part[key]
+    assert names <= part.keys()
+    for name in names - {"reason"}:
+        lacking = {key: value for key, value in part.items() if key != name}
+        changed = lacking if not where else _with(document, where, lacking)
+        schema_minds = not jsonschema.Draft202012Validator(json.loads(json_schema())).is_valid(changed)
+        optional = where[-2:] == ("evidence", 0) and name not in ("cpu", "verdict")  # what did not run has seen nothing
+        assert schema_minds != optional, name
+
+
+def _with(document: Any, where: tuple[str | int, ...], value: Any) -> Any:
+    copy = json.loads(json.dumps(document))
+    part = copy
+    for key in where[:-1]:
+        part = part[key]
+    part[where[-1]] = value
+    return copy
 
 
 @pytest.mark.parametrize(
@@ -28,15 +115,55 @@ def test_the_published_schema_is_the_codes() -> None:
     ],
 )
 def test_a_mode_is_supported_where_it_passed_and_failed_nowhere(verdicts: list[Verdict], supported: bool, reason: str) -> None:
-    evidence = [
-        Evidence(cpu=f"cpu{index}", verdict=verdict, reason="" if verdict == "passed" else "why")
-        for index, verdict in enumerate(verdicts)
+    assert judge_mode(evidence(*verdicts)) == (supported, reason)
+
+
+def test_cpus_that_did_not_run_are_grouped_by_their_reasons() -> None:
+    items = [item.model_copy(update={"reason": reason}) for item, reason in zip(evidence(*["not_run"] * 3), "xyx", strict=True)]
+    assert judge_mode(items) == (False, "not run on cpu0, cpu2: x; cpu1: y")
+
+
+def test_without_evidence_nothing_is_supported() -> None:
+    assert judge_mode([])[0] is False
+
+
+@given(st.lists(st.sampled_from(VERDICTS), max_size=6))
+def test_nothing_is_claimed_for_a_cpu_that_did_not_pass(verdicts: list[Verdict]) -> None:
+    items = evidence(*verdicts)
+    supported, reason = judge_mode(items)
+    assert supported == ("passed" in verdicts and "failed" not in verdicts)
+    claimed = reason.partition(";")[0] if supported else ""
+    assert [item.cpu for item in items if item.cpu in claimed] == [
+        item.cpu for item in items if supported and item.verdict == "passed"
     ]
-    assert judge_mode(evidence) == (supported, reason)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"not json", b'{"schema": "edge-bundler/manifest/2"}'])
+@pytest.mark.parametrize(
+    ("verdicts", "verdict"),
+    [
+        ((["passed"], ["passed", "passed"]), "passed"),
+        ((["passed"], ["passed", "not_run"]), "not_run"),
+        ((["not_run"], ["passed", "failed"]), "failed"),
+        (([], []), "not_run"),
+    ],
+)
+def test_a_bundles_verdict_is_its_worst_piece_of_evidence(verdicts: tuple[list[Verdict], list[Verdict]], verdict: str) -> None:
+    manifest = read_manifest(DATA)
+    modes = tuple(
+        mode.model_copy(update={"evidence": tuple(evidence(*of_mode))})
+        for mode, of_mode in zip(manifest.modes, verdicts, strict=True)
+    )
+    assert manifest.model_copy(update={"modes": modes}).verdict == verdict
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"not json", b"\xff\xfe", b'{"schema": "edge-bundler/manifest/2"}', b"[1, 2]"])
 def test_what_is_no_manifest_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "manifest.json").write_bytes(content)
     with pytest.raises(BundleDamagedError, match=r"manifest\.json is not a manifest"):
         read_manifest(tmp_path)
+
+
+def test_a_manifest_of_a_later_version_is_not_half_understood(document: dict[str, Any]) -> None:
+    document["schema"] = "edge-bundler/manifest/2"
+    with pytest.raises(ValueError, match="schema"):
+        Manifest.model_validate(document)

@@ -81,10 +81,8 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:2]
     try:
         code: Any = cli.main(standalone_mode=False)
-    except BaseException as error:
-        if debug and not isinstance(error, SystemExit | click.ClickException | click.exceptions.Exit):
-            raise
-        code = report(error)
+    except BaseException as error:  # noqa: BLE001  here every failure becomes an exit code
+        code = report(error, debug=debug)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 
 import click
 
@@ -12,8 +14,8 @@ INCOMPLETE = 3  # done, but something could not be run here
 INTERRUPTED = 130
 
 
-def report(error: BaseException) -> int:
-    """Print the failure to stderr and return its exit code."""
+def report(error: BaseException, *, debug: bool) -> int:
+    """Print the failure to stderr, with `debug` where it happened too, and return its exit code."""
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, click.ClickException):
@@ -24,10 +26,12 @@ def report(error: BaseException) -> int:
     from bundler import console  # noqa: PLC0415  rich is imported when there is something to say
     from bundler.errors import BundlerError, OutOfSpaceError  # noqa: PLC0415
 
+    if debug:
+        console.trace(error)
     if isinstance(error, KeyboardInterrupt | click.Abort):
         console.error("interrupted; nothing half-written was left", "")
         return INTERRUPTED
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and _is_full_disk(error):
         error = OutOfSpaceError(str(error.filename or "the output folder"))
     if isinstance(error, BundlerError):
         console.error(error.message, error.next_step)
@@ -38,3 +42,9 @@ def report(error: BaseException) -> int:
         "This was not foreseen. `bundler --debug …` shows where it happened; please report it with that.",
     )
     return 1
+
+
+def _is_full_disk(error: OSError) -> bool:
+    """Say whether there was no room; `shutil.copytree` collects the errors of all files as text."""
+    in_text = isinstance(error, shutil.Error) and os.strerror(errno.ENOSPC) in str(error)
+    return in_text or error.errno in (errno.ENOSPC, errno.EDQUOT)

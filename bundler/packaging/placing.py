@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -37,21 +38,36 @@ def workshop(directory: Path) -> Iterator[Path]:
 def place(bundle: Path, directory: Path, *, archive: Path | None = None, archive_path: Path | None = None) -> None:
     """Move a finished folder, and its archive, into place; an earlier bundle there is replaced as a whole.
 
-    If the last move fails, the earlier bundle is put back.
+    If a move fails or is interrupted, the earlier bundle is put back.
+
+    Raises:
+        OutputError: something in the way cannot be moved or replaced.
     """
-    os.chmod(bundle, 0o755)  # noqa: PTH101, S103  mkdtemp made it private
-    aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
-    earlier = aside / directory.name
+    try:
+        os.chmod(bundle, 0o755)  # noqa: PTH101, S103  mkdtemp made it private
+        aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
+        _swap(bundle, directory, aside / directory.name, archive, archive_path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OutputError(
+            f"{error.filename2 or error.filename or directory} cannot be replaced: {error.strerror}",
+            next_step="Move away what is there, or give another place with --output DIR.",
+        ) from error
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _swap(bundle: Path, directory: Path, earlier: Path, archive: Path | None, archive_path: Path | None) -> None:
     try:
         if directory.exists():
             directory.rename(earlier)
-        try:
-            bundle.rename(directory)
-        except BaseException:
-            if earlier.exists():
-                earlier.rename(directory)
-            raise
+        bundle.rename(directory)
         if archive is not None and archive_path is not None:
             archive.replace(archive_path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    except BaseException:
+        if not bundle.exists() and directory.exists():
+            directory.rename(bundle)
+        if earlier.exists():
+            earlier.rename(directory)
+        earlier.parent.rmdir()
+        raise

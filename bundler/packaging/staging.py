@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Mapping
@@ -70,15 +71,15 @@ def stage(
     """
     golden = directory / "golden"
     golden.mkdir()
-    np.save(golden / "inputs.npy", inputs)
-    np.save(golden / "reference.npy", reference)
+    _save(golden / "inputs.npy", inputs)
+    _save(golden / "reference.npy", reference)
     question, answer = write_known_answer(golden / "known-answer.onnx", opset=target.export.opset)
-    np.save(golden / "known-answer-inputs.npy", question)
-    np.save(golden / "known-answer-expected.npy", answer)
+    _save(golden / "known-answer-inputs.npy", question)
+    _save(golden / "known-answer-expected.npy", answer)
     shutil.copyfile(resource("templates", "runner.py"), directory / "runner.py")
     (directory / "runner.py").chmod(0o755)
     for mode, expected in modes.items():
-        np.save(golden / f"{mode}.npy", expected.outputs[: _samples(expected, target)])
+        _save(golden / f"{mode}.npy", expected.outputs[: _samples(expected, target)])
     files = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
     document = {
         "schema": "edge-bundler/runner/1",
@@ -102,6 +103,13 @@ def stage(
         files=tuple(sorted([*files, "runner.json"])),
         samples={mode: _samples(expected, target) for mode, expected in modes.items()},
     )
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    """Write an array; numpy itself, on a full disk, raises an OSError that does not say so."""
+    content = io.BytesIO()
+    np.save(content, array)
+    path.write_bytes(content.getvalue())
 
 
 def _mode(mode: Mode, expected: GoldenMode, target: TargetProfile) -> dict[str, Any]:

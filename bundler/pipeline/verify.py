@@ -67,16 +67,17 @@ def verify_bundle(directory: Path, target: TargetProfile) -> Verification:
     """
     manifest = read_manifest(directory)
     console.heading(f"{manifest.bundle} ({directory})")
+    check_checksums(directory)
+    console.step("Every file is the one that was proved")
     if manifest.target.name != target.name:
         raise BundleDamagedError(
             f"{directory} was built for {manifest.target.name}, not for {target.name}",
             next_step=f"Name its own target: `bundler verify --target {manifest.target.name} {directory}`.",
         )
-    check_checksums(directory)
-    console.step("Every file is the one that was proved")
     runner = _runner_document(directory)
     reference = manifest.image.reference if manifest.image else f"{manifest.model.name}:{target.name}"
-    with workshop(directory) as folder, engine_or_reason() as engine:
+    home = directory.resolve()  # `.` has no name, and nothing could be put beside it
+    with workshop(home) as folder, engine_or_reason() as engine:
         image = image_for(
             target,
             identifier=manifest.bundle,
@@ -96,7 +97,7 @@ def verify_bundle(directory: Path, target: TargetProfile) -> Verification:
         evidence = prove(target, modes, bundle=directory, image=image, engine=engine, pictures=pictures)
         better = _better(manifest, evidence, image)
         if better != manifest:
-            _rewrite(directory, folder, better, target, reference)
+            _rewrite(home, folder, better, target, reference)
     return Verification(directory=directory, evidence=evidence, manifest=better, rewritten=better != manifest)
 
 
@@ -126,13 +127,15 @@ def _better(manifest: Manifest, seen: Mapping[str, tuple[Evidence, ...]], image:
 
 
 def _merged(mode: ModeRecord, seen: tuple[Evidence, ...]) -> ModeRecord:
+    """Keep the better of each CPU's two records, and those of CPUs that the profile no longer names."""
     recorded = {item.cpu: item for item in mode.evidence}
-    kept = (recorded[new.cpu] if new.cpu in recorded and not _improves(new, recorded[new.cpu]) else new for new in seen)
-    return _with_evidence(mode, tuple(kept))
+    better = {new.cpu: new for new in seen if new.cpu not in recorded or _improves(new, recorded[new.cpu])}
+    return _with_evidence(mode, tuple({**recorded, **better}.values()))
 
 
 def _improves(new: Evidence, old: Evidence) -> bool:
-    return old.verdict not in ("passed", new.verdict)
+    """Say whether `new` tells more: what was executed more than what was not, and a pass is not taken back."""
+    return (old.verdict, new.verdict) in {("not_run", "passed"), ("not_run", "failed"), ("failed", "passed")}
 
 
 def _with_evidence(mode: ModeRecord, evidence: tuple[Evidence, ...]) -> ModeRecord:

@@ -92,7 +92,7 @@ def test_a_refusal_says_why_and_what_to_do(arguments: list[str], code: int, word
 
 
 def test_debug_shows_where_it_happened() -> None:
-    run = bundler("--debug", "inspect", "nothing", code=1)
+    run = bundler("--debug", "inspect", "nothing", code=11)
     assert "Traceback" in run.stderr
     assert "BundleDamagedError" in run.stderr
 

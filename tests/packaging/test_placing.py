@@ -37,21 +37,24 @@ def test_a_bundle_replaces_an_earlier_one_as_a_whole(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.tar.gz"]
 
 
-def test_the_earlier_one_is_put_back_when_the_move_fails(tmp_path: Path) -> None:
+def test_the_earlier_one_is_put_back_when_the_new_one_cannot_be_moved(tmp_path: Path) -> None:
     directory = finished(tmp_path / "model", "old")
-    missing = tmp_path / "new"
-    missing.mkdir()
-
-    class Vanishing(type(missing)):  # type: ignore[misc]
-        def rename(self, target: Path) -> Path:
-            self.rmdir()
-            result: Path = super().rename(target)
-            return result
-
-    with pytest.raises(FileNotFoundError):
-        place(Vanishing(missing), directory)
+    with pytest.raises(OutputError, match="No such file"):
+        place(tmp_path / "nothing", directory)
     assert (directory / "file").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_both_stay_as_they_were_when_the_archive_cannot_be_placed(tmp_path: Path) -> None:
+    directory, archive, in_the_way = finished(tmp_path / "model", "old"), tmp_path / "new.tar.gz", tmp_path / "model.tar.gz"
+    archive.write_text("archive")
+    (in_the_way / "something").mkdir(parents=True)
+    bundle = finished(tmp_path / "new", "new")
+    with pytest.raises(OutputError, match="cannot be replaced"):
+        place(bundle, directory, archive=archive, archive_path=in_the_way)
+    assert (directory / "file").read_text() == "old"
+    assert (bundle / "file").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.tar.gz", "new", "new.tar.gz"]
 
 
 def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
