@@ -1,0 +1,72 @@
+"""The papers say what the manifest says, and are the same from the same manifest."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bundler.manifest import Manifest, read_manifest
+from bundler.packaging.checksums import check_checksums, sha256_of
+from bundler.packaging.papers import write_papers
+from bundler.targets import find_target
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    return read_manifest(DATA)
+
+
+def written(folder: Path, manifest: Manifest) -> dict[str, str]:
+    folder.mkdir()
+    write_papers(folder, manifest, find_target("arm64"), image_reference="mobilenet_v2:arm64-qnnpack")
+    return {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+
+
+def test_every_paper_is_written_and_covered_by_the_checksums(tmp_path: Path, manifest: Manifest) -> None:
+    papers = written(tmp_path / "bundle", manifest)
+    assert papers.keys() == {
+        *("Dockerfile", "README.md", "SHA256SUMS", "compose.yaml", "manifest.json", "requirements.txt"),
+        "mobilenet_v2-arm64-qnnpack.service",
+    }
+    check_checksums(tmp_path / "bundle")
+    assert read_manifest(tmp_path / "bundle") == manifest
+    assert papers["requirements.txt"].split() == list(find_target("arm64").runtime.requirements)
+    for name, text in papers.items():
+        assert not re.search(r"\{\{|\{%|Undefined|\bNone\b", text), name
+
+
+def test_the_same_manifest_gives_the_same_bytes(tmp_path: Path, manifest: Manifest) -> None:
+    for name in ("one", "other"):
+        written(tmp_path / name, manifest)
+    assert sha256_of(tmp_path / "one" / "SHA256SUMS") == sha256_of(tmp_path / "other" / "SHA256SUMS")
+
+
+def test_the_readme_shows_the_evidence_and_what_there_is_none_for(tmp_path: Path, manifest: Manifest) -> None:
+    readme = written(tmp_path / "bundle", manifest)["README.md"]
+    assert "Not supported: failed on cortex-a53" in readme
+    assert re.search(r"^\| cortex-a72 \| aarch64 \| passed \| 27\.4 dB \| 2 \|$", readme, re.MULTILINE)
+    assert re.search(r"^\| cortex-a76 \| - \| not_run: the container was killed.* \| - \| - \|$", readme, re.MULTILINE)
+    assert "60 pictures (source: pictures)" in readme
+    assert "not trained" not in readme
+    assert "--mode int8-ptq picture.npy" in readme  # the one that is supported
+
+
+def test_the_readme_warns_of_weights_and_pictures_that_mean_nothing(tmp_path: Path, manifest: Manifest) -> None:
+    int8 = manifest.modes[1]
+    assert int8.quantization is not None
+    synthetic = int8.quantization.calibration.model_copy(update={"source": "synthetic"})
+    quantization = int8.quantization.model_copy(update={"calibration": synthetic})
+    weights = manifest.model.weights.model_copy(update={"trained": False, "source": "random:0"})
+    changed = manifest.model_copy(
+        update={
+            "model": manifest.model.model_copy(update={"weights": weights}),
+            "modes": (manifest.modes[0], int8.model_copy(update={"quantization": quantization})),
+        }
+    )
+    readme = written(tmp_path / "bundle", changed)["README.md"]
+    assert "**The weights are not trained** (source: random:0)" in readme
+    assert "Synthetic pictures are no substitute" in readme

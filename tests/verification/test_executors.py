@@ -1,0 +1,90 @@
+"""The runner as a process of this host: everything it says is heard, and nothing of it outlives its time or Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from bundler.containers.emulation import Launch
+from bundler.errors import ContainerTimeoutError
+
+from .conftest import Runner
+
+HERE = Launch(runner="native")
+
+# A runner that starts a child, tells both their process numbers, and waits.
+WAITS = """
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(os.getpid(), child.pid, file=sys.stderr, flush=True)
+time.sleep(600)
+"""
+
+
+def assert_gone(processes: str) -> None:
+    """Let killed processes end, which the kernel does in its own time; one that waits to be asked for its exit code has."""
+    end = time.monotonic() + 20
+    for process in processes.split():
+        while running(process):
+            assert time.monotonic() < end, f"process {process} still runs"
+            time.sleep(0.02)
+
+
+def running(process: str) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+
+
+def test_output_lines_and_exit_code_arrive(runner: Runner) -> None:
+    lines: list[str] = []
+    executor = runner(probe="print('one', file=sys.stderr)\nprint('out')\nprint('two', file=sys.stderr)\nsys.exit(7)")
+    result = executor.run(HERE, ["probe"], lines.append)
+    assert (result.exit_code, result.stdout, result.stderr, result.death) == (7, "out\n", "one\ntwo\n", None)
+    assert lines == ["one", "two"]
+
+
+def test_much_output_on_both_ways_does_not_block(runner: Runner) -> None:
+    executor = runner(probe="for _ in range(2000):\n    print('x' * 200)\n    print('y' * 200, file=sys.stderr)")
+    result = executor.run(HERE, ["probe"], lambda _line: None)
+    assert (len(result.stdout), len(result.stderr)) == (2000 * 201,) * 2
+
+
+def test_a_crash_is_named_by_its_signal(runner: Runner) -> None:
+    result = runner(probe="os.kill(os.getpid(), signal.SIGSEGV)").run(HERE, ["probe"], lambda _line: None)
+    assert result.death == "ended by SIGSEGV"
+
+
+def test_prefix_and_environment_of_the_launch_reach_the_runner(runner: Runner) -> None:
+    launch = Launch(runner="x", prefix=("env", "PREFIXED=yes"), environment={"QEMU_CPU": "cortex-a53"})
+    result = runner(probe="print(os.environ['PREFIXED'], os.environ['QEMU_CPU'])").run(launch, ["probe"], lambda _line: None)
+    assert result.stdout == "yes cortex-a53\n"
+
+
+def test_the_bundle_stays_as_it_is(runner: Runner, tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text("")
+    runner(probe="import beside").run(HERE, ["probe"], lambda _line: None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["beside.py", "runner.py"]
+
+
+def test_after_its_time_limit_it_is_gone_with_its_children(runner: Runner) -> None:
+    told: list[str] = []
+    with pytest.raises(ContainerTimeoutError, match="time limit of 1 s"):
+        runner(probe=WAITS, seconds=1).run(HERE, ["probe"], told.append)
+    assert_gone(told[0])
+
+
+def test_ctrl_c_ends_it_with_its_children(runner: Runner) -> None:
+    told: list[str] = []
+
+    def interrupt(line: str) -> None:
+        told.append(line)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        runner(probe=WAITS).run(HERE, ["probe"], interrupt)
+    assert_gone(told[0])
