@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,42 +14,66 @@ import onnx
 import onnxruntime as ort
 
 from bundler.errors import ExportError
+from bundler.models.specs import Task
 
-__all__ = ["INPUT", "OUTPUT", "ExportedGraph", "ensure_graph"]
+__all__ = ["INPUT", "OUTPUTS", "ExportedGraph", "ensure_graph"]
 
-INPUT, OUTPUT, BATCH = "image", "logits", "batch"
+INPUT, BATCH = "image", "batch"
+OUTPUTS: Mapping[Task, str] = {"classification": "logits", "detection": "detections"}
 
 # Operators that only move data; they compute nothing, in whatever type.
-_MOVING = frozenset({"Transpose", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Concat", "Slice", "Split"})
+_MOVING = frozenset(
+    {
+        "Transpose",
+        "Flatten",
+        "Reshape",
+        "Squeeze",
+        "Unsqueeze",
+        "Identity",
+        "Concat",
+        "Slice",
+        "Split",
+        "Resize",
+        "Shape",
+        "Gather",
+    }
+)
+_CONVOLUTIONS = ("Conv", "FusedConv")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedGraph:
-    """A checked ONNX graph with one input `image` [batch, 3, H, W] and one output `logits` [batch, classes].
+    """A checked ONNX graph with one input `image` [batch, 3, H, W] and one output.
 
-    `float_operators` counts what ONNX Runtime still computes in float in a quantized graph; `output_step` is the
-    quantization step of the output (None for a float graph).
+    That is `logits` [batch, classes] or `detections` [batch, boxes, 5 + classes]. `float_operators` counts what ONNX Runtime
+    still computes in float in a quantized graph; `output_step` is the quantization step of its output, None where the output is
+    computed in float.
     """
 
     path: Path
     sha256: str
     bytes: int
     opset: int
+    quantized: bool
     quantize_nodes: int
     dequantize_nodes: int
     float_operators: dict[str, int]
     output_step: float | None
 
     @property
-    def quantized(self) -> bool:
-        return self.output_step is not None
+    def float_convolutions(self) -> int:
+        """How many convolutions of a quantized graph ONNX Runtime leaves in float."""
+        return sum(self.float_operators.get(name, 0) for name in _CONVOLUTIONS)
 
 
-def ensure_graph(path: Path, *, opset: int, quantized: bool) -> ExportedGraph:
+def ensure_graph(
+    path: Path, *, opset: int, task: Task = "classification", quantized: bool, float_convolutions: int = 0
+) -> ExportedGraph:
     """Check an exported file and return what it holds.
 
     Ensured: `onnx.checker` with full check; the opset; the names; the dynamic batch axis; in a quantized graph, Quantize and
-    Dequantize nodes, and no convolution or matrix product that ONNX Runtime leaves in float; in a float graph, none of them.
+    Dequantize nodes, just as many convolutions as are expected that ONNX Runtime leaves in float, and no matrix product; in a
+    float graph, no Quantize and Dequantize.
 
     Raises:
         ExportError: one of these does not hold; it names the node.
@@ -58,33 +83,36 @@ def ensure_graph(path: Path, *, opset: int, quantized: bool) -> ExportedGraph:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise _broken(path, f"onnx.checker refuses it: {error}") from error
-    _ensure_interface(path, model, opset)
+    _ensure_interface(path, model, opset, OUTPUTS[task])
     census = Counter(node.op_type for node in model.graph.node)
     quantize, dequantize = census["QuantizeLinear"], census["DequantizeLinear"]
     if quantized != (quantize > 0 and dequantize > 0):
         raise _broken(path, f"it has {quantize} QuantizeLinear and {dequantize} DequantizeLinear nodes")
     float_operators = _float_operators(path) if quantized else Counter[str]()
-    left = {name: count for name, count in float_operators.items() if name in ("Conv", "FusedConv", "Gemm", "MatMul")}
-    if left:
-        raise _broken(path, f"ONNX Runtime would compute {left} in float")
     content = path.read_bytes()
-    return ExportedGraph(
+    graph = ExportedGraph(
         path=path,
         sha256=hashlib.sha256(content).hexdigest(),
         bytes=len(content),
         opset=opset,
+        quantized=quantized,
         quantize_nodes=quantize,
         dequantize_nodes=dequantize,
         float_operators=dict(sorted(float_operators.items())),
-        output_step=_output_step(path, model) if quantized else None,
+        output_step=_output_step(path, model, OUTPUTS[task]) if quantized and task == "classification" else None,
     )
+    products = {name: count for name, count in float_operators.items() if name in ("Gemm", "FusedGemm", "MatMul")}
+    if quantized and (products or graph.float_convolutions != float_convolutions):
+        convolutions = f"{graph.float_convolutions} convolutions in float, not {float_convolutions}"
+        raise _broken(path, f"ONNX Runtime would compute {', '.join([convolutions, *products])}")
+    return graph
 
 
-def _ensure_interface(path: Path, model: onnx.ModelProto, opset: int) -> None:
+def _ensure_interface(path: Path, model: onnx.ModelProto, opset: int, output: str) -> None:
     found = {entry.domain: entry.version for entry in model.opset_import}
     if found != {"": opset}:
         raise _broken(path, f"it uses the operator sets {found}, not {opset}")
-    for kind, values, name in (("input", model.graph.input, INPUT), ("output", model.graph.output, OUTPUT)):
+    for kind, values, name in (("input", model.graph.input, INPUT), ("output", model.graph.output, output)):
         if [value.name for value in values] != [name]:
             raise _broken(path, f"its {kind} is called {[value.name for value in values]}, not {name!r}")
         if values[0].type.tensor_type.shape.dim[0].dim_param != BATCH:
@@ -112,10 +140,10 @@ def _float_operators(path: Path) -> Counter[str]:
     return counted
 
 
-def _output_step(path: Path, model: onnx.ModelProto) -> float:
+def _output_step(path: Path, model: onnx.ModelProto, output: str) -> float:
     """Return the scale with which the output is dequantized."""
     producers = {name: node for node in model.graph.node for name in node.output}
-    last = producers[OUTPUT]
+    last = producers[output]
     if last.op_type != "DequantizeLinear":
         raise _broken(path, f"its output comes from {last.op_type} {last.name!r} and not from a DequantizeLinear")
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == last.input[1])

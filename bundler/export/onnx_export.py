@@ -13,14 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from bundler.errors import ExportError
-from bundler.export.graph import BATCH, INPUT, OUTPUT, ExportedGraph, ensure_graph
+from bundler.export.graph import BATCH, INPUT, OUTPUTS, ExportedGraph, ensure_graph
 from bundler.export.symbolics import register_symbolics
 from bundler.export.tidying import tidy_graph
+from bundler.models.specs import Task
 
 __all__ = ["export_onnx"]
 
 
-def export_onnx(model: nn.Module, sample: Tensor, path: Path, *, opset: int, quantized: bool) -> ExportedGraph:
+def export_onnx(
+    model: nn.Module,
+    sample: Tensor,
+    path: Path,
+    *,
+    opset: int,
+    task: Task = "classification",
+    quantized: bool,
+    float_convolutions: int = 0,
+) -> ExportedGraph:
     """Write `path` and check it.
 
     Args:
@@ -28,7 +38,9 @@ def export_onnx(model: nn.Module, sample: Tensor, path: Path, *, opset: int, qua
         sample: float32 [2, 3, H, W]; its size becomes the graph's, its batch axis is dynamic.
         path: of the ONNX file.
         opset: of the graph.
+        task: names the output.
         quantized: whether Quantize and Dequantize nodes are expected.
+        float_convolutions: how many convolutions of a quantized model are meant to stay in float.
 
     Raises:
         ExportError: the exporter has no form for an operator, or the graph does not hold what is ensured.
@@ -39,15 +51,17 @@ def export_onnx(model: nn.Module, sample: Tensor, path: Path, *, opset: int, qua
     with warnings.catch_warnings(), _silent_stdout():
         warnings.simplefilter("ignore")  # the exporter announces its own end
         try:
+            # The exporter traces a quantized model by itself, twice, to compare; ours is compared with ONNX Runtime afterwards.
+            traced = torch.jit.trace(model, (sample,), check_trace=False) if quantized else model
             torch.onnx.export(
-                model,
+                traced,
                 (sample,),
                 str(path),
                 dynamo=False,
                 opset_version=opset,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_axes={INPUT: {0: BATCH}, OUTPUT: {0: BATCH}},
+                output_names=[OUTPUTS[task]],
+                dynamic_axes={INPUT: {0: BATCH}, OUTPUTS[task]: {0: BATCH}},
             )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
             raise ExportError(
@@ -55,7 +69,7 @@ def export_onnx(model: nn.Module, sample: Tensor, path: Path, *, opset: int, qua
                 next_step="Report it with the model's name and `bundler doctor --json`.",
             ) from error
     tidy_graph(path)
-    return ensure_graph(path, opset=opset, quantized=quantized)
+    return ensure_graph(path, opset=opset, task=task, quantized=quantized, float_convolutions=float_convolutions)
 
 
 @contextmanager

@@ -28,14 +28,14 @@ _LEVELS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TorchAgreement:
-    """ONNX Runtime against torch on the golden inputs: output steps apart (INT8 only), and the share of equal values."""
+    """ONNX Runtime against torch on the golden inputs: steps apart (of an INT8 output), and the share of equal values."""
 
-    max_steps: int
+    max_steps: int | None
     equal_share: float
 
 
 def run_reference(graph: ExportedGraph, inputs: NDArray[np.float32], level: OptimizationLevel) -> NDArray[np.float32]:
-    """Run a graph picture by picture, as the device runner does; inputs float32 [N, 3, H, W], outputs [N, classes].
+    """Run a graph picture by picture, as the device runner does; inputs float32 [N, 3, H, W].
 
     An x86 without VNNI adds INT8 products in pairs with saturation; `session.x64quantprecision` avoids that here, so that the
     expected outputs are the exact ones on whatever machine the bundle is built.
@@ -47,7 +47,7 @@ def run_reference(graph: ExportedGraph, inputs: NDArray[np.float32], level: Opti
     session = ort.InferenceSession(graph.path, options, providers=["CPUExecutionProvider"])
     outputs = [session.run(None, {INPUT: inputs[index : index + 1]})[0] for index in range(len(inputs))]
     together = session.run(None, {INPUT: inputs})[0]
-    if graph.quantized and not np.array_equal(together, np.concatenate(outputs)):
+    if graph.output_step is not None and not np.array_equal(together, np.concatenate(outputs)):
         raise ExportError(
             f"{graph.path.name} gives other outputs for a batch of {len(inputs)} than for its pictures one by one",
             next_step="Report it with the model's name and `bundler doctor --json`.",
@@ -78,31 +78,32 @@ def agree_with_torch(
     fp32_outputs: NDArray[np.float32],
     profile: ExportProfile,
 ) -> TorchAgreement:
-    """Compare ONNX Runtime with torch on the golden inputs (all [N, classes]).
+    """Compare ONNX Runtime with torch on the golden inputs (outputs [N, classes] or [N, boxes, 5 + classes]).
 
     A float graph must reach `fp32_min_sqnr_db`. An INT8 graph rounds its requantization differently from torch's kernels, so
-    equality is not promised (pytorch#146541); it must stay within `torch_max_steps`, and must not lose more than
-    `torch_sqnr_loss_db` against FP32 compared with torch's INT8.
+    equality is not promised (pytorch#146541); an INT8 output must stay within `torch_max_steps`, and no output may lose more
+    than `torch_sqnr_loss_db` against FP32 compared with torch's INT8.
 
     Raises:
         ExportError: it does not.
     """
-    if graph.output_step is None:
+    if not graph.quantized:
         reached, wanted = sqnr_db(torch_outputs, outputs), profile.fp32_min_sqnr_db
         if reached < wanted:
             raise _apart(graph, f"{reached:.1f} dB from torch, and {wanted:.0f} dB are asked for")
-        return TorchAgreement(max_steps=0, equal_share=float(np.mean(outputs == torch_outputs)))
-    steps = steps_apart(torch_outputs, outputs, graph.output_step)
-    if steps.max() > profile.torch_max_steps:
-        raise _apart(
-            graph, f"up to {steps.max()} quantization steps from torch's INT8, and {profile.torch_max_steps} are allowed"
-        )
+        return TorchAgreement(max_steps=None, equal_share=float(np.mean(outputs == torch_outputs)))
+    steps = None
+    if graph.output_step is not None:
+        steps = int(steps_apart(torch_outputs, outputs, graph.output_step).max())
+        if steps > profile.torch_max_steps:
+            allowed = profile.torch_max_steps
+            raise _apart(graph, f"up to {steps} quantization steps from torch's INT8, and {allowed} are allowed")
     loss = sqnr_db(fp32_outputs, torch_outputs) - sqnr_db(fp32_outputs, outputs)
     if loss > profile.torch_sqnr_loss_db:
         raise _apart(
             graph, f"{loss:.1f} dB further from FP32 than torch's INT8, and {profile.torch_sqnr_loss_db} dB are allowed"
         )
-    return TorchAgreement(max_steps=int(steps.max()), equal_share=float(np.mean(steps == 0)))
+    return TorchAgreement(max_steps=steps, equal_share=float(np.mean(outputs == torch_outputs)))
 
 
 def _apart(graph: ExportedGraph, figure: str) -> ExportError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 from onnx import helper, numpy_helper
@@ -30,12 +31,12 @@ def tidy_graph(path: Path) -> None:
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and len(node.input) == 3 and _is_computed_zero(node.input[2], producers):
             del node.input[2]
-    for node in [node for node in graph.node if node.op_type == "Constant"]:
-        tensor = onnx.TensorProto()
-        tensor.CopyFrom(helper.get_node_attr_value(node, "value"))
-        tensor.name = node.output[0]
-        graph.initializer.append(tensor)
-        graph.node.remove(node)
+    for node in graph.node:
+        if node.op_type == "Constant":
+            tensor = helper.get_node_attr_value(node, "value")
+            tensor.name = node.output[0]
+            graph.initializer.append(tensor)
+    _keep(graph.node, [node for node in graph.node if node.op_type != "Constant"])
     _remove_casts_to_the_same_type(model)
     _remove_unread(graph)
     left = [node.name for node in graph.node if node.op_type in ("Constant", "ConstantOfShape")]
@@ -60,11 +61,12 @@ def _remove_casts_to_the_same_type(model: onnx.ModelProto) -> None:
     """Remove what stands between a Quantize and its Dequantize and changes nothing."""
     typed = onnx.shape_inference.infer_shapes(model).graph.value_info
     types = {value.name: value.type.tensor_type.elem_type for value in typed}
-    replaced = {}
-    for node in [node for node in model.graph.node if node.op_type == "Cast"]:
-        if types.get(node.input[0]) == helper.get_node_attr_value(node, "to"):
-            replaced[node.output[0]] = node.input[0]
-            model.graph.node.remove(node)
+    replaced = {
+        node.output[0]: node.input[0]
+        for node in model.graph.node
+        if node.op_type == "Cast" and types.get(node.input[0]) == helper.get_node_attr_value(node, "to")
+    }
+    _keep(model.graph.node, [node for node in model.graph.node if node.output[0] not in replaced])
     for node in model.graph.node:
         for index, name in enumerate(node.input):
             node.input[index] = replaced.get(name, name)
@@ -72,12 +74,15 @@ def _remove_casts_to_the_same_type(model: onnx.ModelProto) -> None:
 
 def _remove_unread(graph: onnx.GraphProto) -> None:
     """Remove nodes and initializers that nothing reads, until there are none."""
-    while True:
+    count = -1
+    while count != len(graph.node):
+        count = len(graph.node)
         read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-        unread = [node for node in graph.node if not read.intersection(node.output)]
-        for node in unread:
-            graph.node.remove(node)
-        if not unread:
-            break
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
-        graph.initializer.remove(tensor)
+        _keep(graph.node, [node for node in graph.node if not read.isdisjoint(node.output)])
+    _keep(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in read])
+
+
+def _keep(items: Any, kept: list[Any]) -> None:
+    """Leave these in a repeated field; its own `remove` searches from the start for each."""
+    del items[:]
+    items.extend(kept)

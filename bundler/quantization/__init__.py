@@ -1,5 +1,6 @@
 """Eager-mode INT8 quantization; every `torch.ao` name of the project lives in this package."""
 
+from bundler.quantization.activations import make_quantizable
 from bundler.quantization.calibration import calibrate
 from bundler.quantization.conversion import convert
 from bundler.quantization.engine import quantized_engine
@@ -19,5 +20,6 @@ __all__ = [
     "fuse_modules",
     "get_platform_aware_qconfig",
     "load_fuse_prepare",
+    "make_quantizable",
     "quantized_engine",
 ]

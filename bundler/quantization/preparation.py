@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bundler.errors import CheckpointError
+from bundler.quantization.clipping import clip_observers
 from bundler.quantization.qconfig import get_platform_aware_qconfig, torch_qconfig
-from bundler.quantization.relu6 import cap_relu6
 from bundler.targets import QuantizationProfile
 
 __all__ = ["Quantizable", "load_fuse_prepare"]
@@ -58,7 +58,7 @@ def load_fuse_prepare(
     if quantize:
         qconfig = torch_qconfig(get_platform_aware_qconfig(target), is_qat=is_qat)
         model.qconfig = qconfig  # type: ignore[assignment]
-        cap_relu6(model, qconfig)
+        clip_observers(model, qconfig)
         prepare: Callable[..., nn.Module] = torch.ao.quantization.prepare_qat if is_qat else torch.ao.quantization.prepare
         with warnings.catch_warnings():
             # Torch's own default qconfig asks its observers for `reduce_range`, and they advise against it.

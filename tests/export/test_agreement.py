@@ -82,3 +82,23 @@ def test_what_would_hide_an_error(outputs: NDArray[np.float32], problem: str) ->
     found = informative_problem(outputs)
     assert problem in found
     assert bool(found) == bool(problem)
+
+
+def test_of_detections_the_worse_of_boxes_and_scores_counts() -> None:
+    """Pixels are a thousand times larger than probabilities, and would hide any noise of those."""
+    reference = numbers(0, (2, 6, 9)) * np.array([100] * 4 + [0.5] * 5, np.float32)
+    noisy_scores, noisy_boxes = reference.copy(), reference.copy()
+    noisy_scores[..., 4:] *= np.float32(0.5)
+    noisy_boxes[..., :4] *= np.float32(0.5)
+    assert sqnr_db(reference, noisy_scores) == pytest.approx(20 * math.log10(2))
+    assert sqnr_db(reference, noisy_boxes) == pytest.approx(20 * math.log10(2))
+    assert sqnr_db(reference, reference) == math.inf
+
+
+def test_boxes_in_their_cells_tell_nothing_of_dead_scores() -> None:
+    detections = numbers(0, (4, 6, 9))
+    assert informative_problem(detections) == ""
+    detections[..., 4:] = 0.5
+    assert informative_problem(detections) == "the outputs are the same for every class"
+    detections[..., 4:] = numbers(1, (1, 6, 5))
+    assert informative_problem(detections) == "the outputs are the same for every picture"

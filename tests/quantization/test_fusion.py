@@ -20,7 +20,7 @@ def kinds(model: nn.Module, *types: type[nn.Module]) -> int:
 
 @pytest.fixture(scope="module", params=SMALL)
 def build(request: pytest.FixtureRequest, weights_of: Callable[[str], Mapping[str, Tensor]]) -> Callable[[], Any]:
-    parser, weights = load_parser(*find_model(request.param)), weights_of(request.param)
+    parser, weights = load_parser(find_model(request.param)[1]), weights_of(request.param)
     return lambda: parser(weights=weights, num_classes=10)
 
 

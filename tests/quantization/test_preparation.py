@@ -26,7 +26,7 @@ StateDict = dict[str, Tensor]
 def small(
     request: pytest.FixtureRequest, weights_of: Callable[[str], Mapping[str, Tensor]]
 ) -> tuple[Callable[..., Any], StateDict]:
-    parser = load_parser(*find_model(request.param))
+    parser = load_parser(find_model(request.param)[1])
 
     def build(state_dict: Mapping[str, Tensor], **kwargs: Any) -> Any:
         return parser(weights=state_dict, num_classes=10, **kwargs)

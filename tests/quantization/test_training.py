@@ -26,7 +26,7 @@ def test_a_trained_model_is_converted_and_exported(
     golden: Tensor,
     tmp_path: Path,
 ) -> None:
-    parser = load_parser(*find_model(name))
+    parser = load_parser(find_model(name)[1])
     # build full-precision model and prepare for QAT
     model = parser(weights=weights_of(name), num_classes=10, quantize=True, is_qat=True, target=target.quantization)
     before = {key: value.clone() for key, value in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""ReLU6 in float, in INT8, in training, and in both targets' graphs."""
+"""Activations that clip: in float, in INT8, in training, and in both targets' graphs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from bundler.export.agreement import informative_problem
 from bundler.export.onnx_export import export_onnx
 from bundler.models.mobilenet_v2 import mobilenet_v2
 from bundler.quantization import calibrate, convert, quantized_engine
-from bundler.quantization.relu6 import QuantizableReLU6
+from bundler.quantization.activations import QuantizableHardswish
+from bundler.quantization.clipping import QuantizableReLU6, clip_observers
+from bundler.quantization.qconfig import torch_qconfig
 from bundler.targets import TargetProfile
 
 import torchvision
@@ -72,16 +74,16 @@ def clipped_convolutions(model: nn.Module) -> list[Any]:
     return [layer for layers in sequences for layer, reader in pairwise(layers) if isinstance(reader, QuantizableReLU6)]
 
 
-def capped_observers(model: nn.Module) -> list[Any]:
+def clipped_observers(model: nn.Module) -> list[Any]:
     return [
         module.activation_post_process
         for module in model.modules()
-        if hasattr(module, "activation_post_process") and "CappedAtSix" in type(module.activation_post_process).__name__
+        if hasattr(module, "activation_post_process") and type(module.activation_post_process).__name__.startswith("Clipped")
     ]
 
 
 def test_the_range_before_each_relu6_ends_at_six(prepared: nn.Module, converted: nn.Module, target: TargetProfile) -> None:
-    assert [float(observer.max_val) for observer in capped_observers(prepared)] == [6.0] * RELU6_LAYERS
+    assert [float(observer.max_val) for observer in clipped_observers(prepared)] == [6.0] * RELU6_LAYERS
     convolutions = clipped_convolutions(converted)
     assert len(convolutions) == RELU6_LAYERS
     steps = 127 if target.quantization.qconfig == "fbgemm" else 255
@@ -148,7 +150,7 @@ def test_training_observes_and_clips_as_well(
 ) -> None:
     model = mobilenet_v2(weights=hot_weights, num_classes=10, quantize=True, is_qat=True, target=target.quantization)
     model(calibration[:4])
-    fakes = capped_observers(model)
+    fakes = clipped_observers(model)
     assert len(fakes) == RELU6_LAYERS
     for fake in fakes:
         scale, zero_point = fake.calculate_qparams()
@@ -163,3 +165,33 @@ def test_training_observes_and_clips_as_well(
         converted(golden * 8)
     assert len(outputs) == RELU6_LAYERS
     assert all(float(output.dequantize().max()) <= 6 + output.q_scale() / 2 for output in outputs)
+
+
+class Chain(nn.Module):
+    """No Sequential, and says itself what reads what."""
+
+    chain = ("conv", "gate")
+
+    def __init__(self, gate: nn.Module) -> None:
+        super().__init__()
+        self.gate = gate
+        self.conv = nn.Conv2d(1, 1, 1)
+
+
+# Torch's own default qconfig asks its observers for `reduce_range`, and they advise against it.
+@pytest.mark.filterwarnings("ignore:Please use quant_min and quant_max:UserWarning")
+@pytest.mark.parametrize("arrange", [Chain, lambda gate: nn.Sequential(nn.Conv2d(1, 1, 1), nn.Identity(), gate)])
+@pytest.mark.parametrize(
+    ("activation", "low", "high"),
+    [(nn.ReLU6, 0, 6), (QuantizableHardswish, -3, 20), (nn.Hardsigmoid, -3, 3), (nn.ReLU, -20, 20)],
+)
+def test_an_observer_sees_only_what_its_reader_tells_apart(
+    arrange: Callable[[nn.Module], nn.Module], activation: type[nn.Module], low: float, high: float, target: TargetProfile
+) -> None:
+    model = arrange(activation())
+    qconfig = torch_qconfig(target.quantization, is_qat=False)
+    clip_observers(model, qconfig)
+    convolution = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    observer = getattr(convolution, "qconfig", qconfig).activation()
+    observer(torch.linspace(-20, 20, 400))
+    assert (float(observer.min_val), float(observer.max_val)) == (low, high)
