@@ -19,14 +19,15 @@ from torch import Tensor
 from bundler import console
 from bundler.errors import CheckpointError
 from bundler.models import torchvision_operators  # noqa: F401  before torchvision
+from bundler.models.darknet_weights import read_darknet_weights
+from bundler.models.inert_pickle import read_module_tensors
 from bundler.models.initialization import random_state_dict
-from bundler.models.registry import ModelSpec
+from bundler.models.specs import ModelSpec
 
-from torchvision.models import WeightsEnum, get_model_weights
+from torchvision.models import WeightsEnum, get_model_weights, list_models
 
-__all__ = ["IMAGENET_CLASSES", "LoadedWeights", "load_weights"]
+__all__ = ["LoadedWeights", "load_weights"]
 
-IMAGENET_CLASSES = 1000
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # how training scripts commonly wrap a state dict
 
 
@@ -58,7 +59,7 @@ def load_weights(
     Raises:
         CheckpointError: the file is missing, damaged, or no state dict; the published one cannot be had.
     """
-    classes = IMAGENET_CLASSES if num_classes is None else num_classes
+    classes = variant.num_classes if num_classes is None else num_classes
     if request == "pretrained":
         return _published(variant, classes)
     if request == "auto":
@@ -73,14 +74,19 @@ def load_weights(
         return LoadedWeights(
             state_dict=state_dict, source=f"random:{seed}", sha256=_digest(state_dict), trained=False, num_classes=classes
         )
-    return _from_file(Path(request), classes)
+    return _from_file(Path(request), variant, parser, classes)
 
 
 def _published(variant: ModelSpec, classes: int) -> LoadedWeights:
-    weights: WeightsEnum = get_model_weights(variant.name).DEFAULT
-    if classes != IMAGENET_CLASSES:
+    if variant.name not in list_models() or not variant.parser.startswith("bundler.models."):
         raise CheckpointError(
-            f"the published weights of {variant.name} have {IMAGENET_CLASSES} classes, not {classes}",
+            f"no weights of {variant.name} are published where they can be fetched from",
+            next_step="Give a checkpoint: --weights FILE. YOLO: Darknet's .weights, or a .pt of YOLOv5.",
+        )
+    weights: WeightsEnum = get_model_weights(variant.name).DEFAULT
+    if classes != variant.num_classes:
+        raise CheckpointError(
+            f"the published weights of {variant.name} have {variant.num_classes} classes, not {classes}",
             next_step="Give your own checkpoint: --weights FILE.",
         )
     try:
@@ -110,21 +116,21 @@ def _hub_folder() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def _from_file(path: Path, classes: int) -> LoadedWeights:
+def _from_file(path: Path, variant: ModelSpec, parser: Callable[..., Any], classes: int) -> LoadedWeights:
     try:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(
             f"the checkpoint {path} cannot be read: {error.strerror}",
-            next_step="--weights takes auto, pretrained, random, or the path of a .pth or .safetensors file.",
+            next_step="--weights takes auto, pretrained, random, or the path of a .pth, .pt, .safetensors or .weights file.",
         ) from error
-    try:
-        payload = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"the checkpoint {path} is damaged or holds more than tensors: {_first_sentence(error)}",
-            next_step="Save it again as a state dict: torch.save(model.state_dict(), FILE). Pickled code is never executed.",
-        ) from error
+    payload: object
+    if path.suffix == ".weights":
+        payload = _darknet(path, content, variant, parser, classes)
+    elif path.suffix == ".pt" and _holds_objects(path):
+        payload = read_module_tensors(content, source=str(path))
+    else:
+        payload = _tensors(path)
     return LoadedWeights(
         state_dict=_state_dict_in(payload, path),
         source=path.name,
@@ -132,6 +138,36 @@ def _from_file(path: Path, classes: int) -> LoadedWeights:
         trained=True,
         num_classes=classes,
     )
+
+
+def _tensors(path: Path) -> object:
+    try:
+        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"the checkpoint {path} is damaged or holds more than tensors: {_first_sentence(error)}",
+            next_step="Save it again as a state dict: torch.save(model.state_dict(), FILE). Pickled code is never executed.",
+        ) from error
+
+
+def _holds_objects(path: Path) -> bool:
+    """Say whether torch's own reader refuses a checkpoint; then it is read without making the objects in it."""
+    try:
+        _tensors(path)
+    except CheckpointError:
+        return True
+    return False
+
+
+def _darknet(path: Path, content: bytes, variant: ModelSpec, parser: Callable[..., Any], classes: int) -> Mapping[str, Tensor]:
+    model = parser(num_classes=classes)
+    if not hasattr(model, "darknet_layers"):
+        raise CheckpointError(
+            f"{path} is a Darknet file, and {variant.name} is no network of Darknet's",
+            next_step="Give a .pth, .pt or .safetensors file; .weights are for yolov3 and yolov4.",
+        )
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    return read_darknet_weights(content, model.darknet_layers(), shapes, source=str(path))
 
 
 def _first_sentence(error: Exception) -> str:

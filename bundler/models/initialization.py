@@ -1,7 +1,7 @@
 """Seeded random weights with which a network still tells pictures apart.
 
 A freshly initialised MobileNet outputs almost exactly zero, so any comparison of its outputs holds for any bug. Here BatchNorm
-gets the statistics of real forward passes, and the classifier a visible spread.
+gets the statistics of real forward passes, and the classifier, or a detector's heads, a visible spread.
 """
 
 from __future__ import annotations
@@ -12,42 +12,69 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bundler.models.detector import BOX, Detector
+
 __all__ = ["random_state_dict"]
 
 LOGIT_DEVIATION = 2.0  # of each class over the pictures: like a trained classifier's, far above float rounding
+BOX_DEVIATION = 0.5  # of a detector's raw boxes: within about twice and half of the anchors
+BACKGROUND = -3.0  # mean of a detector's raw objectness: most of a picture is not an object
+BRANCH = 0.1  # of a residual branch's last BatchNorm, as in a trained network's later blocks
 
 
 def random_state_dict(build: Callable[[], nn.Module], pictures: Tensor, *, seed: int) -> Mapping[str, Tensor]:
-    """Return a state dict of the plain model that `build` makes.
+    """Return a state dict of the model that `build` makes.
 
     Args:
         build: returns the float model; its own initialisation is seeded.
-        pictures: float32 [N, 3, H, W], normalised, N ≥ 8; BatchNorm's statistics and the classifier's spread come from them.
+        pictures: float32 [N, 3, H, W], normalised, N ≥ 8; BatchNorm's statistics and the outputs' spread come from them.
         seed: of the weights; the caller's random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build()
+        _calm_convolutions(model)
         _take_batch_statistics(model, pictures)
-    _spread_classifier(model, pictures)
+    if isinstance(model, Detector):
+        for layer in model.prediction_layers():
+            _spread_predictions(layer, model, pictures)
+    else:
+        _spread_classifier(model, pictures)
     return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def _calm_convolutions(model: nn.Module) -> None:
+    """Let depthwise convolutions smooth. With random signs they pass noise on as strongly as what a picture shows."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+            with torch.no_grad():
+                module.weight.abs_()
+
+
+def _last_norms_of_branches(model: nn.Module) -> set[nn.BatchNorm2d]:
+    """Return the BatchNorm before each residual addition; blocks without an activation behind it call that `skip_add`."""
+    blocks = [block for block in model.modules() if hasattr(block, "skip_add")]
+    return {[norm for norm in block.modules() if isinstance(norm, nn.BatchNorm2d)][-1] for block in blocks}
 
 
 def _take_batch_statistics(model: nn.Module, pictures: Tensor) -> None:
     """Give each BatchNorm the statistics of its inputs, and an affine part with which the network stays calm.
 
-    A scale that follows each channel's deviation keeps the folded weights of a layer alike, and a bias near 1 keeps most inputs
-    of each ReLU positive. Without both, random networks amplify rounding errors from layer to layer until INT8 is noise.
+    A scale that follows each channel's deviation keeps the folded weights of a layer alike, a bias near 1 keeps most inputs
+    of each activation positive, and small residual branches leave the path past them in charge. Without these, random networks
+    amplify rounding errors from layer to layer until INT8 is noise.
     """
+    branches = _last_norms_of_branches(model)
 
     def settle(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if not isinstance(norm, nn.BatchNorm2d) or norm.num_batches_tracked is None or norm.num_batches_tracked > 0:
             return
         variance = inputs[0].detach().var((0, 2, 3))
         relative = (variance / variance.mean()).sqrt().clamp(0.1, 2.0)
+        share = BRANCH if norm in branches else 1.0
         with torch.no_grad():
-            norm.weight.copy_(relative * torch.empty_like(relative).uniform_(0.8, 1.2))
-            norm.bias.uniform_(0.8, 1.2)
+            norm.weight.copy_(share * relative * torch.empty_like(relative).uniform_(0.8, 1.2))
+            norm.bias.uniform_(0.8, 1.2).mul_(share)
 
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     hooks = [norm.register_forward_pre_hook(settle) for norm in norms]
@@ -66,19 +93,41 @@ def _take_batch_statistics(model: nn.Module, pictures: Tensor) -> None:
         hook.remove()
 
 
-def _spread_classifier(model: nn.Module, pictures: Tensor) -> None:
-    classifier = next(module for module in reversed(list(model.modules())) if isinstance(module, nn.Linear))
-    features: list[Tensor] = []
+def _inputs_of(layer: nn.Module, model: nn.Module, pictures: Tensor) -> Tensor:
+    """Return what the layer reads, as float32 [pictures (and cells), channels]."""
+    seen: list[Tensor] = []
 
     def keep(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        features.append(inputs[0])
+        features = inputs[0]
+        seen.append(features if features.ndim == 2 else features.permute(0, 2, 3, 1).flatten(0, 2))
 
-    hook = classifier.register_forward_pre_hook(keep)
+    hook = layer.register_forward_pre_hook(keep)
     with torch.no_grad():
         for batch in pictures.split(8):
             model(batch)
-        hook.remove()
-        seen = torch.cat(features)
+    hook.remove()
+    return torch.cat(seen)
+
+
+def _spread_classifier(model: nn.Module, pictures: Tensor) -> None:
+    classifier = next(module for module in reversed(list(model.modules())) if isinstance(module, nn.Linear))
+    seen = _inputs_of(classifier, model, pictures)
+    with torch.no_grad():
         logits = (seen - seen.mean(0)) @ classifier.weight.T
         classifier.weight *= LOGIT_DEVIATION / logits.std()
         classifier.bias.copy_(-(seen.mean(0) @ classifier.weight.T))
+
+
+def _spread_predictions(layer: nn.Conv2d, model: Detector, pictures: Tensor) -> None:
+    """Spread each raw output [anchors · (5 + classes)] of a detector's head over pictures and cells."""
+    seen = _inputs_of(layer, model, pictures)
+    deviation, mean = torch.full((BOX + model.num_classes,), LOGIT_DEVIATION), torch.zeros(BOX + model.num_classes)
+    deviation[: BOX - 1] = BOX_DEVIATION
+    mean[BOX - 1] = BACKGROUND
+    anchors = layer.out_channels // len(mean)
+    with torch.no_grad():
+        weight = layer.weight.flatten(1)
+        raw = (seen - seen.mean(0)) @ weight.T
+        weight *= (deviation.repeat(anchors) / raw.std(0)).unsqueeze(1)
+        if layer.bias is not None:
+            layer.bias.copy_(mean.repeat(anchors) - seen.mean(0) @ weight.T)

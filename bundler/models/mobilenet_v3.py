@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from bundler.models.published_weights import Weights, state_dict_of
+from bundler.models.squeeze_excitation import QuantizableSqueezeExcitation
 from bundler.quantization import (
     DeQuantStub,
     FloatFunctional,
@@ -14,39 +16,26 @@ from bundler.quantization import (
     QuantStub,
     fuse_modules,
     load_fuse_prepare,
+    make_quantizable,
 )
 
 from torchvision.models.mobilenetv3 import InvertedResidual, InvertedResidualConfig, MobileNetV3, _mobilenet_v3_conf
-from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
+from torchvision.ops.misc import Conv2dNormActivation
 
 __all__ = [
     "QuantizableInvertedResidual",
     "QuantizableMobileNetV3",
-    "QuantizableSqueezeExcitation",
     "mobilenet_v3_large",
     "mobilenet_v3_small",
 ]
-
-
-class QuantizableSqueezeExcitation(SqueezeExcitation):  # type: ignore[misc]
-    """Squeeze-and-excitation whose gate is multiplied in quantized arithmetic."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "scale_activation": nn.Hardsigmoid})
-        self.skip_mul = FloatFunctional()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.skip_mul.mul(self._scale(x), x)
-
-    def fuse_model(self, is_qat: bool | None = None) -> None:
-        fuse_modules(self, ["fc1", "activation"], is_qat)
 
 
 class QuantizableInvertedResidual(InvertedResidual):  # type: ignore[misc]
     """Expand, depthwise, gate, project; the residual is added in quantized arithmetic."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, se_layer=QuantizableSqueezeExcitation, **kwargs)
+        gate = partial(QuantizableSqueezeExcitation, scale_activation=nn.Hardsigmoid)
+        super().__init__(*args, se_layer=gate, **kwargs)
         if self.use_res_connect:
             self.skip_add = FloatFunctional()
 
@@ -64,6 +53,7 @@ class QuantizableMobileNetV3(MobileNetV3):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.quant = QuantStub()
         self.dequant = DeQuantStub()
+        make_quantizable(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.quant(x)

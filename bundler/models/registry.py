@@ -1,125 +1,111 @@
-"""The scope table of the specification as plain data; reading it needs no torch."""
+"""The scope table of the specification as plain data; reading it needs no torch. The user's own models stand beside it."""
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from bundler.errors import UnbuiltModelError, UnknownModelError
+from bundler.errors import BrokenModelError, UnknownModelError
+from bundler.models.specs import ModelSpec
+from bundler.models.user_models import BrokenModel, UserModel, user_models
 
-__all__ = ["SCOPE", "Interpolation", "Mode", "ModelSpec", "ScopeRow", "find_model", "load_parser", "models"]
-
-Mode = Literal["fp32", "int8-ptq", "int8-qat"]
-Interpolation = Literal["bilinear", "bicubic"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """A variant: the name of its parser, and what its published weights ask of a picture (pixels)."""
-
-    name: str
-    resize: int
-    crop: int
-    interpolation: Interpolation = "bilinear"
+__all__ = ["SCOPE", "ScopeRow", "find_model", "load_parser", "models"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScopeRow:
-    """A row of the specification's table, and the module of `bundler.models` that builds it."""
+    """A row of the table: what the specification promises, and the variants that keep it."""
 
     name: str
     variants: tuple[ModelSpec, ...]
-    family: str | None
-    quantization: str
-    int8_scope: Literal["whole", "backbone"] = "whole"
-
-    @property
-    def built(self) -> bool:
-        return self.family is not None
-
-    @property
-    def reason(self) -> str:
-        """Why the row offers no mode; empty where it does."""
-        return "" if self.built else "it is in the scope table and not built yet"
-
-    @property
-    def modes(self) -> tuple[Mode, ...]:
-        """The modes that a bundle can carry; `int8-qat` comes with the training loop."""
-        return ("fp32", "int8-ptq") if self.built else ()
 
 
-def _row(
-    name: str, *variants: ModelSpec, family: str | None = None, quantization: str = "PTQ, QAT", backbone: bool = False
-) -> ScopeRow:
-    scope: Literal["whole", "backbone"] = "backbone" if backbone else "whole"
-    return ScopeRow(name=name, variants=variants, family=family, quantization=quantization, int8_scope=scope)
+def _row(name: str, *variants: ModelSpec) -> ScopeRow:
+    return ScopeRow(name=name, variants=variants)
 
 
-def _variant(name: str, resize: int, crop: int, interpolation: Interpolation = "bilinear") -> ModelSpec:
-    return ModelSpec(name=name, resize=resize, crop=crop, interpolation=interpolation)
+def _classifier(family: str, name: str, resize: int, crop: int, **preprocessing: Any) -> ModelSpec:
+    return ModelSpec(name=name, parser=f"bundler.models.{family}:{name}", resize=resize, crop=crop, **preprocessing)
 
 
-_YOLOV5 = tuple(_variant(f"yolov5{size}", 640, 640) for size in "nsmlx")
+def _detector(family: str, name: str, size: int) -> ModelSpec:
+    return ModelSpec(
+        name=name,
+        parser=f"bundler.models.{family}:{name}",
+        resize=size,
+        crop=size,
+        fit="letterbox",
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        task="detection",
+        num_classes=80,
+    )
+
 
 SCOPE: tuple[ScopeRow, ...] = (
-    _row("ResNet18", _variant("resnet18", 256, 224), family="resnet"),
-    _row("ResNet34", _variant("resnet34", 256, 224), family="resnet"),
-    _row("ResNet50", _variant("resnet50", 232, 224), family="resnet"),
-    _row("ResNet101", _variant("resnet101", 232, 224), family="resnet"),
-    _row("ResNet152", _variant("resnet152", 232, 224), family="resnet"),
-    _row("DenseNet121", _variant("densenet121", 256, 224)),
-    _row("DenseNet161", _variant("densenet161", 256, 224)),
-    _row("DenseNet169", _variant("densenet169", 256, 224)),
-    _row("DenseNet201", _variant("densenet201", 256, 224)),
-    _row("EfficientNetB0", _variant("efficientnet_b0", 256, 224, "bicubic")),
-    _row("EfficientNetB1", _variant("efficientnet_b1", 255, 240)),
-    _row("EfficientNetB2", _variant("efficientnet_b2", 288, 288, "bicubic")),
-    _row("EfficientNetB3", _variant("efficientnet_b3", 320, 300, "bicubic")),
-    _row("EfficientNetB4", _variant("efficientnet_b4", 384, 380, "bicubic")),
-    _row("EfficientNetB5", _variant("efficientnet_b5", 456, 456, "bicubic")),
-    _row("EfficientNetB6", _variant("efficientnet_b6", 528, 528, "bicubic")),
-    _row("EfficientNetB7", _variant("efficientnet_b7", 600, 600, "bicubic")),
-    _row("MobileNetV2", _variant("mobilenet_v2", 232, 224), family="mobilenet_v2"),
+    _row("ResNet18", _classifier("resnet", "resnet18", 256, 224)),
+    _row("ResNet34", _classifier("resnet", "resnet34", 256, 224)),
+    _row("ResNet50", _classifier("resnet", "resnet50", 232, 224)),
+    _row("ResNet101", _classifier("resnet", "resnet101", 232, 224)),
+    _row("ResNet152", _classifier("resnet", "resnet152", 232, 224)),
+    _row("DenseNet121", _classifier("densenet", "densenet121", 256, 224)),
+    _row("DenseNet161", _classifier("densenet", "densenet161", 256, 224)),
+    _row("DenseNet169", _classifier("densenet", "densenet169", 256, 224)),
+    _row("DenseNet201", _classifier("densenet", "densenet201", 256, 224)),
+    _row("EfficientNetB0", _classifier("efficientnet", "efficientnet_b0", 256, 224, interpolation="bicubic")),
+    _row("EfficientNetB1", _classifier("efficientnet", "efficientnet_b1", 255, 240)),
+    _row("EfficientNetB2", _classifier("efficientnet", "efficientnet_b2", 288, 288, interpolation="bicubic")),
+    _row("EfficientNetB3", _classifier("efficientnet", "efficientnet_b3", 320, 300, interpolation="bicubic")),
+    _row("EfficientNetB4", _classifier("efficientnet", "efficientnet_b4", 384, 380, interpolation="bicubic")),
+    _row("EfficientNetB5", _classifier("efficientnet", "efficientnet_b5", 456, 456, interpolation="bicubic")),
+    _row("EfficientNetB6", _classifier("efficientnet", "efficientnet_b6", 528, 528, interpolation="bicubic")),
+    _row("EfficientNetB7", _classifier("efficientnet", "efficientnet_b7", 600, 600, interpolation="bicubic")),
+    _row("MobileNetV2", _classifier("mobilenet_v2", "mobilenet_v2", 232, 224)),
     _row(
         "MobileNetV3",
-        _variant("mobilenet_v3_large", 232, 224),
-        _variant("mobilenet_v3_small", 256, 224),
-        family="mobilenet_v3",
+        _classifier("mobilenet_v3", "mobilenet_v3_large", 232, 224),
+        _classifier("mobilenet_v3", "mobilenet_v3_small", 256, 224),
     ),
-    _row("WideResNet50", _variant("wide_resnet50_2", 232, 224), family="resnet"),
-    _row("WideResNet101", _variant("wide_resnet101_2", 232, 224), family="resnet"),
-    _row("ResNext50", _variant("resnext50_32x4d", 232, 224), family="resnet"),
-    _row("ResNext101", _variant("resnext101_32x8d", 232, 224), _variant("resnext101_64x4d", 232, 224), family="resnet"),
-    _row("YoloV3", _variant("yolov3", 416, 416), quantization="PTQ, QAT", backbone=True),
-    _row("YoloV4", _variant("yolov4", 416, 416), quantization="PTQ, QAT", backbone=True),
-    _row("YoloV5", *_YOLOV5, quantization="PTQ, QAT", backbone=True),
+    _row("WideResNet50", _classifier("resnet", "wide_resnet50_2", 232, 224)),
+    _row("WideResNet101", _classifier("resnet", "wide_resnet101_2", 232, 224)),
+    _row("ResNext50", _classifier("resnet", "resnext50_32x4d", 232, 224)),
+    _row(
+        "ResNext101", _classifier("resnet", "resnext101_32x8d", 232, 224), _classifier("resnet", "resnext101_64x4d", 232, 224)
+    ),
+    _row("YoloV3", _detector("yolov3", "yolov3", 416)),
+    _row("YoloV4", _detector("yolov4", "yolov4", 416)),
+    _row("YoloV5", *(_detector("yolov5", f"yolov5{size}", 640) for size in "nsmlx")),
 )
 
 
 def models() -> dict[str, tuple[ScopeRow, ModelSpec]]:
-    """Return every variant with its row, by the name of its parser."""
+    """Return every variant of the table with its row, by the name of its parser."""
     return {variant.name: (row, variant) for row in SCOPE for variant in row.variants}
 
 
 def find_model(name: str) -> tuple[ScopeRow, ModelSpec]:
-    """Return the row and the variant of that name.
+    """Return the row and the variant of that name; a user's own model is a row by itself.
 
     Raises:
         UnknownModelError: none is called that; it carries the nearest names.
-        UnbuiltModelError: the row is not built yet.
+        BrokenModelError: the package that offers it cannot be used.
     """
     known = models()
-    if name not in known:
-        raise UnknownModelError(name, known)
-    row, variant = known[name]
-    if not row.built:
-        raise UnbuiltModelError(name, row.name)
-    return row, variant
+    if name in known:
+        return known[name]
+    offered = sorted(user_models(taken=known), key=lambda model: isinstance(model, UserModel))
+    own = {model.name: model for model in offered}  # of two with a name, the one that can be used
+    found = own.get(name)
+    if found is None:
+        raise UnknownModelError(name, [*known, *own])
+    if isinstance(found, BrokenModel):
+        raise BrokenModelError(name, found.package, found.reason)
+    return _row(found.package, found.spec), found.spec
 
 
-def load_parser(row: ScopeRow, variant: ModelSpec) -> Callable[..., Any]:
-    """Import the family's module and return the variant's parser (specification, "Model Parser Function")."""
-    parser: Callable[..., Any] = getattr(importlib.import_module(f"bundler.models.{row.family}"), variant.name)
+def load_parser(variant: ModelSpec) -> Callable[..., Any]:
+    """Import the variant's module and return its parser (specification, "Model Parser Function")."""
+    parser: Callable[..., Any] = pkgutil.resolve_name(variant.parser)
     return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,14 +14,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from bundler.errors import CheckpointError
 from bundler.models.checkpoints import LoadedWeights, load_weights
 from bundler.models.mobilenet_v3 import mobilenet_v3_small
-from bundler.models.registry import find_model
+from bundler.models.registry import find_model, load_parser
+from bundler.models.yolov3 import yolov3
+from bundler.models.yolov5 import yolov5n
 
-from torchvision.models import MobileNet_V3_Small_Weights
+import torchvision
+from torchvision.models import MobileNet_V3_Small_Weights, get_model_weights
 
 _, VARIANT = find_model("mobilenet_v3_small")
 PUBLISHED = MobileNet_V3_Small_Weights.DEFAULT
@@ -287,7 +291,74 @@ def test_a_parser_takes_published_weights_from_the_cache(hub: Path) -> None:
         mobilenet_v3_small(weights=PUBLISHED, num_classes=10)
 
 
+@pytest.mark.parametrize(
+    "name", ["resnet18", "wide_resnet50_2", "resnext50_32x4d", "densenet121", "efficientnet_b0", "mobilenet_v2"]
+)
+def test_each_family_takes_its_published_checkpoint_from_the_cache_with_exact_keys(name: str, hub: Path) -> None:
+    """As torchvision's plain model saves it; DenseNet's have the names of an older torch (`norm.1` for `norm1`)."""
+    published = get_model_weights(name).DEFAULT
+    plain = getattr(torchvision.models, name)()
+    expected = plain.state_dict()
+    file = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", key): value for key, value in expected.items()}
+    assert (file.keys() != expected.keys()) == name.startswith("densenet")
+    torch.save(file, hub / Path(published.url).name)
+    parser = load_parser(find_model(name)[1])
+    assert_same(parser(weights=published, progress=False).state_dict(), expected)
+
+
 @pytest.mark.usefixtures("hub")
 def test_a_parser_without_network_says_what_failed() -> None:
     with pytest.raises(OSError, match="Connection refused"):
         mobilenet_v3_small(weights=PUBLISHED, progress=False)
+
+
+# Darknet's files, and whole models
+
+
+def test_a_darknet_file_fits_the_parser(tmp_path: Path) -> None:
+    model = yolov3(num_classes=3)
+    stored = model.state_dict()
+    generator = torch.Generator().manual_seed(0)
+    numbers = {key: torch.rand(value.shape, generator=generator) for key, value in stored.items() if value.is_floating_point()}
+    with (tmp_path / "yolov3.weights").open("wb") as file:
+        np.array([0, 2, 0, 0, 0], np.int32).tofile(file)  # version 0.2.0, and 64 bits of images seen
+        for layer in model.darknet_layers():
+            parts = [f"{layer.norm}.{name}" for name in ("bias", "weight", "running_mean", "running_var")] if layer.norm else []
+            for key in [*parts, *([] if layer.norm else [f"{layer.convolution}.bias"]), f"{layer.convolution}.weight"]:
+                numbers[key].numpy().tofile(file)
+    loaded = from_file(tmp_path / "yolov3.weights", "yolov3", num_classes=3)
+    assert (loaded.source, loaded.trained, loaded.num_classes) == ("yolov3.weights", True, 3)
+    built = yolov3(weights=loaded.state_dict, num_classes=3).state_dict()
+    assert all(torch.equal(built[key], value) for key, value in numbers.items())
+    with pytest.raises(CheckpointError, match=r"numbers left|ends in the layer"):
+        from_file(tmp_path / "yolov3.weights", "yolov3", num_classes=4)
+    with pytest.raises(CheckpointError, match="no network of Darknet's"):
+        from_file(tmp_path / "yolov3.weights", "yolov5n", num_classes=3)
+
+
+def test_a_pt_file_with_a_whole_model_is_read_and_not_executed(tmp_path: Path) -> None:
+    """As the published YOLOv5 files: a dict with a model object in half precision, beside what training left there."""
+    model = yolov5n(num_classes=3)
+    marker = tmp_path / "marker"
+    plain = nn.Module()
+    plain.add_module("model", model.model)
+    torch.save({"model": plain.half(), "ema": None, "epoch": -1, "date": RunsCode(marker)}, tmp_path / "yolov5n.pt")
+    expected = {key: value.float() if value.is_floating_point() else value for key, value in plain.state_dict().items()}
+    loaded = from_file(tmp_path / "yolov5n.pt", "yolov5n", num_classes=3)
+    assert not marker.exists()
+    assert_same(loaded.state_dict, expected)
+    assert_same(yolov5n(weights=loaded.state_dict, num_classes=3).state_dict(), expected)
+
+
+def test_a_pt_file_with_a_state_dict(tmp_path: Path) -> None:
+    expected = yolov5n(num_classes=3).state_dict()
+    torch.save({"model": expected}, tmp_path / "mine.pt")
+    assert_same(from_file(tmp_path / "mine.pt", "yolov5n", num_classes=3).state_dict, expected)
+
+
+def from_file(path: Path, model: str, *, num_classes: int) -> LoadedWeights:
+    def pictures() -> NDArray[np.float32]:
+        raise AssertionError("only random weights need pictures")
+
+    _, variant = find_model(model)
+    return load_weights(str(path), variant, parser=load_parser(variant), num_classes=num_classes, pictures=pictures, seed=0)

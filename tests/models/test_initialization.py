@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from bundler.export.agreement import informative_problem
 from bundler.models.initialization import LOGIT_DEVIATION, random_state_dict
 from bundler.models.mobilenet_v3 import QuantizableMobileNetV3, mobilenet_v3_small
+from bundler.models.yolov3 import yolov3
+from bundler.models.yolov4 import yolov4
+from bundler.models.yolov5 import yolov5n
 
 
 def build() -> QuantizableMobileNetV3:
@@ -48,3 +52,16 @@ def test_statistics_come_from_the_pictures(calibration: Tensor) -> None:
     torch.testing.assert_close(state_dict["features.0.1.running_mean"], convolved.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(state_dict["features.0.1.running_var"], convolved.var((0, 2, 3)), rtol=0.2, atol=1e-3)
     assert {norm.momentum for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)} == {0.01}  # torchvision's
+
+
+@pytest.mark.parametrize("parser", [yolov3, yolov4, yolov5n])
+def test_a_detector_sees_few_objects_and_boxes_near_the_anchors(parser: Callable[..., Any], calibration: Tensor) -> None:
+    weights = random_state_dict(lambda: parser(num_classes=10), calibration, seed=0)
+    with torch.inference_mode():
+        outputs = parser(weights=weights, num_classes=10)(calibration)
+    objectness, classes = outputs[..., 4], outputs[..., 5:]
+    assert 0.01 < float(objectness.mean()) < 0.3
+    assert float((objectness > 0.5).float().mean()) < 0.2
+    assert float(classes.std()) > 0.2  # of probabilities: decided, and not always the same way
+    assert 15 < float(outputs[..., 2:4].median()) < 120  # pixels; the anchors are 10 to 459 wide and high
+    assert float((outputs[0] - outputs[1]).abs().max()) > 1

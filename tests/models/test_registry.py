@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bundler.datasets import DEVIATION, MEAN, Preprocessing
-from bundler.errors import UnbuiltModelError, UnknownModelError, nearest
+from bundler.errors import UnknownModelError, nearest
 from bundler.models import torchvision_operators  # noqa: F401  before torchvision
 from bundler.models.registry import SCOPE, find_model, load_parser, models
 
@@ -45,7 +45,9 @@ ROUNDING = 1e-6
 def test_the_scope_is_the_specifications_table() -> None:
     assert len(ROWS) == 26
     assert [row.name for row in SCOPE] == ROWS
-    assert [row.name for row in SCOPE if row.int8_scope == "backbone"] == ["YoloV3", "YoloV4", "YoloV5"]
+    scopes = {row.name: {variant.int8_scopes for variant in row.variants} for row in SCOPE}
+    assert [name for name, found in scopes.items() if found == {("backbone", "whole")}] == ["YoloV3", "YoloV4", "YoloV5"]
+    assert [name for name, found in scopes.items() if found == {("whole",)}] == ROWS[:-3]
     for name, variants in VARIANTS.items():
         assert [variant.name for row in SCOPE if row.name == name for variant in row.variants] == variants
 
@@ -54,10 +56,10 @@ def test_variant_names_are_unique() -> None:
     assert len(models()) == sum(len(row.variants) for row in SCOPE)
 
 
-@pytest.mark.parametrize("name", [name for name, (row, _) in models().items() if row.built])
+@pytest.mark.parametrize("name", models())
 def test_every_parser_has_the_specifications_signature(name: str) -> None:
     """`(*, weights=None, progress=True, quantize=False, is_qat=False, **kwargs)`, and our `target`."""
-    parser = load_parser(*find_model(name))
+    parser = load_parser(find_model(name)[1])
     assert parser.__name__ == name
     *named, rest = inspect.signature(parser).parameters.values()
     assert {parameter.kind for parameter in named} == {inspect.Parameter.KEYWORD_ONLY}
@@ -129,16 +131,11 @@ def test_a_misspelt_model_is_refused_with_the_nearest_names(typed: str, meant: s
     assert refusal.value.exit_code == 4
 
 
-def test_an_unbuilt_model_is_refused_with_its_row() -> None:
+def test_every_variant_is_found_with_its_row_and_is_built() -> None:
     for row in SCOPE:
         for variant in row.variants:
-            if row.built:
-                assert find_model(variant.name) == (row, variant)
-                assert row.modes[:2] == ("fp32", "int8-ptq")
-                continue
-            assert row.modes == ()
-            with pytest.raises(UnbuiltModelError, match=f"{variant.name} .*{row.name}"):
-                find_model(variant.name)
+            assert find_model(variant.name) == (row, variant)
+            assert load_parser(variant).__name__ == variant.name
 
 
 @given(

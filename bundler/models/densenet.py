@@ -1,0 +1,156 @@
+"""DenseNet121, 161, 169 and 201 (Huang et al. 2017), whose layers normalise what they concatenated before they convolve."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from bundler.models.published_weights import Weights, state_dict_of
+from bundler.quantization import (
+    DeQuantStub,
+    FloatFunctional,
+    QuantizationProfile,
+    QuantStub,
+    fuse_modules,
+    load_fuse_prepare,
+)
+
+from torchvision.models.densenet import DenseNet, _DenseBlock, _DenseLayer, _Transition
+
+__all__ = ["QuantizableDenseNet", "densenet121", "densenet161", "densenet169", "densenet201"]
+
+
+class QuantizableDenseLayer(_DenseLayer):  # type: ignore[misc]
+    """Concatenate, normalise, 1x1, normalise, 3x3; no convolution stands before the first norm, the second is folded."""
+
+    def __init__(self, layer: _DenseLayer) -> None:
+        nn.Module.__init__(self)  # the plain layer's children are taken over instead of made a second time
+        for name, child in layer.named_children():
+            self.add_module(name, child)
+        self.drop_rate = layer.drop_rate
+        self.memory_efficient = layer.memory_efficient
+        self.cat = FloatFunctional()
+
+    def bn_function(self, inputs: list[Tensor]) -> Tensor:
+        bottleneck: Tensor = self.conv1(self.relu1(self.norm1(self.cat.cat(inputs, 1))))
+        return bottleneck
+
+    def fuse_model(self, is_qat: bool | None = None) -> None:
+        fuse_modules(self, [["norm1", "relu1"], ["conv1", "norm2", "relu2"]], is_qat)
+
+
+class QuantizableDenseBlock(_DenseBlock):  # type: ignore[misc]
+    """Layers that each read everything before them."""
+
+    def __init__(self, block: _DenseBlock) -> None:
+        nn.ModuleDict.__init__(self, {name: QuantizableDenseLayer(layer) for name, layer in block.items()})
+        self.cat = FloatFunctional()
+
+    def forward(self, init_features: Tensor) -> Tensor:
+        features = [init_features]
+        for layer in self.values():
+            if isinstance(layer, QuantizableDenseLayer):
+                features.append(layer(features))
+        return self.cat.cat(features, 1)
+
+
+class QuantizableDenseNet(DenseNet):  # type: ignore[misc]
+    """torchvision's DenseNet between quantization stubs; a float model until it is converted."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name, child in list(self.features.named_children()):
+            if type(child) is _DenseBlock:
+                setattr(self.features, name, QuantizableDenseBlock(child))
+        self.relu = nn.ReLU()
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.quant = QuantStub()
+        self.dequant = DeQuantStub()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.features(self.quant(x)))
+        x = self.avgpool(x).flatten(1)
+        logits: Tensor = self.dequant(self.classifier(x))
+        return logits
+
+    def fuse_model(self, is_qat: bool | None = None) -> None:
+        fuse_modules(self, [["features.conv0", "features.norm0", "features.relu0"], ["features.norm5", "relu"]], is_qat)
+        for module in self.modules():
+            if type(module) is QuantizableDenseLayer:
+                module.fuse_model(is_qat)
+            elif type(module) is _Transition:
+                fuse_modules(module, ["norm", "relu"], is_qat)
+
+
+def _densenet(
+    growth_rate: int,
+    block_config: tuple[int, int, int, int],
+    num_init_features: int,
+    weights: Weights,
+    progress: bool,
+    quantize: bool,
+    is_qat: bool,
+    target: QuantizationProfile | None,
+    **kwargs: Any,
+) -> QuantizableDenseNet:
+    state_dict = _renamed(state_dict_of(weights, kwargs, progress=progress))
+    model = QuantizableDenseNet(growth_rate, block_config, num_init_features, **kwargs)
+    return load_fuse_prepare(model, state_dict, quantize=quantize, is_qat=is_qat, target=target)
+
+
+def _renamed(state_dict: Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
+    """Return the published checkpoints' state dict, which is older than torch's ban of dots in names: `norm.1` is `norm1`."""
+    if state_dict is None:
+        return None
+    return {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", key): value for key, value in state_dict.items()}
+
+
+def densenet121(
+    *,
+    weights: Weights = None,
+    progress: bool = True,
+    quantize: bool = False,
+    is_qat: bool = False,
+    target: QuantizationProfile | None = None,
+    **kwargs: Any,
+) -> QuantizableDenseNet:
+    return _densenet(32, (6, 12, 24, 16), 64, weights, progress, quantize, is_qat, target, **kwargs)
+
+
+def densenet161(
+    *,
+    weights: Weights = None,
+    progress: bool = True,
+    quantize: bool = False,
+    is_qat: bool = False,
+    target: QuantizationProfile | None = None,
+    **kwargs: Any,
+) -> QuantizableDenseNet:
+    return _densenet(48, (6, 12, 36, 24), 96, weights, progress, quantize, is_qat, target, **kwargs)
+
+
+def densenet169(
+    *,
+    weights: Weights = None,
+    progress: bool = True,
+    quantize: bool = False,
+    is_qat: bool = False,
+    target: QuantizationProfile | None = None,
+    **kwargs: Any,
+) -> QuantizableDenseNet:
+    return _densenet(32, (6, 12, 32, 32), 64, weights, progress, quantize, is_qat, target, **kwargs)
+
+
+def densenet201(
+    *,
+    weights: Weights = None,
+    progress: bool = True,
+    quantize: bool = False,
+    is_qat: bool = False,
+    target: QuantizationProfile | None = None,
+    **kwargs: Any,
+) -> QuantizableDenseNet:
+    return _densenet(32, (6, 12, 48, 32), 64, weights, progress, quantize, is_qat, target, **kwargs)

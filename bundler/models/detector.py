@@ -1,0 +1,179 @@
+"""What the YOLO detectors share: convolution blocks, the decoding of boxes, and what part of them is quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bundler.models.darknet_weights import DarknetLayer
+from bundler.models.specs import Int8Scope
+from bundler.quantization import DeQuantStub, FloatFunctional, QuantStub, fuse_modules, make_quantizable
+
+__all__ = ["BOX", "Concatenate", "ConvNormAct", "Detector", "QuantizableDetector", "Residual", "darknet_layers"]
+
+BOX = 5  # numbers before the class probabilities: centre x, centre y, width, height, objectness
+
+
+class ConvNormAct(nn.Module):
+    """Convolution without bias, BatchNorm, activation; "same" padding."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        activation: Callable[[], nn.Module],
+        stride: int = 1,
+        padding: int | None = None,
+        norm_eps: float = 1e-5,
+        norm_momentum: float = 0.1,
+    ) -> None:
+        super().__init__()
+        padding = kernel // 2 if padding is None else padding
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
+        self.bn = nn.BatchNorm2d(outputs, eps=norm_eps, momentum=norm_momentum)
+        self.act = activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated: Tensor = self.act(self.bn(self.conv(x)))
+        return activated
+
+
+class Residual(nn.Module):
+    """x + second(first(x)), or without the addition."""
+
+    def __init__(self, first: nn.Module, second: nn.Module, *, shortcut: bool = True) -> None:
+        super().__init__()
+        self.cv1 = first
+        self.cv2 = second
+        self.shortcut = shortcut
+        if shortcut:
+            self.skip_add = FloatFunctional()  # torch.add, until it is converted
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.cv2(self.cv1(x))
+        return self.skip_add.add(x, out) if self.shortcut else out
+
+
+class Concatenate(nn.Module):
+    """Feature maps [N, C_i, H, W] along their channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.functional = FloatFunctional()  # torch.cat, until it is converted
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        return self.functional.cat(list(features), 1)
+
+
+class Detector(nn.Module):
+    """A backbone, what predicts from its three feature maps, and the decoding of the predictions.
+
+    In eval mode the output is float32 [N, boxes, 5 + classes]: centre x, centre y, width and height in pixels of the input,
+    objectness and class probabilities in 0..1. Boxes are ordered by stride (8, 16, 32), anchor, row and column. In train mode
+    it is the list of raw maps [N, anchors · (5 + classes), H, W], which a loss reads.
+    """
+
+    strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
+    xy_scales: ClassVar[tuple[float, ...]] = (1.0, 1.0, 1.0)  # how far beyond its cell a centre may lie, as a factor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    def extract(self, x: Tensor) -> list[Tensor]:
+        """Return the backbone's feature maps at strides 8, 16 and 32 of float32 [N, 3, H, W]."""
+        raise NotImplementedError
+
+    def predict(self, features: list[Tensor]) -> list[Tensor]:
+        """Return the raw maps."""
+        raise NotImplementedError
+
+    def predicting_modules(self) -> list[nn.Module]:
+        """Return everything behind the backbone."""
+        raise NotImplementedError
+
+    def prediction_layers(self) -> list[nn.Conv2d]:
+        """Return the last convolutions, in the order of the strides."""
+        raise NotImplementedError
+
+    def anchor_sizes(self) -> Tensor:
+        """Return the anchors' widths and heights in pixels, float32 [strides, anchors, 2]."""
+        raise NotImplementedError
+
+    def box_sizes(self, raw: Tensor, anchors: Tensor) -> Tensor:
+        """Return widths and heights in pixels: the anchors times e^raw (Redmon and Farhadi 2018)."""
+        return raw.exp() * anchors
+
+    def forward(self, x: Tensor) -> Any:
+        maps = self.predict(self.extract(x))
+        return maps if self.training else self.decode(maps)
+
+    def decode(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return [N, boxes, 5 + classes] of the raw maps."""
+        levels = zip(maps, self.strides, self.xy_scales, self.anchor_sizes(), strict=True)
+        return torch.cat([self._decode_level(*level) for level in levels], 1)
+
+    def _decode_level(self, raw: Tensor, stride: int, xy_scale: float, anchors: Tensor) -> Tensor:
+        height, width = int(raw.shape[2]), int(raw.shape[3])
+        values = BOX + self.num_classes
+        raw = raw.reshape(-1, len(anchors), values, height, width).permute(0, 1, 3, 4, 2)
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        corners = torch.stack((columns, rows), 2).to(raw.dtype) - (xy_scale - 1) / 2
+        centres = (raw[..., 0:2].sigmoid() * xy_scale + corners) * stride
+        sizes = self.box_sizes(raw[..., 2:4], anchors.reshape(1, -1, 1, 1, 2))
+        decoded = torch.cat((centres, sizes, raw[..., 4:].sigmoid()), 4)
+        return decoded.reshape(-1, len(anchors) * height * width, values)
+
+
+class QuantizableDetector(Detector):
+    """A detector between quantization stubs, of which the backbone alone or all but the decoding becomes INT8.
+
+    The decoding never does: one scale over pixels and probabilities would leave nothing of the probabilities.
+    """
+
+    def __init__(self, *args: Any, int8_scope: Int8Scope = "backbone", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.int8_scope = int8_scope
+        self.quant = QuantStub()
+        self.dequant = DeQuantStub()
+        make_quantizable(self)
+        for module in self.predicting_modules():
+            if int8_scope == "backbone":
+                module.qconfig = None  # type: ignore[assignment]
+
+    def extract(self, x: Tensor) -> list[Tensor]:
+        features = super().extract(self.quant(x))
+        return [self.dequant(feature) for feature in features] if self.int8_scope == "backbone" else features
+
+    def predict(self, features: list[Tensor]) -> list[Tensor]:
+        maps = super().predict(features)
+        return maps if self.int8_scope == "backbone" else [self.dequant(raw) for raw in maps]
+
+    def float_convolutions(self) -> int:
+        """Return how many convolutions stay in float after conversion."""
+        if self.int8_scope == "whole":
+            return 0
+        return sum(isinstance(child, nn.Conv2d) for module in self.predicting_modules() for child in module.modules())
+
+    def fuse_model(self, is_qat: bool | None = None) -> None:
+        """Fuse convolution and BatchNorm of what becomes INT8; no activation here has a fused form."""
+        parts = self.predicting_modules() if self.int8_scope == "backbone" else []
+        stays = {child for part in parts for child in part.modules()}
+        for module in self.modules():
+            if type(module) is ConvNormAct and module not in stays:
+                fuse_modules(module, ["conv", "bn"], is_qat)
+
+
+def darknet_layers(model: nn.Module) -> list[DarknetLayer]:
+    """Return each convolution with its BatchNorm, in the order in which the modules were made."""
+    modules = dict(model.named_modules())
+    return [
+        DarknetLayer(convolution=name, norm=f"{name.removesuffix('conv')}bn" if name.endswith(".conv") else None)
+        for name, module in modules.items()
+        if isinstance(module, nn.Conv2d)
+    ]

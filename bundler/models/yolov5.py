@@ -1,0 +1,243 @@
+"""YOLOv5 n, s, m, l and x (Jocher et al. 2020, releases 6 and 7): CSP blocks with SiLU, SPPF, and a path aggregation network.
+
+Modules carry the numbers of the published models, so that their checkpoints fit with exact keys.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bundler.models.detector import BOX, Concatenate, ConvNormAct, Detector, QuantizableDetector, Residual
+from bundler.models.published_weights import Weights, state_dict_of
+from bundler.quantization import QuantizationProfile, load_fuse_prepare
+
+__all__ = ["QuantizableYoloV5", "YoloV5", "yolov5l", "yolov5m", "yolov5n", "yolov5s", "yolov5x"]
+
+ANCHORS = (
+    ((10.0, 13.0), (16.0, 30.0), (33.0, 23.0)),
+    ((30.0, 61.0), (62.0, 45.0), (59.0, 119.0)),
+    ((116.0, 90.0), (156.0, 198.0), (373.0, 326.0)),
+)  # pixels, of COCO, for strides 8, 16 and 32
+
+BACKBONE = 10  # modules 0 to 9; those at strides 8, 16 and 32 are 4, 6 and 9
+FEATURES = (4, 6, 9)
+
+_conv = partial(ConvNormAct, activation=nn.SiLU, norm_eps=1e-3, norm_momentum=0.03)
+
+
+class CrossStage(nn.Module):
+    """Half of the channels through the residuals, half past them; "C3" in the published models."""
+
+    def __init__(self, inputs: int, outputs: int, depth: int, *, shortcut: bool = True) -> None:
+        super().__init__()
+        half = outputs // 2
+        self.cv1 = _conv(inputs, half, 1)
+        self.cv2 = _conv(inputs, half, 1)
+        self.cv3 = _conv(2 * half, outputs, 1)
+        self.m = nn.Sequential(*(Residual(_conv(half, half, 1), _conv(half, half, 3), shortcut=shortcut) for _ in range(depth)))
+        self.join = Concatenate()
+
+    def forward(self, x: Tensor) -> Tensor:
+        merged: Tensor = self.cv3(self.join([self.m(self.cv1(x)), self.cv2(x)]))
+        return merged
+
+
+class PyramidPooling(nn.Module):
+    """A map beside its maxima over 5, 9 and 13 cells, each made from the one before; "SPPF" in the published models."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.cv1 = _conv(inputs, inputs // 2, 1)
+        self.cv2 = _conv(inputs * 2, outputs, 1)
+        self.m = nn.MaxPool2d(5, stride=1, padding=2)
+        self.join = Concatenate()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cv1(x)
+        once = self.m(x)
+        twice = self.m(once)
+        pooled: Tensor = self.cv2(self.join([x, once, twice, self.m(twice)]))
+        return pooled
+
+
+class Detect(nn.Module):
+    """The heads; `anchors` are in cells of their stride, as the published checkpoints hold them."""
+
+    anchors: Tensor
+
+    def __init__(self, widths: tuple[int, int, int], outputs: int) -> None:
+        super().__init__()
+        self.m = nn.ModuleList(nn.Conv2d(width, outputs, 1) for width in widths)
+        strides = torch.tensor(Detector.strides).reshape(-1, 1, 1)
+        self.register_buffer("anchors", torch.tensor(ANCHORS) / strides)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        return [layer(feature) for layer, feature in zip(self.m, features, strict=True)]
+
+
+class YoloV5(Detector):
+    """The plain network.
+
+    Args:
+        depth: multiple of the residuals of each stage.
+        width: multiple of the channels, which are rounded up to a multiple of 8.
+        num_classes: of the heads.
+    """
+
+    xy_scales: ClassVar[tuple[float, ...]] = (2.0, 2.0, 2.0)
+    model: Any  # a ModuleList, whose items are of many types
+
+    def __init__(self, depth: float, width: float, num_classes: int = 80) -> None:
+        super().__init__(num_classes)
+
+        def repeated(times: int) -> int:
+            return max(round(times * depth), 1)
+
+        c64, c128, c256, c512, c1024 = (math.ceil(channels * width / 8) * 8 for channels in (64, 128, 256, 512, 1024))
+        up = partial(nn.Upsample, scale_factor=2, mode="nearest")
+        self.model = nn.ModuleList(
+            [
+                _conv(3, c64, 6, stride=2, padding=2),
+                _conv(c64, c128, 3, stride=2),
+                CrossStage(c128, c128, repeated(3)),
+                _conv(c128, c256, 3, stride=2),
+                CrossStage(c256, c256, repeated(6)),  # 4: stride 8
+                _conv(c256, c512, 3, stride=2),
+                CrossStage(c512, c512, repeated(9)),  # 6: stride 16
+                _conv(c512, c1024, 3, stride=2),
+                CrossStage(c1024, c1024, repeated(3)),
+                PyramidPooling(c1024, c1024),  # 9: stride 32
+                _conv(c1024, c512, 1),
+                up(),
+                Concatenate(),
+                CrossStage(2 * c512, c512, repeated(3), shortcut=False),
+                _conv(c512, c256, 1),
+                up(),
+                Concatenate(),
+                CrossStage(2 * c256, c256, repeated(3), shortcut=False),
+                _conv(c256, c256, 3, stride=2),
+                Concatenate(),
+                CrossStage(2 * c256, c512, repeated(3), shortcut=False),
+                _conv(c512, c512, 3, stride=2),
+                Concatenate(),
+                CrossStage(2 * c512, c1024, repeated(3), shortcut=False),
+                Detect((c256, c512, c1024), len(ANCHORS[0]) * (BOX + num_classes)),
+            ]
+        )
+
+    def extract(self, x: Tensor) -> list[Tensor]:
+        features = []
+        for index in range(BACKBONE):
+            x = self.model[index](x)
+            if index in FEATURES:
+                features.append(x)
+        return features
+
+    def predict(self, features: list[Tensor]) -> list[Tensor]:
+        model = self.model
+        fine, middle, coarse = features
+        coarse = model[10](coarse)
+        middle = model[14](model[13](model[12]([model[11](coarse), middle])))
+        fine = model[17](model[16]([model[15](middle), fine]))
+        middle = model[20](model[19]([model[18](fine), middle]))
+        coarse = model[23](model[22]([model[21](middle), coarse]))
+        maps: list[Tensor] = model[24]([fine, middle, coarse])
+        return maps
+
+    def predicting_modules(self) -> list[nn.Module]:
+        return list(self.model[BACKBONE:])
+
+    def prediction_layers(self) -> list[nn.Conv2d]:
+        return list(self.model[24].m)
+
+    def anchor_sizes(self) -> Tensor:
+        sizes: Tensor = self.model[24].anchors * torch.tensor(self.strides).reshape(-1, 1, 1)
+        return sizes
+
+    def box_sizes(self, raw: Tensor, anchors: Tensor) -> Tensor:
+        """Return widths and heights in pixels: up to four times the anchor, and never beyond."""
+        return (raw.sigmoid() * 2).square() * anchors
+
+
+class QuantizableYoloV5(QuantizableDetector, YoloV5):
+    """YoloV5 between quantization stubs; a float model until it is converted."""
+
+
+def _yolov5(
+    depth: float,
+    width: float,
+    weights: Weights,
+    progress: bool,
+    quantize: bool,
+    is_qat: bool,
+    target: QuantizationProfile | None,
+    **kwargs: Any,
+) -> QuantizableYoloV5:
+    state_dict = state_dict_of(weights, kwargs, progress=progress)
+    model = QuantizableYoloV5(depth, width, **kwargs)
+    return load_fuse_prepare(model, state_dict, quantize=quantize, is_qat=is_qat, target=target)
+
+
+def yolov5n(
+    *,
+    weights: Weights = None,
+    progress: bool = True,
+    quantize: bool = False,
+    is_qat: bool = False,
+    target: QuantizationProfile | None = None,
+    **kwargs: Any,
+) -> QuantizableYoloV5:
+    return _yolov5(1 / 3, 0.25, weights, progress, quantize, is_qat, target, **kwargs)
+
+
+def yolov5s(
+    *,
+    weights: Weights = None,
+    progress: bool = True,
+    quantize: bool = False,
+    is_qat: bool = False,
+    target: QuantizationProfile | None = None,
+    **kwargs: Any,
+) -> QuantizableYoloV5:
+    return _yolov5(1 / 3, 0.5, weights, progress, quantize, is_qat, target, **kwargs)
+
+
+def yolov5m(
+    *,
+    weights: Weights = None,
+    progress: bool = True,
+    quantize: bool = False,
+    is_qat: bool = False,
+    target: QuantizationProfile | None = None,
+    **kwargs: Any,
+) -> QuantizableYoloV5:
+    return _yolov5(2 / 3, 0.75, weights, progress, quantize, is_qat, target, **kwargs)
+
+
+def yolov5l(
+    *,
+    weights: Weights = None,
+    progress: bool = True,
+    quantize: bool = False,
+    is_qat: bool = False,
+    target: QuantizationProfile | None = None,
+    **kwargs: Any,
+) -> QuantizableYoloV5:
+    return _yolov5(1.0, 1.0, weights, progress, quantize, is_qat, target, **kwargs)
+
+
+def yolov5x(
+    *,
+    weights: Weights = None,
+    progress: bool = True,
+    quantize: bool = False,
+    is_qat: bool = False,
+    target: QuantizationProfile | None = None,
+    **kwargs: Any,
+) -> QuantizableYoloV5:
+    return _yolov5(4 / 3, 1.25, weights, progress, quantize, is_qat, target, **kwargs)

@@ -1,0 +1,135 @@
+"""Detectors: what a raw number means in pixels, and how much of a network each INT8 scope quantizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bundler.export.onnx_export import export_onnx
+from bundler.models.detector import BOX, Detector, darknet_layers
+from bundler.models.specs import Int8Scope
+from bundler.models.yolov3 import YoloV3
+from bundler.models.yolov4 import YoloV4
+from bundler.models.yolov5 import QuantizableYoloV5, YoloV5, yolov5n
+from bundler.quantization import calibrate, convert, quantized_engine
+from bundler.targets import TargetProfile, find_target
+
+CLASSES = 3
+
+
+def numbers(model: nn.Module) -> int:
+    """Count what a Darknet file stores: weights, biases, and BatchNorm's statistics."""
+    stored = [value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")]
+    return sum(value.numel() for value in stored)
+
+
+# `shared/spec-reading.md` names the sources: the published weight files and model tables, for 80 classes.
+@pytest.mark.parametrize(("make", "size"), [(YoloV3, 62_001_757), (YoloV4, 64_429_405)])
+def test_a_darknet_network_has_the_numbers_of_its_published_file(make: type[Detector], size: int) -> None:
+    assert numbers(make()) == size
+
+
+@pytest.mark.parametrize(
+    ("depth", "width", "size"),
+    [
+        (1 / 3, 0.25, 1_872_157),
+        (1 / 3, 0.5, 7_235_389),
+        (2 / 3, 0.75, 21_190_557),
+        (1.0, 1.0, 46_563_709),
+        (4 / 3, 1.25, 86_749_405),
+    ],
+)
+def test_yolov5_has_the_published_number_of_parameters(depth: float, width: float, size: int) -> None:
+    with torch.device("meta"):
+        model = YoloV5(depth, width)
+    assert sum(parameter.numel() for parameter in model.parameters()) == size
+
+
+@pytest.mark.parametrize(("make", "convolutions"), [(YoloV3, 75), (YoloV4, 110)])
+def test_darknets_layers_are_all_there_once(make: Callable[[], nn.Module], convolutions: int) -> None:
+    model = make()
+    layers = darknet_layers(model)
+    assert len({layer.convolution for layer in layers}) == len(layers) == convolutions
+    assert sum(layer.norm is None for layer in layers) == 3  # the predictions have a bias instead
+
+
+@pytest.mark.parametrize("make", [lambda: YoloV3(CLASSES), lambda: YoloV4(CLASSES), lambda: YoloV5(1 / 3, 0.25, CLASSES)])
+def test_a_raw_map_is_decoded_to_pixels(make: Callable[[], Detector]) -> None:
+    """One cell of the middle map, by the formulas of the papers (YOLOv3: section 2.1; YOLOv4 and v5: scaled centres)."""
+    model = make().eval()
+    height, width, stride, anchor, row, column = 3, 5, 16, 1, 2, 4
+    maps = [torch.zeros(1, 3 * (BOX + CLASSES), height * factor, width * factor) for factor in (2, 1)]
+    maps.append(torch.zeros(1, 3 * (BOX + CLASSES), 2, 3))
+    raw = [0.3, -1.2, 0.4, -0.7, 1.5, -2.0, 0.1, 3.0]
+    first = anchor * (BOX + CLASSES)
+    maps[1][0, first : first + BOX + CLASSES, row, column] = torch.tensor(raw)
+    decoded = model.decode(maps)
+    assert decoded.shape == (1, 3 * (4 + 1) * height * width + 3 * 6, BOX + CLASSES)
+    # Boxes are ordered by stride, anchor, row and column.
+    box = decoded[0, 3 * 4 * height * width + (anchor * height + row) * width + column].tolist()
+
+    def sigmoid(value: float) -> float:
+        return 1 / (1 + math.exp(-value))
+
+    scale = {YoloV3: 1.0, YoloV4: 1.1, YoloV5: 2.0}[type(model)]
+    anchors = {YoloV3: (62, 45), YoloV4: (76, 55), YoloV5: (62, 45)}[type(model)]
+    sizes = [(2 * sigmoid(value)) ** 2 for value in raw[2:4]] if isinstance(model, YoloV5) else [math.exp(v) for v in raw[2:4]]
+    expected = [
+        (sigmoid(raw[0]) * scale - (scale - 1) / 2 + column) * stride,
+        (sigmoid(raw[1]) * scale - (scale - 1) / 2 + row) * stride,
+        sizes[0] * anchors[0],
+        sizes[1] * anchors[1],
+        *(sigmoid(value) for value in raw[4:]),
+    ]
+    np.testing.assert_allclose(box, expected, rtol=1e-5)
+
+
+def test_training_gives_the_raw_maps() -> None:
+    maps = YoloV5(1 / 3, 0.25, CLASSES).train()(torch.rand(2, 3, 64, 96))
+    assert [tuple(raw.shape) for raw in maps] == [(2, 24, 8, 12), (2, 24, 4, 6), (2, 24, 2, 3)]
+
+
+@pytest.mark.parametrize("int8_scope", ["backbone", "whole"])
+def test_each_scope_on_each_target(
+    int8_scope: Int8Scope,
+    target: TargetProfile,
+    weights_of: Callable[[str], Mapping[str, Tensor]],
+    calibration: Tensor,
+    golden: Tensor,
+    tmp_path: Path,
+) -> None:
+    prepared = yolov5n(
+        weights=weights_of("yolov5n"), num_classes=10, quantize=True, target=target.quantization, int8_scope=int8_scope
+    )
+    calibrate(prepared, [calibration])
+    converted = convert(prepared, target.quantization)
+    stays = prepared.float_convolutions()
+    with quantized_engine(target.quantization.engine):
+        graph = export_onnx(
+            converted,
+            golden[:2],
+            tmp_path / "int8.onnx",
+            opset=13,
+            task="detection",
+            quantized=True,
+            float_convolutions=stays,
+        )
+    assert (stays > 0) == (int8_scope == "backbone")
+    assert graph.float_operators.get("Conv", 0) == stays
+    if int8_scope == "whole":  # the decoding, and nothing else
+        assert graph.float_operators.keys() <= {"Add", "Exp", "Mul", "Sigmoid", "Pow", "Sub"}
+        assert graph.dequantize_nodes >= 3
+    assert graph.output_step is None  # the output is float: one scale over pixels and probabilities would erase the latter
+
+
+def test_the_boxes_are_never_quantized() -> None:
+    """Decoded in INT8, one step over a range of hundreds of pixels is more than any probability."""
+    model = yolov5n(num_classes=CLASSES, quantize=True, target=find_target("x86").quantization, int8_scope="whole")
+    assert isinstance(model, QuantizableYoloV5)
+    assert not hasattr(model.dequant, "activation_post_process")
