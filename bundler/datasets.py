@@ -16,28 +16,42 @@ from PIL import Image, UnidentifiedImageError
 from bundler import console
 from bundler.errors import CalibrationError
 
-__all__ = ["Dataset", "Preprocessing", "load_pictures", "synthetic_pictures"]
+__all__ = ["DEVIATION", "MEAN", "Dataset", "Fit", "Interpolation", "Preprocessing", "load_pictures", "synthetic_pictures"]
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, on which torchvision's weights were trained
 DEVIATION = (0.229, 0.224, 0.225)
+GREY = (114, 114, 114)  # around a letterboxed picture, as YOLOv5 is trained
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"})
 
+Interpolation = Literal["bilinear", "bicubic"]
+Fit = Literal["crop", "letterbox"]
 Batch = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How a picture becomes a network's input: shorter side to `resize`, centre `crop` (pixels), then (x/255 - mean) / std."""
+    """How a picture becomes a network's input of `crop` pixels square, and then (x/255 - mean) / std.
+
+    `fit="crop"` resizes the shorter side to `resize` pixels and crops the middle; `fit="letterbox"` resizes the whole picture
+    until it fits and centres it on grey, as detectors are trained.
+    """
 
     resize: int
     crop: int
-    interpolation: Literal["bilinear", "bicubic"]
+    interpolation: Interpolation
+    fit: Fit = "crop"
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = DEVIATION
 
     def __call__(self, picture: Image.Image) -> Batch:
-        """Return float32 [3, crop, crop]; the same numbers as torchvision's `ImageClassification` preset on a PIL picture."""
+        """Return float32 [3, crop, crop]; cropped, the same numbers as torchvision's `ImageClassification` preset gives."""
         picture = picture.convert("RGB")
+        fitted = self._letterbox(picture) if self.fit == "letterbox" else self._crop(picture)
+        pixels = np.asarray(fitted, dtype=np.float32) / np.float32(255)
+        normalised = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+
+    def _crop(self, picture: Image.Image) -> Image.Image:
         width, height = picture.size
         scale = self.resize / min(width, height)
         longer = int(self.resize * max(width, height) / min(width, height))
@@ -46,9 +60,15 @@ class Preprocessing:
             picture = picture.resize(size, Image.Resampling[self.interpolation.upper()])
         width, height = picture.size
         left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
-        pixels = np.asarray(picture.crop((left, top, left + self.crop, top + self.crop)), dtype=np.float32) / np.float32(255)
-        normalised = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+        return picture.crop((left, top, left + self.crop, top + self.crop))
+
+    def _letterbox(self, picture: Image.Image) -> Image.Image:
+        scale = min(self.crop / picture.width, self.crop / picture.height)
+        width, height = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
+        canvas = Image.new("RGB", (self.crop, self.crop), GREY)
+        resized = picture.resize((width, height), Image.Resampling[self.interpolation.upper()])
+        canvas.paste(resized, ((self.crop - width) // 2, (self.crop - height) // 2))
+        return canvas
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 __all__ = [
+    "BrokenModelError",
     "BundleDamagedError",
     "BundleNotFoundError",
     "BundlerError",
@@ -24,7 +25,6 @@ __all__ = [
     "OutOfSpaceError",
     "OutputError",
     "TargetProfileError",
-    "UnbuiltModelError",
     "UnknownModelError",
     "UnknownTargetError",
     "VerificationFailedError",
@@ -85,15 +85,15 @@ class ModeUnavailableError(BundlerError):
         super().__init__(f"{model} has no mode {mode}: {reason}", next_step=f"Modes of {model}: {modes}.")
 
 
-class UnbuiltModelError(BundlerError):
-    """A model of the scope table that this version does not build yet."""
+class BrokenModelError(BundlerError):
+    """A model that another package offers, and that cannot be used."""
 
-    exit_code = 5
+    exit_code = 4
 
-    def __init__(self, model: str, row: str) -> None:
+    def __init__(self, model: str, package: str, reason: str) -> None:
         super().__init__(
-            f"{model} ({row}) is in the scope table, and this version does not build it yet",
-            next_step="`bundler models` shows what is built.",
+            f"{model} of {package} cannot be used: {reason}",
+            next_step="Repair or uninstall that package; `bundler models` shows what can be built.",
         )
 
 

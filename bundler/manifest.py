@@ -45,7 +45,7 @@ class _Record(BaseModel):
 
 
 class TensorRecord(_Record):
-    """A graph's input or output; the batch axis is dynamic and written as 0."""
+    """A graph's input or output; the batch axis is dynamic and written as 0. Detections are [0, boxes, 5 + classes]."""
 
     name: str
     dtype: Literal["float32"]
@@ -53,8 +53,12 @@ class TensorRecord(_Record):
 
 
 class PreprocessingRecord(_Record):
-    resize: Annotated[int, Field(description="pixels of the shorter side")]
-    crop: Annotated[int, Field(description="pixels of the centre crop")]
+    fit: Annotated[
+        Literal["crop", "letterbox"],
+        Field(description="crop: the middle of the resized picture; letterbox: all of it, centred on grey (114, 114, 114)"),
+    ]
+    resize: Annotated[int, Field(description="pixels of the shorter side, where the picture is cropped")]
+    crop: Annotated[int, Field(description="pixels of the square input")]
     interpolation: Literal["bilinear", "bicubic"]
     mean: Annotated[tuple[float, float, float], Field(description="RGB, subtracted from x / 255")]
     std: tuple[float, float, float]
@@ -69,6 +73,7 @@ class WeightsRecord(_Record):
 class ModelRecord(_Record):
     name: str
     row: Annotated[str, Field(description="row of the specification's scope table")]
+    task: Literal["classification", "detection"]
     num_classes: int
     input: TensorRecord
     output: TensorRecord
@@ -105,7 +110,12 @@ class QuantizationRecord(_Record):
     float_operators: Annotated[
         dict[str, int], Field(description="operators that compute in float between Quantize and Dequantize")
     ]
-    torch_max_steps: Annotated[int, Field(description="ONNX Runtime against torch's INT8 on the build host, in output steps")]
+    torch_max_steps: Annotated[
+        int | None,
+        Field(
+            description="ONNX Runtime against torch's INT8 on the build host, in output steps; null where the output is float"
+        ),
+    ]
     torch_equal_share: Annotated[float, Field(description="share of outputs equal to torch's INT8 on the build host")]
 
 
@@ -140,6 +150,9 @@ class Evidence(_Record):
         float | None, Field(description="against the FP32 outputs of the build host; null where equal bit for bit")
     ] = None
     top1_agreement: Annotated[float | None, Field(description="share of the golden pictures whose top-1 is FP32's")] = None
+    boxes_agreement: Annotated[
+        float | None, Field(description="share of detections that match FP32's: same class, IoU of at least 0.5")
+    ] = None
     max_steps: Annotated[int | None, Field(description="against the build host's outputs of this mode, in output steps")] = None
 
 
@@ -147,7 +160,10 @@ class ModeRecord(_Record):
     name: Literal["fp32", "int8-ptq", "int8-qat"]
     supported: bool
     reason: str
-    scope: Literal["whole", "backbone"]
+    scope: Annotated[
+        Literal["whole", "backbone"],
+        Field(description="how much of the network is INT8: all but a detector's decoding, or less"),
+    ]
     onnx: OnnxRecord
     quantization: QuantizationRecord | None
     evidence: tuple[Evidence, ...]

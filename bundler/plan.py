@@ -7,7 +7,8 @@ from pathlib import Path
 
 from bundler.datasets import Preprocessing
 from bundler.errors import ImpossibleRequestError, ModeUnavailableError
-from bundler.models.registry import Mode, ModelSpec, ScopeRow, find_model
+from bundler.models.registry import ScopeRow, find_model
+from bundler.models.specs import Int8Scope, Mode, ModelSpec
 from bundler.targets import TargetProfile, find_target
 
 __all__ = ["BuildJob", "CalibrationRequest", "plan_build"]
@@ -33,6 +34,7 @@ class BuildJob:
     variant: ModelSpec
     target: TargetProfile
     modes: tuple[Mode, ...]
+    int8_scope: Int8Scope
     weights: str
     num_classes: int | None
     preprocessing: Preprocessing
@@ -64,6 +66,7 @@ def plan_build(
     target: str,
     *,
     modes: tuple[str, ...],
+    int8_scope: Int8Scope | None,
     weights: str,
     num_classes: int | None,
     input_size: int | None,
@@ -74,7 +77,8 @@ def plan_build(
 ) -> BuildJob:
     """Make every choice that needs no file and no network.
 
-    With `input_size`, a picture's shorter side is resized to that many pixels and nothing but the overhang is cropped.
+    With `input_size`, a picture's shorter side is resized to that many pixels and nothing but the overhang is cropped; for a
+    detector, the whole picture is fitted into that many. Without `int8_scope`, of a detector the backbone becomes INT8.
 
     Raises:
         UnknownModelError, UnknownTargetError: with the nearest names.
@@ -83,17 +87,27 @@ def plan_build(
     """
     row, variant = find_model(model)
     profile = find_target(target)
-    chosen = tuple(mode for mode in row.modes if mode in (modes or DEFAULT_MODES))
+    chosen = tuple(mode for mode in variant.modes if mode in (modes or DEFAULT_MODES))
     for asked in modes:
-        if asked not in row.modes:
+        if asked not in variant.modes:
             reason = "its training loop is not built yet" if asked == "int8-qat" else "there is no such mode"
-            raise ModeUnavailableError(model, asked, reason, row.modes)
+            raise ModeUnavailableError(model, asked, reason, variant.modes)
+    if int8_scope is not None and int8_scope not in variant.int8_scopes:
+        raise ImpossibleRequestError(
+            f"{model} has no backbone apart from the rest; its INT8 is the whole network",
+            next_step="Leave --int8-scope out: it is for detectors.",
+        )
+    if input_size is not None and variant.task == "detection" and input_size % SMALLEST_INPUT:
+        raise ImpossibleRequestError(
+            f"{model} looks at {SMALLEST_INPUT} pixels at a time, and {input_size} is no multiple of that",
+            next_step=f"Give --input-size {max(input_size // SMALLEST_INPUT, 1) * SMALLEST_INPUT}, for instance.",
+        )
     if input_size is not None and input_size < SMALLEST_INPUT:
         raise ImpossibleRequestError(
             f"an input of {input_size} pixels is too small for {model}",
             next_step=f"Give --input-size {SMALLEST_INPUT} or more.",
         )
-    if num_classes is not None and num_classes < 2:
+    if num_classes is not None and num_classes < (1 if variant.task == "detection" else 2):
         raise ImpossibleRequestError(
             f"{num_classes} classes leave nothing to tell apart", next_step="Give --num-classes 2 or more."
         )
@@ -102,10 +116,16 @@ def plan_build(
         variant=variant,
         target=profile,
         modes=chosen,
+        int8_scope=int8_scope or variant.int8_scopes[0],
         weights=weights,
         num_classes=num_classes,
         preprocessing=Preprocessing(
-            resize=input_size or variant.resize, crop=input_size or variant.crop, interpolation=variant.interpolation
+            resize=input_size or variant.resize,
+            crop=input_size or variant.crop,
+            interpolation=variant.interpolation,
+            fit=variant.fit,
+            mean=variant.mean,
+            std=variant.std,
         ),
         calibration=calibration,
         base_image=base_image,

@@ -27,15 +27,31 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 SCHEMA = "edge-bundler/runner/1"
-KEYS = ("bundle", "input", "output", "graph_optimization_level", "golden", "known_answer", "modes", "tolerances", "files")
+KEYS = (
+    "bundle",
+    "task",
+    "input",
+    "output",
+    "graph_optimization_level",
+    "golden",
+    "known_answer",
+    "modes",
+    "tolerances",
+    "files",
+)
 INSTALL = "Install what requirements.txt names: python3 -m pip install -r requirements.txt"
 LEVELS = {"disabled": "DISABLE_ALL", "basic": "ENABLE_BASIC", "extended": "ENABLE_EXTENDED", "all": "ENABLE_ALL"}
+
+# The columns of an output that are compared each by themselves, the scores last: pixels of boxes would drown scores up to 1.
+PARTS = {"classification": (slice(None),), "detection": (slice(0, 4), slice(4, None))}
+CONFIDENCE, IOU = 0.25, 0.45  # what a detection is, unless `run` is told otherwise
+CANDIDATES, DETECTIONS = 30_000, 300  # of one picture: how many are looked at, and how many kept
 
 # sha256 of what known_answers() computes. Two's complement and IEEE 754 leave one right answer for each, on every CPU.
 ANSWERS = {
@@ -80,6 +96,14 @@ class Answer(NamedTuple):
     lines: list[str]
 
 
+class Detections(NamedTuple):
+    """What a detector sees in one picture, best first; boxes are left, top, right, bottom in pixels of the network's input."""
+
+    classes: Any
+    scores: Any
+    boxes: Any
+
+
 # ---- the command line -----------------------------------------------------------------------------------------------
 
 
@@ -103,11 +127,22 @@ def command_line() -> argparse.ArgumentParser:
     test = command(selftest, "check the files, this machine's arithmetic, and every mode against its golden outputs")
     test.add_argument("--mode", action="append", metavar="NAME", help="only this mode; may be given more than once")
     command(probe, "tell what this machine is and whether it calculates correctly, without loading onnxruntime")
-    use = command(run, "classify pictures that are resized and normalised already (README.md shows how)")
+    use = command(run, "run pictures that are resized and normalised already (README.md shows how)")
     use.add_argument("--mode", required=True, metavar="NAME", help="the mode to run")
+    above = f"detectors: show what scores above this, 0 to 1 (default: {CONFIDENCE})"
+    use.add_argument("--confidence", type=share, metavar="SCORE", help=above)
+    overlapping = f"detectors: of boxes of a class that overlap by more than this, 0 to 1, show the best (default: {IOU})"
+    use.add_argument("--iou", type=share, metavar="SHARE", help=overlapping)
     use.add_argument("inputs", nargs="+", metavar="INPUT.npy", help="float32 array of shape [3,H,W] or [N,3,H,W]")
     command(info, "list what this bundle holds")
     return parser
+
+
+def share(text: str) -> float:
+    with suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
 
 
 def carry_out(arguments: argparse.Namespace) -> int:
@@ -183,11 +218,13 @@ def selftest(arguments: argparse.Namespace) -> Answer:
     document = {"schema": "edge-bundler/selftest/1", "bundle": bundle["bundle"], **machine}
     document["graph_optimization_level"] = bundle["graph_optimization_level"]
     document.update(modes=results, verdict="passed" if passed else "failed")
-    rows = [["mode", "verdict", "pictures", "SQNR", "top-1 as FP32", "steps off"]]
+    alike = "boxes" if bundle["task"] == "detection" else "top-1"
+    rows = [["mode", "verdict", "pictures", "SQNR", f"{alike} as FP32", "steps off"]]
     for mode in results:
         sqnr = "exact" if mode["verdict"] == "passed" and mode["sqnr_db"] is None else figure(mode["sqnr_db"], ".1f", " dB")
-        top1, steps = figure(mode["top1_agreement"], ".0%"), figure(mode["max_steps"], "d")
-        rows.append([mode["name"], mode["verdict"], str(mode["samples"]), sqnr, top1, steps])
+        agreement = mode["boxes_agreement" if alike == "boxes" else "top1_agreement"]
+        shares, steps = figure(agreement, ".0%"), figure(mode["max_steps"], "d")
+        rows.append([mode["name"], mode["verdict"], str(mode["samples"]), sqnr, shares, steps])
     reasons = [f"{mode['name']}: {mode['reason']}" for mode in results if mode["reason"]]
     return Answer(passed, document, [*describe(document), *table(rows), *reasons, "PASSED" if passed else "FAILED"])
 
@@ -195,17 +232,29 @@ def selftest(arguments: argparse.Namespace) -> Answer:
 def run(arguments: argparse.Namespace) -> Answer:
     bundle = read_bundle()
     mode = find_mode(bundle, arguments.mode)
+    confidence, iou = detection_options(bundle, arguments)
     check_files(bundle, {"runner.py", mode["model"], bundle["golden"]["inputs"]})
-    shape = load(bundle["golden"]["inputs"]).shape[1:]
+    _, height, width = shape = load(bundle["golden"]["inputs"]).shape[1:]
     batches = [(name, read_input(name, shape)) for name in arguments.inputs]
     model = session(bundle, mode["model"])
-    results, rows = [], [["file", "picture", "class", "logit", "probability"]]
+    detecting = bundle["task"] == "detection"
+    columns = ["class", "score", "left", "top", "right", "bottom"] if detecting else ["class", "logit", "probability"]
+    results, rows = [], [["file", "picture", *columns]]
     for name, batch in batches:
         for index, picture in enumerate(batch):
             progress(mode, index + 1, len(batch))
-            top5 = best_classes(output_of(bundle, mode, model, picture[None]))
-            results.append({"file": name, "picture": index, "top5": top5})
-            rows += [[name, str(index), str(c["class"]), f"{c['logit']:.4f}", f"{c['probability']:.1%}"] for c in top5]
+            output = output_of(bundle, mode, model, picture[None])
+            if not numpy().isfinite(output).all():
+                raise Refusal(1, f"the outputs of {mode['name']} are not finite", "Run `runner.py selftest` on this machine.")
+            if detecting:
+                found = clipped(detect(output[0], confidence, iou), height, width)
+                results.append({"file": name, "picture": index, "detections": found})
+                cells = detection_cells(found, confidence)
+            else:
+                top5 = best_classes(output)
+                results.append({"file": name, "picture": index, "top5": top5})
+                cells = class_cells(top5)
+            rows += [[name, str(index), *row] for row in cells]
     document = {"schema": "edge-bundler/run/1", "bundle": bundle["bundle"], "mode": mode["name"], "results": results}
     return Answer(True, document, table(rows))
 
@@ -213,7 +262,7 @@ def run(arguments: argparse.Namespace) -> Answer:
 def info(_arguments: argparse.Namespace) -> Answer:
     bundle = read_bundle()
     level = bundle["graph_optimization_level"]
-    head = f"{bundle['bundle']}: {bundle['input']} -> {bundle['output']}, graph optimization {level}"
+    head = f"{bundle['bundle']}: {bundle['task']}, {bundle['input']} -> {bundle['output']}, graph optimization {level}"
     rows = [["mode", "model", "golden pictures", "SQNR on the build host"]]
     rows += [[m["name"], m["model"], str(m["samples"]), figure(m["expected_sqnr_db"], ".1f", " dB")] for m in bundle["modes"]]
     return Answer(True, {**bundle, "schema": "edge-bundler/info/1"}, [head, *table(rows)])
@@ -320,9 +369,11 @@ def read_bundle() -> dict[str, Any]:
         bundle = json.loads(path.read_text(encoding="utf-8"))
         lacking = [key for key in KEYS if key not in bundle]
         reason = f"it lacks {', '.join(lacking)}" if lacking else ""
+        if not lacking and bundle["task"] not in PARTS:
+            reason = f"its task is {bundle['task']!r}, not {' or '.join(PARTS)}"
         if bundle.get("schema") != SCHEMA:
             reason = f"its schema is {bundle.get('schema')!r}, not {SCHEMA!r}"
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         reason = str(error)
     if reason:
         raise Refusal(3, f"{path} is not usable: {reason}", "Copy the bundle again.")
@@ -350,6 +401,15 @@ def find_mode(bundle: dict[str, Any], name: str) -> dict[str, Any]:
             return dict(mode)
     known = ", ".join(mode["name"] for mode in bundle["modes"])
     raise Refusal(2, f"this bundle has no mode {name!r}", f"Its modes: {known}.")
+
+
+def detection_options(bundle: dict[str, Any], arguments: argparse.Namespace) -> tuple[float, float]:
+    given = [name for name in ("confidence", "iou") if getattr(arguments, name) is not None]
+    if given and bundle["task"] != "detection":
+        options = ", ".join(f"--{name}" for name in given)
+        raise Refusal(2, f"only a detector takes {options}, and this bundle holds none", f"Leave out {options}.")
+    confidence = CONFIDENCE if arguments.confidence is None else arguments.confidence
+    return confidence, IOU if arguments.iou is None else arguments.iou
 
 
 def files_read(bundle: dict[str, Any]) -> set[str]:
@@ -424,7 +484,11 @@ def threads() -> int:
 
 def output_of(bundle: dict[str, Any], mode: dict[str, Any], model: Any, picture: Any) -> Any:
     with running(mode["model"]):
-        return model.run([bundle["output"]], {bundle["input"]: picture})[0]
+        output = model.run([bundle["output"]], {bundle["input"]: picture})[0]
+    if bundle["task"] == "detection" and (output.ndim != 3 or output.shape[2] < 6):
+        reason = f"the output has shape {list(output.shape)}, not [N, boxes, 5 + classes]"
+        raise Refusal(2, reason, "This bundle holds no detector that this program can read; build it again.")
+    return output
 
 
 def model_knows_its_answer(bundle: dict[str, Any]) -> bool:
@@ -438,7 +502,8 @@ def model_knows_its_answer(bundle: dict[str, Any]) -> bool:
 def best_classes(logits: Any) -> list[dict[str, Any]]:
     np = numpy()
     if logits.ndim != 2:
-        raise Refusal(2, f"the output has shape {list(logits.shape)}, not one score per class", "`run` is for classifiers.")
+        reason = f"the output has shape {list(logits.shape)}, not one score per class"
+        raise Refusal(2, reason, "`run` is for classifiers and detectors.")
     scores = logits[0].astype(np.float64)
     shares = np.exp(scores - scores.max())
     shares /= shares.sum()
@@ -448,7 +513,7 @@ def best_classes(logits: Any) -> list[dict[str, Any]]:
 
 def check_mode(bundle: dict[str, Any], mode: dict[str, Any], *, trusted: bool) -> dict[str, Any]:
     """Run the mode picture by picture and judge its outputs; what could not be measured stays None."""
-    figures = dict.fromkeys(("outputs_sha256", "sqnr_db", "top1_agreement", "max_steps"))
+    figures = dict.fromkeys(("outputs_sha256", "sqnr_db", "top1_agreement", "boxes_agreement", "max_steps"))
     try:
         reason = measure(bundle, mode, figures) if trusted else "not run: this machine calculates wrongly"
     except Refusal as refusal:
@@ -459,7 +524,7 @@ def check_mode(bundle: dict[str, Any], mode: dict[str, Any], *, trusted: bool) -
 
 def measure(bundle: dict[str, Any], mode: dict[str, Any], figures: dict[str, Any]) -> str:
     """Fill in the figures; return why these outputs are not what was proved, or an empty text."""
-    np, count = numpy(), mode["samples"]
+    np, count, task = numpy(), mode["samples"], bundle["task"]
     inputs, reference = (load(bundle["golden"][name])[:count] for name in ("inputs", "reference"))
     expected, model, outputs = load(mode["expected"]), session(bundle, mode["model"]), []
     for index in range(count):
@@ -470,37 +535,48 @@ def measure(bundle: dict[str, Any], mode: dict[str, Any], figures: dict[str, Any
     for name, values in (("expected outputs", expected), ("FP32 reference", reference)):
         if values.shape != given.shape:
             return f"the outputs have shape {list(given.shape)}, the {name} {list(values.shape)}"
-        if not tells_something(values):
+        if not tells_something(task, values):
             return f"the {name} are all the same, or not finite: they prove nothing"
     if not np.isfinite(given).all():
         return "the outputs are not finite"
-    figures["sqnr_db"] = sqnr_db(given, reference)
-    if given.ndim == 2:
+    figures["sqnr_db"] = lowest_sqnr_db(task, given, reference)
+    if task == "detection":
+        figures["boxes_agreement"] = boxes_agreement(given, reference)
+    elif given.ndim == 2:
         figures["top1_agreement"] = float((given.argmax(1) == reference.argmax(1)).mean())
     if mode["step"] is not None:
         figures["max_steps"] = round(float(np.abs(given.astype(np.float64) - expected).max()) / mode["step"])
-    return out_of_bounds(mode, bundle["tolerances"], figures, sqnr_db(given, expected))
+    return out_of_bounds(mode, bundle["tolerances"], figures, lowest_sqnr_db(task, given, expected))
 
 
-def tells_something(values: Any) -> bool:
-    """Whether a wrong model could be told by these: finite, spread over the classes, and not the same for every picture."""
-    constant = (values == values.flat[0]).all() or (len(values) > 1 and (values == values[0]).all())
-    return bool(numpy().isfinite(values).all() and not constant)
+def tells_something(task: str, values: Any) -> bool:
+    """Whether a wrong model could be told by these: finite, spread over the classes, and not the same for every picture.
+
+    A detector's scores have to be spread over its boxes; the boxes themselves differ from cell to cell even in a dead network.
+    """
+    scores = values[..., PARTS[task][-1]]
+    first = scores[:, :1] if task == "detection" else scores.flat[0]
+    constant = (scores == first).all() or (len(scores) > 1 and (scores == scores[0]).all())
+    zero = not all(values[..., part].any() for part in PARTS[task])  # a signal that no noise has a ratio to
+    return bool(numpy().isfinite(values).all() and not constant and not zero)
 
 
 def out_of_bounds(mode: dict[str, Any], bounds: dict[str, Any], figures: dict[str, Any], closeness: float | None) -> str:
-    """Compare with the tolerances; `closeness` is the SQNR to the expected outputs, which judges float modes."""
+    """Compare with the tolerances; `closeness` is the SQNR to the expected outputs, which judges outputs that are float."""
     steps, proved = figures["max_steps"], mode["expected_sqnr_db"]
     if steps is not None and steps > bounds["max_steps"]:
         return f"an output is {steps} quantization steps from the expected one; {bounds['max_steps']} are allowed"
-    if steps is None and proved is None:
-        sqnr, least, what = closeness, bounds["fp32_min_sqnr_db"], "expected outputs"
-    else:
-        least = float("-inf") if proved is None else proved - bounds["sqnr_loss_db"]
-        sqnr, what = figures["sqnr_db"], "FP32 outputs"
-    if sqnr is not None and sqnr < least:
-        return f"SQNR to the {what} is {sqnr:.2f} dB; at least {least:.2f} dB are needed"
+    least = bounds["fp32_min_sqnr_db"] if proved is None else proved - bounds["sqnr_loss_db"]
+    judged = {"expected": closeness if steps is None else None, "FP32": None if proved is None else figures["sqnr_db"]}
+    for what, sqnr in judged.items():
+        if sqnr is not None and sqnr < least:
+            return f"SQNR to the {what} outputs is {sqnr:.2f} dB; at least {least:.2f} dB are needed"
     return ""
+
+
+def lowest_sqnr_db(task: str, outputs: Any, reference: Any) -> float | None:
+    figures = [sqnr_db(outputs[..., part], reference[..., part]) for part in PARTS[task]]
+    return min((sqnr for sqnr in figures if sqnr is not None), default=None)
 
 
 def sqnr_db(outputs: Any, reference: Any) -> float | None:
@@ -509,6 +585,68 @@ def sqnr_db(outputs: Any, reference: Any) -> float | None:
     signal_power = float((reference.astype(np.float64) ** 2).sum())
     noise_power = float(((outputs.astype(np.float64) - reference) ** 2).sum())
     return None if noise_power == 0 else float(10 * np.log10(signal_power / noise_power))
+
+
+# ---- detections -----------------------------------------------------------------------------------------------------
+
+
+def detect(rows: Any, confidence: float, iou: float) -> Detections:
+    """Read a detector's output for one picture; a box counts for each class that scores above the confidence."""
+    np = numpy()
+    rows = rows.astype(np.float64)
+    rows = rows[rows[:, 4] > confidence]  # a score is never above its objectness
+    scores = rows[:, 4:5] * rows[:, 5:]
+    row, classes = np.nonzero(scores > confidence)
+    order = np.argsort(-scores[row, classes], kind="stable")[:CANDIDATES]
+    row, classes = row[order], classes[order]
+    middle, half = rows[row, :2], rows[row, 2:4] / 2
+    boxes = np.concatenate([middle - half, middle + half], axis=1)
+    kept = unsuppressed(boxes, classes, iou)
+    return Detections(classes[kept], scores[row, classes][kept], boxes[kept])
+
+
+def unsuppressed(boxes: Any, classes: Any, iou: float) -> list[int]:
+    """Return which of the boxes, given best first, no better one of their class that is kept overlaps by more than `iou`."""
+    left, kept = numpy().arange(len(boxes)), []
+    while len(left) and len(kept) < DETECTIONS:
+        best, left = left[0], left[1:]
+        kept.append(int(best))
+        rival = classes[left] == classes[best]
+        rival[rival] = overlaps(boxes[best], boxes[left[rival]]) > iou
+        left = left[~rival]
+    return kept
+
+
+def overlaps(box: Any, boxes: Any) -> Any:
+    """Return the intersection over union of a box with each of the others; equal boxes overlap wholly, even empty ones."""
+    np = numpy()
+    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+    shared = sides.clip(0).prod(1)
+    union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1) - shared
+    return np.where((boxes == box).all(1), 1.0, shared / np.where(union > 0, union, 1.0))
+
+
+def boxes_agreement(outputs: Any, reference: Any) -> float | None:
+    """Return the share of detections that both have: 1 where all are the same; None where neither has any."""
+    found, wanted = ([detect(rows, CONFIDENCE, IOU) for rows in values] for values in (outputs, reference))
+    count = sum(len(one.scores) for one in found + wanted)
+    return 2 * sum(map(matched, found, wanted)) / count if count else None
+
+
+def matched(found: Detections, reference: Detections) -> int:
+    """Count the detections, best first, for which there is a reference of the class, not taken yet, with an IoU from 0.5."""
+    np = numpy()
+    taken = np.zeros(len(reference.scores), dtype=bool)
+    for index, kind in enumerate(found.classes):
+        fit = np.where(taken | (reference.classes != kind), 0, overlaps(found.boxes[index], reference.boxes))
+        if fit.max(initial=0) >= 0.5:
+            taken[fit.argmax()] = True
+    return int(taken.sum())
+
+
+def clipped(found: Detections, height: int, width: int) -> list[dict[str, Any]]:
+    boxes = found.boxes.clip(0, [width, height, width, height]).tolist()
+    return [{"class": int(found.classes[i]), "score": float(found.scores[i]), "box": box} for i, box in enumerate(boxes)]
 
 
 # ---- what a person reads --------------------------------------------------------------------------------------------
@@ -525,6 +663,15 @@ def describe(machine: dict[str, Any]) -> list[str]:
 
 def progress(mode: dict[str, Any], number: int, count: int) -> None:
     print(f"{mode['name']}: picture {number} of {count}", file=sys.stderr, flush=True)
+
+
+def class_cells(top5: list[dict[str, Any]]) -> list[list[str]]:
+    return [[str(one["class"]), f"{one['logit']:.4f}", f"{one['probability']:.1%}"] for one in top5]
+
+
+def detection_cells(found: list[dict[str, Any]], confidence: float) -> list[list[str]]:
+    rows = [[str(one["class"]), f"{one['score']:.4f}", *(f"{edge:.1f}" for edge in one["box"])] for one in found]
+    return rows or [[f"nothing above {confidence:g}", *[""] * 5]]
 
 
 def first_line(error: Exception) -> str:

@@ -73,6 +73,22 @@ def test_a_pictures_orientation_is_left_as_torchvision_leaves_it(tmp_path: Path)
     assert plain.sha256 != turned.sha256
 
 
+@pytest.mark.parametrize("size", [(64, 48), (48, 64), (200, 50), (64, 64), (31, 7), (300, 1)])
+def test_a_letterboxed_picture_is_whole_and_in_the_middle_of_grey(size: tuple[int, int]) -> None:
+    fit = Preprocessing(resize=64, crop=64, interpolation="bilinear", fit="letterbox", mean=(0.0,) * 3, std=(1.0,) * 3)
+    picture = Image.new("RGB", size, (255, 0, 51))
+    pixels = fit(picture)
+    assert pixels.shape == (3, 64, 64)
+    inside = np.all(np.isclose(pixels, np.array([1, 0, 0.2], np.float32).reshape(3, 1, 1)), axis=0)
+    assert np.allclose(pixels[:, ~inside], 114 / 255)
+    rows, columns = np.nonzero(inside)
+    height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+    assert inside.sum() == height * width  # one rectangle
+    assert (width, height) == tuple(max(round(side * 64 / max(size)), 1) for side in size)
+    assert abs(rows.min() - (63 - rows.max())) <= 1
+    assert abs(columns.min() - (63 - columns.max())) <= 1
+
+
 def test_pictures_are_found_below_any_number_of_folders(tmp_path: Path) -> None:
     for index, name in enumerate(["flat.png", "a/one.PNG", "a/b/two.JPeG", "a/b/c d/three.bmp"]):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import click
 from bundler import console
 from bundler.cli.failures import INCOMPLETE
 from bundler.cli.summary import print_summary
+from bundler.models.specs import Int8Scope
 from bundler.pipeline.build import build_bundle
 from bundler.plan import CalibrationRequest, plan_build
 
@@ -20,18 +21,23 @@ __all__ = ["command"]
 @click.option("--target", required=True, metavar="TARGET", help="Name, alias, or path of a target profile (`bundler targets`).")
 @click.option("--mode", "modes", multiple=True, metavar="MODE", help="fp32 or int8-ptq; may be repeated.  [default: all]")
 @click.option(
+    "--int8-scope",
+    type=click.Choice(("backbone", "whole")),
+    help="How much of a detector becomes INT8.  [default: backbone]",
+)
+@click.option(
     "--weights",
     default="auto",
     show_default=True,
     metavar="WEIGHTS",
-    help="auto, pretrained, random, or a .pth/.safetensors file.",
+    help="auto, pretrained, random, or a .pth, .pt, .safetensors or .weights file.",
 )
 @click.option(
     "--calibration", type=click.Path(path_type=Path), metavar="DIR", help="Folder of pictures, flat or one sub-folder a class."
 )
 @click.option("--calibration-pictures", type=click.IntRange(min=1), default=64, show_default=True, help="How many to use.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures at a time.")
-@click.option("--num-classes", type=int, metavar="N", help="Classes of the weights.  [default: 1000]")
+@click.option("--num-classes", type=int, metavar="N", help="Classes of the weights.  [default: 1000; detectors: 80]")
 @click.option("--input-size", type=int, metavar="N", help="Pixels of the square input.  [default: as the weights ask]")
 @click.option(
     "--base-image", metavar="IMAGE", help="Image with Python to build on, instead of one made from Debian's packages."
@@ -46,6 +52,7 @@ def command(
     model: str,
     target: str,
     modes: tuple[str, ...],
+    int8_scope: Int8Scope | None,
     weights: str,
     calibration: Path | None,
     calibration_pictures: int,
@@ -68,6 +75,7 @@ def command(
         model,
         target,
         modes=modes,
+        int8_scope=int8_scope,
         weights=weights,
         num_classes=num_classes,
         input_size=input_size,

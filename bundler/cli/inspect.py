@@ -13,6 +13,8 @@ from bundler.packaging.checksums import check_checksums
 
 __all__ = ["command"]
 
+_SCOPES = {"whole": "the whole network", "backbone": "the backbone"}
+
 
 @click.command("inspect")
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -38,8 +40,8 @@ def command(*, bundle: Path, as_json: bool) -> None:
             calibration = mode.quantization.calibration
             kind = "synthetic pictures" if calibration.source == "synthetic" else "pictures"
             console.text_result(
-                f"{mode.name}: {mode.quantization.engine}, calibrated with {calibration.count} {kind}; "
-                f"float operators left: {mode.quantization.float_operators or 'none'}"
+                f"{mode.name}: {_SCOPES[mode.scope]} in INT8 ({mode.quantization.engine}), calibrated with {calibration.count} "
+                f"{kind}; float operators left: {mode.quantization.float_operators or 'none'}"
             )
     console.text_result("")
     print_summary(manifest)
@@ -52,6 +54,7 @@ def command(*, bundle: Path, as_json: bool) -> None:
             item.machine or "-",
             f"{item.runner.name} {item.runner.version}".strip() if item.runner else "-",
             "-" if item.sqnr_db is None else f"{item.sqnr_db:.1f}",
+            _share(item.boxes_agreement if model.task == "detection" else item.top1_agreement),
             "-" if item.max_steps is None else str(item.max_steps),
             (item.outputs_sha256 or "-")[:12],
             item.reason,
@@ -59,4 +62,9 @@ def command(*, bundle: Path, as_json: bool) -> None:
         for mode in manifest.modes
         for item in mode.evidence
     ]
-    console.table(("mode", "cpu", "verdict", "machine", "executed by", "SQNR dB", "steps off", "outputs", "reason"), rows)
+    same = "boxes as FP32" if model.task == "detection" else "top-1 as FP32"
+    console.table(("mode", "cpu", "verdict", "machine", "executed by", "SQNR dB", same, "steps off", "outputs", "reason"), rows)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"

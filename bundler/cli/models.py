@@ -1,11 +1,15 @@
-"""`bundler models`: the scope table."""
+"""`bundler models`: the scope table, and the models of other packages."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import click
 
 from bundler import console
-from bundler.models.registry import SCOPE
+from bundler.models.registry import models
+from bundler.models.specs import ModelSpec
+from bundler.models.user_models import BrokenModel, user_models
 
 __all__ = ["command"]
 
@@ -13,27 +17,35 @@ __all__ = ["command"]
 @click.command("models")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def command(*, as_json: bool) -> None:
-    """List every model of the scope table: its variants and modes, or why it offers none yet."""
+    """List every model of the scope table, and those that other packages offer."""
+    own = user_models(taken=models())
+    listed = [*_listed(), *((model.package, model.spec) for model in own if not isinstance(model, BrokenModel))]
+    broken = [model for model in own if isinstance(model, BrokenModel)]
     if as_json:
-        console.json_result(
-            [
-                {
-                    "name": variant.name,
-                    "row": row.name,
-                    "input_size": variant.crop,
-                    "modes": row.modes,
-                    "int8_scope": row.int8_scope,
-                    "built": row.built,
-                    "reason": row.reason,
-                }
-                for row in SCOPE
-                for variant in row.variants
-            ]
-        )
+        documents = [
+            {
+                "name": spec.name,
+                "row": row,
+                "task": spec.task,
+                "input_size": spec.crop,
+                "modes": spec.modes,
+                "int8_scopes": spec.int8_scopes,
+                "reason": "",
+            }
+            for row, spec in listed
+        ]
+        unusable = [
+            {"name": model.name, "row": model.package, "modes": [], "int8_scopes": [], "reason": model.reason}
+            for model in broken
+        ]
+        console.json_result([*documents, *unusable])
         return
-    rows = [
-        (variant.name, row.name, str(variant.crop), ", ".join(row.modes) or f"- ({row.reason})")
-        for row in SCOPE
-        for variant in row.variants
-    ]
-    console.table(("model", "row", "pixels", "modes"), rows)
+    rows = [(spec.name, row, str(spec.crop), ", ".join(spec.modes), ", ".join(spec.int8_scopes)) for row, spec in listed]
+    console.table(("model", "row", "pixels", "modes", "INT8"), rows)
+    for model in broken:
+        console.warn(f"{model.name} of {model.package} cannot be used: {model.reason}")
+
+
+def _listed() -> Iterator[tuple[str, ModelSpec]]:
+    for row, spec in models().values():
+        yield row.name, spec

@@ -37,7 +37,7 @@ def _context(manifest: Manifest) -> dict[str, Any]:
     quantized = [mode["quantization"] for mode in record["modes"] if mode["quantization"]]
     return {
         "bundle": manifest.bundle,
-        "model": {"name": model["name"]},
+        "model": {"name": model["name"], "task": model["task"]},
         "target": record["target"],
         "modes": [{**mode, "path": mode["onnx"]["path"], "bytes": mode["onnx"]["bytes"]} for mode in record["modes"]],
         "input": {**model["input"], "shape": model["input"]["shape"][1:]},

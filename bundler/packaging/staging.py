@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bundler.export.graph import INPUT, OUTPUT, ExportedGraph
+from bundler.export.agreement import sqnr_db
+from bundler.export.graph import INPUT, OUTPUTS, ExportedGraph
 from bundler.export.known_answer import write_known_answer
-from bundler.models.registry import Mode
+from bundler.models.specs import Mode, Task
 from bundler.packaging.checksums import sha256_of
 from bundler.resources import resource
 from bundler.targets import TargetProfile
@@ -27,11 +29,10 @@ Outputs = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenMode:
-    """A mode's graph, its outputs on the golden inputs on the build host ([N, classes]), and their SQNR against FP32 in dB."""
+    """A mode's graph, and its outputs on the golden inputs on the build host."""
 
     graph: ExportedGraph
     outputs: Outputs
-    sqnr_db: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,7 @@ def stage(
     *,
     identifier: str,
     target: TargetProfile,
+    task: Task,
     inputs: Outputs,
     reference: Outputs,
     modes: Mapping[Mode, GoldenMode],
@@ -65,8 +67,9 @@ def stage(
         directory: of the bundle in the making.
         identifier: of the bundle.
         target: its profile gives tolerances, optimization level, and how many golden pictures float is run on.
+        task: tells the runner what the outputs say.
         inputs: golden pictures, float32 [N, 3, H, W].
-        reference: FP32 outputs on them, float32 [N, classes].
+        reference: FP32 outputs on them, float32 [N, classes] or [N, boxes, 5 + classes].
         modes: in the order in which the runner executes them.
     """
     golden = directory / "golden"
@@ -85,7 +88,8 @@ def stage(
         "schema": "edge-bundler/runner/1",
         "bundle": identifier,
         "input": INPUT,
-        "output": OUTPUT,
+        "output": OUTPUTS[task],
+        "task": task,
         "graph_optimization_level": target.runtime.graph_optimization_level,
         "golden": {"inputs": "golden/inputs.npy", "reference": "golden/reference.npy"},
         "known_answer": {
@@ -93,7 +97,7 @@ def stage(
             "inputs": "golden/known-answer-inputs.npy",
             "expected": "golden/known-answer-expected.npy",
         },
-        "modes": [_mode(mode, expected, target) for mode, expected in modes.items()],
+        "modes": [_mode(mode, expected, reference, target) for mode, expected in modes.items()],
         "tolerances": target.verification.tolerances.model_dump(),
         "files": {name: sha256_of(directory / name) for name in files},
     }
@@ -112,17 +116,20 @@ def _save(path: Path, array: NDArray[Any]) -> None:
     path.write_bytes(content.getvalue())
 
 
-def _mode(mode: Mode, expected: GoldenMode, target: TargetProfile) -> dict[str, Any]:
+def _mode(mode: Mode, expected: GoldenMode, reference: Outputs, target: TargetProfile) -> dict[str, Any]:
+    samples = _samples(expected, target)
+    ratio = sqnr_db(reference[:samples], expected.outputs[:samples])
     return {
         "name": mode,
         "model": model_path(mode),
         "expected": f"golden/{mode}.npy",
-        "samples": _samples(expected, target),
+        "samples": samples,
         "step": expected.graph.output_step,
-        "expected_sqnr_db": expected.sqnr_db,
+        "expected_sqnr_db": ratio if expected.graph.quantized and math.isfinite(ratio) else None,
     }
 
 
 def _samples(expected: GoldenMode, target: TargetProfile) -> int:
-    limit = target.verification.golden_inputs if expected.graph.quantized else target.verification.golden_inputs_fp32
+    in_float = not expected.graph.quantized or expected.graph.float_convolutions > 0
+    limit = target.verification.golden_inputs_fp32 if in_float else target.verification.golden_inputs
     return min(len(expected.outputs), limit)

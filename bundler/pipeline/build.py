@@ -50,6 +50,7 @@ def build_bundle(job: BuildJob) -> Bundle:
             bundle,
             identifier=job.identifier,
             target=job.target,
+            task=job.variant.task,
             inputs=material.golden,
             reference=built.reference,
             modes=built.modes,

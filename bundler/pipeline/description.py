@@ -9,7 +9,7 @@ from importlib.metadata import version
 from bundler.containers.engine import Engine
 from bundler.datasets import Preprocessing
 from bundler.errors import EngineUnavailableError
-from bundler.export.graph import INPUT, OUTPUT
+from bundler.export.graph import INPUT, OUTPUTS
 from bundler.manifest import (
     MANIFEST_SCHEMA,
     CalibrationRecord,
@@ -26,7 +26,7 @@ from bundler.manifest import (
     WeightsRecord,
     judge_mode,
 )
-from bundler.models.registry import Mode
+from bundler.models.specs import Mode
 from bundler.packaging.staging import GoldenMode, model_path
 from bundler.pipeline.material import Material
 from bundler.pipeline.modes import BuiltModes
@@ -54,9 +54,10 @@ def describe(
         model=ModelRecord(
             name=job.variant.name,
             row=job.row.name,
+            task=job.variant.task,
             num_classes=weights.num_classes,
             input=TensorRecord(name=INPUT, dtype="float32", shape=(0, 3, crop, crop)),
-            output=TensorRecord(name=OUTPUT, dtype="float32", shape=(0, weights.num_classes)),
+            output=TensorRecord(name=OUTPUTS[job.variant.task], dtype="float32", shape=(0, *built.reference.shape[1:])),
             preprocessing=_preprocessing(job.preprocessing),
             weights=WeightsRecord(source=weights.source, sha256=weights.sha256, trained=weights.trained),
         ),
@@ -75,6 +76,7 @@ def _preprocessing(preprocessing: Preprocessing) -> PreprocessingRecord:
         resize=preprocessing.resize,
         crop=preprocessing.crop,
         interpolation=preprocessing.interpolation,
+        fit=preprocessing.fit,
         mean=preprocessing.mean,
         std=preprocessing.std,
     )
@@ -89,7 +91,7 @@ def _mode(
         name=mode,
         supported=supported,
         reason=reason,
-        scope=job.row.int8_scope if graph.quantized else "whole",
+        scope=job.int8_scope if graph.quantized else "whole",
         onnx=OnnxRecord(path=model_path(mode), sha256=graph.sha256, bytes=graph.bytes, opset=graph.opset),
         quantization=quantization,
         evidence=evidence,

@@ -36,7 +36,7 @@ def gather(job: BuildJob) -> Material:
     weights = load_weights(
         job.weights,
         job.variant,
-        parser=load_parser(job.row, job.variant),
+        parser=load_parser(job.variant),
         num_classes=job.num_classes,
         pictures=lambda: synthetic_pictures(job.preprocessing, count=INITIALIZATION_PICTURES, seed=job.seed).pictures,
         seed=job.seed,

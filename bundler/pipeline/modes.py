@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,9 @@ from bundler.export.agreement import sqnr_db, top1_agreement
 from bundler.export.graph import ExportedGraph
 from bundler.export.onnx_export import export_onnx
 from bundler.export.reference import TorchAgreement, agree_with_torch, require_informative, run_reference
-from bundler.models.registry import Mode, load_parser
+from bundler.models.detector import QuantizableDetector
+from bundler.models.registry import load_parser
+from bundler.models.specs import Mode
 from bundler.packaging.staging import GoldenMode, model_path
 from bundler.pipeline.material import Material
 from bundler.plan import BuildJob
@@ -32,7 +33,7 @@ Outputs = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltModes:
-    """Graphs with golden outputs, torch's FP32 outputs [N, classes] as reference, and how ONNX Runtime agrees with torch."""
+    """Graphs with golden outputs, torch's FP32 outputs as reference, and how ONNX Runtime agrees with torch."""
 
     modes: Mapping[Mode, GoldenMode]
     reference: Outputs
@@ -46,8 +47,10 @@ def build_modes(job: BuildJob, material: Material, staging: Path) -> BuiltModes:
         CheckpointError: the weights belong to another network.
         ExportError: a graph does not hold, does not compute what torch does, or the outputs would prove nothing.
     """
-    parser = load_parser(job.row, job.variant)
-    weights = {"weights": material.weights.state_dict, "num_classes": material.weights.num_classes}
+    parser = load_parser(job.variant)
+    weights: dict[str, Any] = {"weights": material.weights.state_dict, "num_classes": material.weights.num_classes}
+    if job.variant.task == "detection":
+        weights["int8_scope"] = job.int8_scope
     golden = torch.from_numpy(material.golden)
     float_model = parser(**weights)
     reference = _outputs(float_model, golden)
@@ -72,7 +75,7 @@ def build_modes(job: BuildJob, material: Material, staging: Path) -> BuiltModes:
         agreement[mode] = agree_with_torch(
             graph, outputs, torch_outputs=torch_outputs, fp32_outputs=reference, profile=job.target.export
         )
-        modes[mode] = _golden(graph, outputs, reference)
+        modes[mode] = GoldenMode(graph=graph, outputs=outputs)
         console.detail(_summary(modes[mode], agreement[mode], reference))
     return BuiltModes(modes=modes, reference=reference, agreement=agreement)
 
@@ -84,7 +87,16 @@ def _outputs(model: nn.Module, pictures: Tensor) -> Outputs:
 
 
 def _export(job: BuildJob, model: nn.Module, golden: Tensor, staging: Path, mode: Mode) -> ExportedGraph:
-    return export_onnx(model, golden[:2], staging / model_path(mode), opset=job.target.export.opset, quantized=mode != "fp32")
+    quantized = mode != "fp32"
+    return export_onnx(
+        model,
+        golden[:2],
+        staging / model_path(mode),
+        opset=job.target.export.opset,
+        task=job.variant.task,
+        quantized=quantized,
+        float_convolutions=model.float_convolutions() if quantized and isinstance(model, QuantizableDetector) else 0,
+    )
 
 
 def _calibrate(job: BuildJob, prepared: nn.Module, pictures: Dataset) -> None:
@@ -99,16 +111,13 @@ def _counted(pictures: Dataset, batch_size: int, advance: Callable[[int], Any]) 
         advance(len(batch))
 
 
-def _golden(graph: ExportedGraph, outputs: Outputs, reference: Outputs) -> GoldenMode:
-    ratio = sqnr_db(reference, outputs)
-    return GoldenMode(graph=graph, outputs=outputs, sqnr_db=ratio if graph.quantized and math.isfinite(ratio) else None)
-
-
 def _summary(mode: GoldenMode, agreement: TorchAgreement, reference: Outputs) -> str:
     size = f"{mode.graph.bytes / 1e6:.1f} MB"
-    if mode.sqnr_db is None:
+    if not mode.graph.quantized:
         return size
-    return (
-        f"{size}, {mode.sqnr_db:.1f} dB to FP32, same top-1 as FP32 on {top1_agreement(reference, mode.outputs):.0%}, "
-        f"within {agreement.max_steps} steps of torch's INT8"
-    )
+    facts = [size, f"{sqnr_db(reference, mode.outputs):.1f} dB to FP32"]
+    if reference.ndim == 2:
+        facts.append(f"same top-1 as FP32 on {top1_agreement(reference, mode.outputs):.0%}")
+    if agreement.max_steps is not None:
+        facts.append(f"within {agreement.max_steps} steps of torch's INT8")
+    return ", ".join(facts)

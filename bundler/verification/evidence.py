@@ -127,7 +127,7 @@ def _seen(machine: Machine, cpu: CpuProfile, executor: Executor) -> Evidence:
 
 def _evidence(selftest: Selftest, cpu: CpuProfile, executor: Executor) -> dict[str, Evidence]:
     seen = _seen(selftest, cpu, executor)
-    figures = {"samples", "outputs_sha256", "sqnr_db", "top1_agreement", "max_steps", "verdict", "reason"}
+    figures = {"samples", "outputs_sha256", "sqnr_db", "top1_agreement", "boxes_agreement", "max_steps", "verdict", "reason"}
     return {
         mode.name: seen.model_copy(
             update={"graph_optimization_level": selftest.graph_optimization_level, **mode.model_dump(include=figures)}

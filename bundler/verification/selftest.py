@@ -56,6 +56,7 @@ class ModeResult(_Answer):
     outputs_sha256: str | None
     sqnr_db: float | None
     top1_agreement: float | None
+    boxes_agreement: float | None = None
     max_steps: int | None
     verdict: Literal["passed", "failed"]
     reason: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,19 @@ from onnx import TensorProto, helper, numpy_helper
 RUNNER = Path(__file__).parents[2] / "templates" / "runner.py"
 STEP = 0.4
 CLASSES = 10
+
+# What the tiny detector sees in a picture that begins with 1: centre x and y, width, height, objectness, two classes.
+ROWS = np.array(
+    [
+        [2, 2, 4, 4, 1, 0.75, 0],
+        [2.5, 2, 4, 4, 1, 0.5, 0],  # overlaps the first by 14/18
+        [2.5, 2, 4, 4, 1, 0, 0.625],  # so does this one, of the other class
+        [7, 7, 4, 4, 0.5, 0.75, 0.9375],  # both classes, and half outside
+        [4, 4, 2, 2, 0.5, 0.5, 0],  # scores 0.25, which is not above 0.25
+        [6, 2, 4, 4, 0.0625, 1, 1],
+    ],
+    np.float32,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,24 +75,58 @@ class TinyBundle:
         return json.loads(self.run("selftest", "--json", *arguments).stdout)
 
 
+@pytest.fixture(scope="package")
+def runner() -> ModuleType:
+    """The runner as a module, for its functions."""
+    spec = importlib.util.spec_from_file_location("device_runner", RUNNER)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> TinyBundle:
-    root = tmp_path / "bundle"
-    (root / "models").mkdir(parents=True)
-    (root / "golden").mkdir()
-    shutil.copy(RUNNER, root)
+    root = empty_bundle(tmp_path)
     random = np.random.default_rng(7)
     weights = random.normal(size=(192, CLASSES)).astype(np.float32)
     inputs = random.normal(size=(4, 3, 8, 8)).astype(np.float32)
     save_classifier(root / "models/fp32.onnx", weights, step=None)
     save_classifier(root / "models/int8-ptq.onnx", weights, step=STEP)
+    return finished_bundle(root, inputs, task="classification", output="logits", step=STEP)
+
+
+@pytest.fixture
+def detector(tmp_path: Path) -> TinyBundle:
+    """A detector of six boxes and two classes; its INT8 mode misplaces one box and loses a quarter of the objectness."""
+    root = empty_bundle(tmp_path)
+    inputs = np.zeros((4, 3, 8, 8), np.float32)
+    inputs[:, 0, 0, 0] = [1, 0.96875, 0.9375, 0.90625]
+    worse = ROWS * np.array([1, 1, 1, 1, 0.75, 1, 1], np.float32)
+    worse[2, 0] += 2
+    save_detector(root / "models/fp32.onnx", ROWS)
+    save_detector(root / "models/int8-ptq.onnx", worse)
+    return finished_bundle(root, inputs, task="detection", output="detections", step=None)
+
+
+def empty_bundle(folder: Path) -> Path:
+    root = folder / "bundle"
+    (root / "models").mkdir(parents=True)
+    (root / "golden").mkdir()
+    shutil.copy(RUNNER, root)
+    return root
+
+
+def finished_bundle(root: Path, inputs: np.ndarray, *, task: str, output: str, step: float | None) -> TinyBundle:
+    """Write golden files and runner.json around the models."""
     save_integer_model(root / "golden/known-answer.onnx", root / "golden")
     fp32, int8 = (outputs_of(root / f"models/{mode}.onnx", inputs) for mode in ("fp32", "int8-ptq"))
     np.save(root / "golden/inputs.npy", inputs)
     np.save(root / "golden/fp32.npy", fp32)
     np.save(root / "golden/int8-ptq.npy", int8)
     np.save(root / "golden/fp32-1.npy", fp32[:1])
-    sqnr = float(10 * np.log10((fp32.astype(float) ** 2).sum() / ((fp32.astype(float) - int8) ** 2).sum()))
+    sqnr = decibels(fp32, int8) if task == "classification" else decibels(fp32[..., 4:], int8[..., 4:])
     int8_mode = {"name": "int8-ptq", "model": "models/int8-ptq.onnx", "expected": "golden/int8-ptq.npy", "samples": 4}
     fp32_mode = {"name": "fp32", "model": "models/fp32.onnx", "expected": "golden/fp32-1.npy", "samples": 1}
     tiny = TinyBundle(root=root)
@@ -85,8 +134,9 @@ def bundle(tmp_path: Path) -> TinyBundle:
         {
             "schema": "edge-bundler/runner/1",
             "bundle": "tiny-x86-fbgemm",
+            "task": task,
             "input": "image",
-            "output": "logits",
+            "output": output,
             "graph_optimization_level": "all",
             "golden": {"inputs": "golden/inputs.npy", "reference": "golden/fp32.npy"},
             "known_answer": {
@@ -95,7 +145,7 @@ def bundle(tmp_path: Path) -> TinyBundle:
                 "expected": "golden/known-answer-expected.npy",
             },
             "modes": [
-                {**int8_mode, "step": STEP, "expected_sqnr_db": sqnr},
+                {**int8_mode, "step": step, "expected_sqnr_db": sqnr},
                 {**fp32_mode, "step": None, "expected_sqnr_db": None},
             ],
             "tolerances": {"max_steps": 8, "sqnr_loss_db": 1.0, "fp32_min_sqnr_db": 80.0},
@@ -104,6 +154,10 @@ def bundle(tmp_path: Path) -> TinyBundle:
     )
     tiny.seal()
     return tiny
+
+
+def decibels(signal: np.ndarray, other: np.ndarray) -> float:
+    return float(10 * np.log10((signal.astype(float) ** 2).sum() / ((signal.astype(float) - other) ** 2).sum()))
 
 
 def save_classifier(path: Path, weights: np.ndarray, step: float | None, output: str = "logits") -> None:
@@ -121,6 +175,27 @@ def save_classifier(path: Path, weights: np.ndarray, step: float | None, output:
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 8, 8])
     logits = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", weights.shape[1]])
     save_graph(path, nodes, [image], [logits], constants)
+
+
+def save_detector(path: Path, rows: np.ndarray, output: str = "detections") -> None:
+    """Write image [N,3,8,8] → detections [N,boxes,5+classes]: the rows, their objectness times the picture's first number."""
+    weights, constant = np.zeros((192, *rows.shape), np.float32), rows.copy()
+    weights[0, :, 4] = rows[:, 4]
+    constant[:, 4] = 0
+    nodes = [
+        helper.make_node("Flatten", ["image"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["product"]),
+        helper.make_node("Reshape", ["product", "shape"], ["objectness"]),
+        helper.make_node("Add", ["objectness", "constant"], [output]),
+    ]
+    constants = [
+        numpy_helper.from_array(weights.reshape(192, -1), "weights"),
+        numpy_helper.from_array(np.array([-1, *rows.shape]), "shape"),
+        numpy_helper.from_array(constant, "constant"),
+    ]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 8, 8])
+    detections = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", *rows.shape])
+    save_graph(path, nodes, [image], [detections], constants)
 
 
 def save_integer_model(path: Path, folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -12,19 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from .conftest import RUNNER
-
 MANTISSA = {np.float16: (11, -24), np.float32: (24, -149), np.float64: (53, -1074)}  # bits, exponent of the smallest number
-
-
-@pytest.fixture(scope="module")
-def runner() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("device_runner", RUNNER)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def nearest(exact: Fraction, kind: type) -> float:

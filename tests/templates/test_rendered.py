@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ TEMPLATES = RUNNER.parent
 
 CONTEXT: dict[str, Any] = {
     "bundle": "mobilenet_v2-arm64-qnnpack",
-    "model": {"name": "mobilenet_v2"},
+    "model": {"name": "mobilenet_v2", "task": "classification"},
     "target": {"name": "arm64-qnnpack", "platform": "linux/arm64"},
     "image": {"reference": "mobilenet_v2:arm64-qnnpack", "user": "10001:10001"},
     "runtime": {"python": "3.11", "requirements": ["numpy==2.4.6", "onnxruntime==1.32.0"]},
@@ -42,6 +43,7 @@ CONTEXT: dict[str, Any] = {
                     "verdict": "passed",
                     "reason": "",
                     "sqnr_db": 21.26,
+                    "boxes_agreement": 0.9375,
                     "max_steps": 0,
                 },
                 {
@@ -50,6 +52,7 @@ CONTEXT: dict[str, Any] = {
                     "verdict": "not_run",
                     "reason": "no engine",
                     "sqnr_db": None,
+                    "boxes_agreement": None,
                     "max_steps": None,
                 },
             ],
@@ -59,6 +62,7 @@ CONTEXT: dict[str, Any] = {
     "input": {"name": "image", "shape": [3, 224, 224], "dtype": "float32"},
     "output": {"name": "logits", "classes": 1000},
     "preprocessing": {
+        "fit": "crop",
         "resize": 232,
         "crop": 224,
         "interpolation": "bilinear",
@@ -67,6 +71,20 @@ CONTEXT: dict[str, Any] = {
     },
     "weights": {"source": "torchvision MobileNet_V2_Weights.IMAGENET1K_V2", "trained": True},
     "calibration": {"source": "pictures", "count": 96},
+}
+
+DETECTOR: dict[str, Any] = {
+    "model": {"name": "yolov5s", "task": "detection"},
+    "input": {"name": "image", "shape": [3, 64, 64], "dtype": "float32"},
+    "output": {"name": "detections", "classes": 80},
+    "preprocessing": {
+        "fit": "letterbox",
+        "resize": 64,
+        "crop": 64,
+        "interpolation": "bicubic",
+        "mean": [0.0, 0.0, 0.0],
+        "std": [1.0, 1.0, 1.0],
+    },
 }
 
 
@@ -82,9 +100,10 @@ def render(name: str, **changes: Any) -> str:
     return environment.get_template(name).render({**copy.deepcopy(CONTEXT), **changes})
 
 
+@pytest.mark.parametrize("changes", [{}, DETECTOR, {"model": DETECTOR["model"]}, {"preprocessing": DETECTOR["preprocessing"]}])
 @pytest.mark.parametrize("name", sorted(path.name for path in TEMPLATES.glob("*.j2")))
-def test_every_template_renders_tidily(name: str) -> None:
-    text = render(name)
+def test_every_template_renders_tidily(name: str, changes: dict[str, Any]) -> None:
+    text = render(name, **changes)
     assert text.endswith("\n")
     assert not text.endswith("\n\n")
     assert not re.search(r"[ \t]+$|\n\n\n\n|\{\{|\{%", text, re.MULTILINE)
@@ -111,6 +130,27 @@ def test_the_readme_says_when_weights_or_pictures_are_not_real() -> None:
     assert "Synthetic pictures are no substitute" in text
 
 
+def test_the_readme_of_a_detector_tells_how_its_output_is_read() -> None:
+    text = render("README.md.j2", **DETECTOR)
+    assert "This folder holds the object detector `yolov5s`" in text
+    assert "\n## Find objects in a picture\n" in text
+    assert "The output `detections` has shape [N, boxes, 85]." in text
+    assert "\n| CPU | machine | verdict | SQNR | boxes as FP32 |\n" in text
+    assert "\n| cortex-a53 | aarch64 | passed | 21.3 dB | 94% |\n| cortex-a76 | - | not_run: no engine | - | - |\n" in text
+    assert "\n- 5 to 84: the probability of each class" in text
+    for words in ("`--confidence SCORE` (default 0.25)", "`--iou SHARE` (default 0.45;", "`(x - left) / scale`"):
+        assert words in text
+    for words in ("one score per class", "Classify", "classifier", "teps off"):
+        assert words not in text
+
+
+def test_the_readme_of_a_classifier_tells_nothing_of_boxes() -> None:
+    text = render("README.md.j2")
+    assert "This folder holds the image classifier `mobilenet_v2`" in text
+    assert "\n## Classify a picture\n" in text
+    assert not re.search("detect|box|--confidence|--iou|letterbox|in_picture", text)
+
+
 def test_the_readme_is_a_table_that_markdown_can_read() -> None:
     rows = [line for line in render("README.md.j2").splitlines() if line.startswith("|")]
     assert {line.count("|") for line in rows} == {6, 4}
@@ -122,15 +162,19 @@ def test_the_exit_codes_of_the_readme_are_those_of_the_runner() -> None:
     assert documented == told == {"0", "1", "2", "3", "4"}
 
 
+def write_snippet(path: Path, **changes: Any) -> None:
+    found = re.search(r"```python\n(.*?)```", render("README.md.j2", **changes), re.DOTALL)
+    assert found
+    path.write_text(found[1])
+
+
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (224, 224), (1023, 301), (97, 64)])
 @pytest.mark.parametrize(("resize", "crop"), [(232, 224), (64, 64)])
 def test_the_snippet_of_the_readme_prepares_pictures_as_they_were_for_calibration(
     tmp_path: Path, size: tuple[int, int], resize: int, crop: int
 ) -> None:
     preprocessing = {**CONTEXT["preprocessing"], "resize": resize, "crop": crop}
-    found = re.search(r"```python\n(.*?)```", render("README.md.j2", preprocessing=preprocessing), re.DOTALL)
-    assert found
-    (tmp_path / "prepare.py").write_text(found[1])
+    write_snippet(tmp_path / "prepare.py", preprocessing=preprocessing)
     noise = np.random.default_rng(5).integers(0, 256, size=(size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "picture.png")
     command = [sys.executable, str(tmp_path / "prepare.py"), str(tmp_path / "picture.png"), str(tmp_path / "picture.npy")]
@@ -141,6 +185,55 @@ def test_the_snippet_of_the_readme_prepares_pictures_as_they_were_for_calibratio
     assert prepared.dtype == np.float32
     assert prepared.shape == (3, crop, crop)
     np.testing.assert_array_equal(prepared, expected)
+
+
+LETTERBOXES = [  # width and height, and where the picture is put: left, top, right, bottom
+    ((500, 375), (0, 8, 64, 56)),
+    ((375, 500), (8, 0, 56, 64)),
+    ((64, 64), (0, 0, 64, 64)),
+    ((30, 20), (0, 10, 64, 53)),  # enlarged; 42.7 pixels become 43, of 21 left over 10 are above
+    ((1023, 301), (0, 22, 64, 41)),
+    ((37, 250), (27, 0, 36, 64)),
+]
+
+
+@pytest.mark.parametrize(("size", "place"), [*LETTERBOXES, ((1, 300), (31, 0, 32, 64))])
+def test_the_snippet_of_a_detector_puts_pictures_in_a_letterbox(
+    tmp_path: Path, size: tuple[int, int], place: tuple[int, int, int, int]
+) -> None:
+    write_snippet(tmp_path / "prepare.py", **DETECTOR)
+    noise = np.random.default_rng(5).integers(0, 256, size=(size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "picture.png")
+    command = [sys.executable, str(tmp_path / "prepare.py"), str(tmp_path / "picture.png"), str(tmp_path / "picture.npy")]
+    subprocess.run(command, check=True)
+    left, top, right, bottom = place
+    expected = np.full((64, 64, 3), 114, np.uint8)
+    resized = Image.fromarray(noise).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
+    expected[top:bottom, left:right] = np.asarray(resized)
+    prepared = np.load(tmp_path / "picture.npy")
+    assert (prepared.dtype, prepared.shape) == (np.float32, (3, 64, 64))
+    np.testing.assert_array_equal(prepared, expected.transpose(2, 0, 1).astype(np.float32) / np.float32(255))
+    np.testing.assert_array_equal(prepared, Preprocessing(**DETECTOR["preprocessing"])(Image.fromarray(noise)))
+
+
+def test_the_letterbox_is_normalised(tmp_path: Path) -> None:
+    write_snippet(tmp_path / "prepare.py", **{**DETECTOR, "preprocessing": {**CONTEXT["preprocessing"], "fit": "letterbox"}})
+    Image.new("RGB", (10, 5), (255, 0, 51)).save(tmp_path / "picture.png")
+    prepared = runpy.run_path(str(tmp_path / "prepare.py"))["prepare"](tmp_path / "picture.png")
+    grey = [(114 / 255 - mean) / std for mean, std in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)]
+    assert prepared[:, 0, 0] == pytest.approx(grey)
+    assert prepared[:, 32, 32] == pytest.approx([(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225])
+
+
+@pytest.mark.parametrize(("size", "place"), LETTERBOXES)
+def test_the_snippet_of_a_detector_maps_boxes_back(
+    tmp_path: Path, size: tuple[int, int], place: tuple[int, int, int, int]
+) -> None:
+    write_snippet(tmp_path / "prepare.py", **DETECTOR)
+    box = runpy.run_path(str(tmp_path / "prepare.py"))["in_picture"](place, *size)
+    pixel = max(size) / 64  # of the network's input, in the picture
+    assert box == pytest.approx([0, 0, *size], abs=0.51 * pixel)
+    assert box[:2] == [0, 0]
 
 
 # ---- the rest

@@ -61,6 +61,7 @@ def test_a_good_bundle_passes_with_figures_that_can_be_checked(bundle: TinyBundl
         "outputs_sha256": hashlib.sha256(outputs.astype("<f4").tobytes()).hexdigest(),
         "sqnr_db": pytest.approx(10 * np.log10((reference.astype(float) ** 2).sum() / noise)),
         "top1_agreement": 1.0,
+        "boxes_agreement": None,
         "max_steps": 0,
         "verdict": "passed",
         "reason": "",
@@ -72,6 +73,7 @@ def test_a_good_bundle_passes_with_figures_that_can_be_checked(bundle: TinyBundl
 def test_people_get_a_table(bundle: TinyBundle) -> None:
     done = bundle.run("selftest")
     assert done.returncode == 0
+    assert re.search(r"^mode +verdict +pictures +SQNR +top-1 as FP32 +steps off$", done.stdout, re.MULTILINE)
     assert re.search(r"^int8-ptq +passed +4 +\d+\.\d dB +100% +0$", done.stdout, re.MULTILINE)
     assert done.stdout.endswith("\nPASSED\n")
 
@@ -84,6 +86,7 @@ def test_info_needs_no_numpy(bundle: TinyBundle) -> None:
     done = bundle.run("info", "--json", program=(sys.executable, "-I", "-S"))
     assert done.returncode == 0
     assert json.loads(done.stdout)["modes"][0]["model"] == "models/int8-ptq.onnx"
+    assert bundle.run("info").stdout.startswith("tiny-x86-fbgemm: classification, image -> logits, graph optimization all\n")
 
 
 def test_nothing_is_written_and_no_telemetry_prepared(bundle: TinyBundle, tmp_path: Path) -> None:
@@ -128,13 +131,31 @@ def test_a_file_without_a_checksum_is_refused(bundle: TinyBundle) -> None:
     assert "models/fp32.onnx is changed, or has no checksum" in done.stderr
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema": "edge-bundler/runner/2"}', '{"schema": "edge-bundler/runner/1"}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", "{", '{"schema": "edge-bundler/runner/2"}', '{"schema": "edge-bundler/runner/1"}']
+)
 def test_an_unusable_runner_json_is_refused(bundle: TinyBundle, text: str) -> None:
     (bundle.root / "runner.json").write_text(text)
     done = bundle.run("selftest")
     assert done.returncode == 3
     assert "runner.json is not usable" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("task", ["segmentation", None, []])
+def test_a_task_that_the_runner_does_not_know_is_refused(bundle: TinyBundle, task: object) -> None:
+    bundle.configure({**bundle.config, "task": task})
+    done = bundle.run("info")
+    assert done.returncode == 3
+    assert "runner.json is not usable" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_runner_json_without_a_task_is_refused(bundle: TinyBundle) -> None:
+    config = bundle.config
+    del config["task"]
+    bundle.configure(config)
+    assert "runner.json is not usable: it lacks task" in bundle.run("info").stderr
 
 
 # ---- verdicts
@@ -380,6 +401,24 @@ def test_run_refuses_what_is_no_array(bundle: TinyBundle, tmp_path: Path, conten
     assert done.returncode == 2
     assert f"{tmp_path / 'odd.npy'} cannot be read" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_run_refuses_to_show_outputs_that_are_not_finite(bundle: TinyBundle, tmp_path: Path) -> None:
+    other_model(bundle, "fp32", change=float("inf"), step=None)
+    np.save(tmp_path / "one.npy", np.zeros((3, 8, 8), np.float32))
+    done = bundle.run("run", "--json", "--mode", "fp32", str(tmp_path / "one.npy"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the outputs of fp32 are not finite" in done.stderr
+
+
+@pytest.mark.parametrize("options", [("--confidence", "0"), ("--iou", "0.5"), ("--confidence", "0.3", "--iou", "0")])
+def test_run_takes_no_options_of_detectors_for_a_classifier(
+    bundle: TinyBundle, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    np.save(tmp_path / "one.npy", np.zeros((3, 8, 8), np.float32))
+    done = bundle.run("run", "--mode", "fp32", *options, str(tmp_path / "one.npy"))
+    assert done.returncode == 2
+    assert f"error: only a detector takes {', '.join(options[::2])}, and this bundle holds none\n" in done.stderr
 
 
 # ---- the command line
