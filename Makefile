@@ -16,7 +16,7 @@ help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make bundle TARGET=arm64 MODEL=mobilenet_v2 [MODE=int8-ptq] [WEIGHTS=file.pth] [CALIBRATION=folder]"
-	@echo "              [INPUT_SIZE=224] [NUM_CLASSES=1000] [BASE_IMAGE=image] [OUTPUT=dist]"
+	@echo "              [INPUT_SIZE=224] [NUM_CLASSES=1000] [INT8_SCOPE=whole] [BASE_IMAGE=image] [OUTPUT=dist]"
 	@echo "  make verify TARGET=x86 [OUTPUT=dist]"
 	@echo
 	@echo "  BUNDLER_NO_SYSTEM=1 forbids every change to this machine outside the repository."
@@ -42,14 +42,14 @@ engine: ## the container engine and the emulator (root on Debian or Ubuntu; othe
 bundle: $(READY) engine ## build, quantize, prove and package MODEL for TARGET
 	@.venv/bin/bundler bundle "$(MODEL)" --target "$(TARGET)" --output "$(OUTPUT)" $(foreach mode,$(MODE),--mode "$(mode)") \
 	  $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(CALIBRATION),--calibration "$(CALIBRATION)") \
-	  $(if $(INPUT_SIZE),--input-size "$(INPUT_SIZE)") $(if $(NUM_CLASSES),--num-classes "$(NUM_CLASSES)") \
+	  $(if $(INT8_SCOPE),--int8-scope "$(INT8_SCOPE)") $(if $(INPUT_SIZE),--input-size "$(INPUT_SIZE)") $(if $(NUM_CLASSES),--num-classes "$(NUM_CLASSES)") \
 	  $(if $(BASE_IMAGE),--base-image "$(BASE_IMAGE)")
 
 verify: $(READY) engine ## prove every bundle for TARGET again
 	@.venv/bin/bundler verify --target "$(TARGET)" --output "$(OUTPUT)"
 
 test: lint engine ## linters, types, import rules, and every test; needs an engine for those in containers
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest --numprocesses auto
 
 lint: $(READY) ## ruff, mypy and the import ladder
 	@.venv/bin/ruff check .

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
 from torch import Tensor
+from xdist.scheduler import LoadScopeScheduling
 
 from bundler.datasets import Preprocessing, synthetic_pictures
 from bundler.models.initialization import random_state_dict
@@ -18,6 +21,31 @@ from bundler.targets import TargetProfile, find_target
 # The same examples in every run, and no deadline: a shared machine is slow now and then.
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 settings.load_profile("fixed")
+
+
+# A worker of pytest-xdist shares the machine with others: one thread each is faster than all of them fighting for each core.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+
+class ByWhatIsShared(LoadScopeScheduling):  # type: ignore[misc]
+    """Keep on one worker what shares something, so that it is made once.
+
+    The tests with an engine share it, and some stop it; a variant's tests share its network; the rest is shared within a file.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        path, _, test = nodeid.partition("::")
+        if path.startswith("tests/integration/"):
+            return "engine"
+        if path == "tests/models/test_every_variant.py":
+            return test.partition("[")[2].rstrip("]").partition("-")[0]
+        return path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    # pytest-xdist's own groups (--dist=loadgroup) are lost with pytest 9.2: node ids cannot be changed any more.
+    return ByWhatIsShared(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +81,7 @@ def weights_of(calibration: Tensor) -> Callable[[str], Mapping[str, Tensor]]:
 
     @cache
     def make(name: str) -> Mapping[str, Tensor]:
-        parser = load_parser(*find_model(name))
+        parser = load_parser(find_model(name)[1])
         return random_state_dict(lambda: parser(num_classes=10), calibration, seed=0)
 
     return make

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from bundler.errors import BundlerError, ModeUnavailableError, UnbuiltModelError, UnknownModelError, UnknownTargetError
+from bundler.errors import BundlerError, ModeUnavailableError, UnknownModelError, UnknownTargetError
 from bundler.plan import BuildJob, CalibrationRequest, plan_build
 
 
 def plan(model: str = "resnet50", target: str = "arm64", **changes: Any) -> BuildJob:
     choices: dict[str, Any] = {
         "modes": (),
+        "int8_scope": None,
         "weights": "auto",
         "num_classes": None,
         "input_size": None,
@@ -44,7 +45,8 @@ def test_the_published_preprocessing_unless_a_size_is_given() -> None:
     ("changes", "error", "words"),
     [
         ({"model": "resnet51"}, UnknownModelError, "resnet51"),
-        ({"model": "densenet121"}, UnbuiltModelError, "not build it yet"),
+        ({"int8_scope": "backbone"}, BundlerError, "no backbone apart"),
+        ({"model": "yolov5n", "input_size": 100}, BundlerError, "no multiple"),
         ({"target": "arm65"}, UnknownTargetError, "arm65"),
         ({"modes": ("int8-qat",)}, ModeUnavailableError, "training loop"),
         ({"modes": ("fp32", "int4")}, ModeUnavailableError, "no such mode"),

@@ -81,8 +81,8 @@ def pictures(calibration: Tensor, golden: Tensor) -> Tensor:
     return torch.cat([calibration, golden])
 
 
-# Each variant is one group for pytest-xdist: what it needs is made once, and freed before the next.
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in models()])
+# What a variant needs is made once, and freed before the next.
+@pytest.fixture(scope="module", params=list(models()))
 def variant(request: pytest.FixtureRequest, pictures: Tensor) -> Iterator[Variant]:
     _, spec = models()[request.param]
     make = OURS.get(spec.name) or getattr(torchvision.models, spec.name)

@@ -6,11 +6,13 @@ import errno
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bundler.export.agreement import sqnr_db
 from bundler.export.graph import ExportedGraph
 from bundler.packaging.checksums import sha256_of
 from bundler.packaging.staging import GoldenMode, StagedBundle, stage
@@ -26,13 +28,14 @@ def mode(directory: Path, name: str, step: float | None) -> GoldenMode:
         sha256=sha256_of(path),
         bytes=path.stat().st_size,
         opset=13,
+        quantized=step is not None,
         quantize_nodes=1,
         dequantize_nodes=1,
         float_operators={},
         output_step=step,
     )
     outputs = np.random.default_rng(0).normal(size=(4, 10)).astype(np.float32)
-    return GoldenMode(graph=graph, outputs=outputs, sqnr_db=None if step is None else 30.0)
+    return GoldenMode(graph=graph, outputs=outputs)
 
 
 def staged(directory: Path, *, size: int = 8) -> StagedBundle:
@@ -41,6 +44,7 @@ def staged(directory: Path, *, size: int = 8) -> StagedBundle:
         directory,
         identifier="tiny-x86-fbgemm",
         target=find_target("x86"),
+        task="classification",
         inputs=generator.normal(size=(4, 3, size, size)).astype(np.float32),
         reference=generator.normal(size=(4, 10)).astype(np.float32),
         modes={"int8-ptq": mode(directory, "int8-ptq", 0.25), "fp32": mode(directory, "fp32", None)},
@@ -60,13 +64,29 @@ def test_the_runner_gets_its_bounds_and_fewer_pictures_for_float(tmp_path: Path)
     bundle, verification = staged(tmp_path), find_target("x86").verification
     document = json.loads((tmp_path / "runner.json").read_text())
     assert document["tolerances"] == verification.tolerances.model_dump()
-    assert [(item["name"], item["step"], item["expected_sqnr_db"]) for item in document["modes"]] == [
-        ("int8-ptq", 0.25, 30.0),
-        ("fp32", None, None),
-    ]
+    assert document["task"] == "classification"
+    assert [(item["name"], item["step"]) for item in document["modes"]] == [("int8-ptq", 0.25), ("fp32", None)]
+    reference, outputs = (np.load(tmp_path / f"golden/{name}.npy") for name in ("reference", "int8-ptq"))
+    assert [item["expected_sqnr_db"] for item in document["modes"]] == [sqnr_db(reference, outputs), None]
     for item in document["modes"]:
         assert len(np.load(tmp_path / item["expected"])) == item["samples"] == bundle.samples[item["name"]]
     assert bundle.samples == {"int8-ptq": verification.golden_inputs, "fp32": verification.golden_inputs_fp32}
+
+
+def test_what_computes_mostly_in_float_runs_as_few_pictures_as_float(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    int8 = mode(tmp_path, "int8-ptq", 0.25)
+    backbone = replace(int8, graph=replace(int8.graph, float_operators={"FusedConv": 23}, output_step=None))
+    numbers = np.random.default_rng(1).normal(size=(4, 10)).astype(np.float32)
+    pictures = np.zeros((4, 3, 2, 2), np.float32)
+    modes = {"int8-ptq": backbone}
+    target = find_target("x86")
+    bundle = stage(tmp_path, identifier="a", target=target, task="detection", inputs=pictures, reference=numbers, modes=modes)
+    (item,) = json.loads((tmp_path / "runner.json").read_text())["modes"]
+    few = target.verification.golden_inputs_fp32
+    assert bundle.samples == {"int8-ptq": few}
+    assert item["expected_sqnr_db"] == sqnr_db(numbers[:few], backbone.outputs[:few])
+    assert len(np.load(tmp_path / item["expected"])) == few
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
