@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -22,6 +23,8 @@ from bundler.targets import TargetProfile, find_target
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 settings.load_profile("fixed")
 
+# What a shell starts in the background ignores Ctrl-C, and hands that on: tests that send it would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A worker of pytest-xdist shares the machine with others: one thread each is faster than all of them fighting for each core.
 if "PYTEST_XDIST_WORKER" in os.environ:
