@@ -107,9 +107,10 @@ def plan_build(
             f"an input of {input_size} pixels is too small for {model}",
             next_step=f"Give --input-size {SMALLEST_INPUT} or more.",
         )
-    if num_classes is not None and num_classes < (1 if variant.task == "detection" else 2):
+    fewest = 1 if variant.task == "detection" else 2
+    if num_classes is not None and num_classes < fewest:
         raise ImpossibleRequestError(
-            f"{num_classes} classes leave nothing to tell apart", next_step="Give --num-classes 2 or more."
+            f"{num_classes} classes leave nothing to tell apart", next_step=f"Give --num-classes {fewest} or more."
         )
     return BuildJob(
         row=row,

@@ -114,7 +114,7 @@ _REPLACED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def make_quantizable(model: nn.Module) -> None:
-    """Replace each SiLU, Hardswish and Mish of a float model by its quantizable form, in place; neither has parameters."""
+    """Replace each SiLU, Hardswish and Mish of a float model by its quantizable form, in place; none has parameters."""
     for parent in model.modules():
         for name, child in parent.named_children():
             if type(child) in _REPLACED:
