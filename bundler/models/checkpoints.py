@@ -20,8 +20,8 @@ from bundler import console
 from bundler.errors import CheckpointError
 from bundler.models import torchvision_operators  # noqa: F401  before torchvision
 from bundler.models.darknet_weights import read_darknet_weights
-from bundler.models.inert_pickle import read_module_tensors
 from bundler.models.initialization import random_state_dict
+from bundler.models.module_tensors import read_module_tensors
 from bundler.models.specs import ModelSpec
 
 from torchvision.models import WeightsEnum, get_model_weights, list_models

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bundler.errors import CheckpointError
-from bundler.models import inert_pickle
-from bundler.models.inert_pickle import read_module_tensors
+from bundler.models import module_tensors
+from bundler.models.module_tensors import read_module_tensors
 
 VENDOR = """
 import torch
@@ -582,7 +582,7 @@ def test_deep_modules_are_read_up_to_a_limit() -> None:
 
 
 def test_modules_that_hold_each_other_exponentially_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inert_pickle, "_MOST_STEPS", 100_000)
+    monkeypatch.setattr(module_tensors, "MOST_STEPS", 100_000)
     with pytest.raises(CheckpointError, match="hold each other too often"):
         read(bytes_of(chained(60, ("a", "b"))))
 
