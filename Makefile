@@ -17,6 +17,7 @@ help: ## list what can be made
 	@echo
 	@echo "  make bundle TARGET=arm64 MODEL=mobilenet_v2 [MODE=int8-ptq] [WEIGHTS=file.pth] [CALIBRATION=folder]"
 	@echo "              [INPUT_SIZE=224] [NUM_CLASSES=1000] [INT8_SCOPE=whole] [BASE_IMAGE=image] [OUTPUT=dist]"
+	@echo "              [DATA=folder] [MAX_DROP=0.5]"
 	@echo "  make verify TARGET=x86 [OUTPUT=dist]"
 	@echo
 	@echo "  BUNDLER_NO_SYSTEM=1 forbids every change to this machine outside the repository."
@@ -43,6 +44,7 @@ bundle: $(READY) engine ## build, quantize, prove and package MODEL for TARGET
 	@.venv/bin/bundler bundle "$(MODEL)" --target "$(TARGET)" --output "$(OUTPUT)" $(foreach mode,$(MODE),--mode "$(mode)") \
 	  $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(CALIBRATION),--calibration "$(CALIBRATION)") \
 	  $(if $(INT8_SCOPE),--int8-scope "$(INT8_SCOPE)") $(if $(INPUT_SIZE),--input-size "$(INPUT_SIZE)") $(if $(NUM_CLASSES),--num-classes "$(NUM_CLASSES)") \
+	  $(if $(DATA),--data "$(DATA)") $(if $(MAX_DROP),--max-drop "$(MAX_DROP)") \
 	  $(if $(BASE_IMAGE),--base-image "$(BASE_IMAGE)")
 
 verify: $(READY) engine ## prove every bundle for TARGET again
@@ -57,8 +59,9 @@ lint: $(READY) ## ruff, mypy and the import ladder
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-logo >/dev/null || .venv/bin/lint-imports
 
-bench: $(READY) engine ## how long things take, next to the bare minimum
-	@.venv/bin/python tests/benchmark/bench.py
+bench: $(READY) engine ## how long things take; with MODEL, WEIGHTS, CALIBRATION and DATA, how accurate INT8 is beside quantize_static
+	@$(if $(DATA),.venv/bin/python tests/benchmark/accuracy.py "$(MODEL)" --weights "$(WEIGHTS)" --calibration "$(CALIBRATION)" --data "$(DATA)" \
+	  $(if $(INPUT_SIZE),--input-size "$(INPUT_SIZE)") $(if $(NUM_CLASSES),--num-classes "$(NUM_CLASSES)"),.venv/bin/python tests/benchmark/bench.py)
 
 clean: ## remove .venv, dist and caches of the repository; the system and the engine's images stay
 	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

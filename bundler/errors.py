@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 __all__ = [
+    "AccuracyError",
     "BrokenModelError",
     "BundleDamagedError",
     "BundleNotFoundError",
@@ -15,6 +16,7 @@ __all__ = [
     "CalibrationError",
     "CheckpointError",
     "ContainerTimeoutError",
+    "DataError",
     "EmulatorError",
     "EngineError",
     "EngineUnavailableError",
@@ -107,6 +109,18 @@ class CalibrationError(BundlerError):
     """A calibration folder without one usable picture."""
 
     exit_code = 7
+
+
+class DataError(BundlerError):
+    """Labelled pictures that accuracy cannot be measured with."""
+
+    exit_code = 7
+
+
+class AccuracyError(BundlerError):
+    """An INT8 mode that loses more accuracy than `--max-drop` allows."""
+
+    exit_code = 13
 
 
 class VerificationFailedError(BundlerError):

@@ -13,8 +13,10 @@ from bundler.errors import BundleDamagedError
 
 __all__ = [
     "MANIFEST_SCHEMA",
+    "AccuracyRecord",
     "CalibrationRecord",
     "Evidence",
+    "FleetRecord",
     "ImageRecord",
     "Manifest",
     "ModeRecord",
@@ -23,18 +25,22 @@ __all__ = [
     "PreprocessingRecord",
     "QuantizationRecord",
     "RunnerRecord",
+    "SaturationRecord",
     "TargetRecord",
     "TensorRecord",
+    "TieRecord",
     "Verdict",
     "WeightsRecord",
     "WheelRecord",
+    "exactness_obstacles",
     "json_schema",
+    "judge_exactness",
     "judge_mode",
     "read_manifest",
     "write_manifest",
 ]
 
-MANIFEST_SCHEMA: Final = "edge-bundler/manifest/1"
+MANIFEST_SCHEMA: Final = "edge-bundler/manifest/2"
 
 Verdict = Literal["passed", "failed", "not_run"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -117,6 +123,47 @@ class QuantizationRecord(_Record):
         ),
     ]
     torch_equal_share: Annotated[float, Field(description="share of outputs equal to torch's INT8 on the build host")]
+    refinements: Annotated[tuple[str, ...], Field(description="what the target's profile changed in torch's default qconfig")]
+    optimization_levels: Annotated[
+        dict[str, Sha256], Field(description="graph optimization level: digest of the outputs on the build host")
+    ]
+    saturation: tuple[SaturationRecord, ...]
+    ties: tuple[TieRecord, ...]
+
+
+class TieRecord(_Record):
+    """An operator that rounds in float: all its inputs were tried in every way in which processors round."""
+
+    operator: str
+    op_type: str
+    inputs: int
+    ambiguous: Annotated[int, Field(description="inputs whose answer depended on the processor, before the nudge")]
+    nudge: Annotated[float, Field(description="by which its output scale was multiplied, so that none does")]
+
+
+class SaturationRecord(_Record):
+    """A convolution or matrix product: the extremes of two neighbouring weights' sums; from -128 to 128 none saturates."""
+
+    operator: str
+    paired: Annotated[bool, Field(description="whether processors without VNNI add its products in pairs at all")]
+    smallest_sum: int
+    largest_sum: int
+    saturating_channels: int
+
+
+class AccuracyRecord(_Record):
+    """How often a classifier is right on labelled pictures, measured in ONNX Runtime on the build host.
+
+    Shares from 0 to 1 with 95 % intervals: Wilson's for top-1, Agresti and Min's (2005) for the difference of pairs.
+    """
+
+    pictures: int
+    data_sha256: Annotated[Sha256, Field(description="over the names and bytes of the pictures, in their order")]
+    top1: float
+    top1_interval: tuple[float, float]
+    top5: Annotated[float | None, Field(description="null where there are five classes or fewer")]
+    drop: Annotated[float | None, Field(description="of top-1 against FP32, below 0 where it is better; null for FP32 itself")]
+    drop_interval: tuple[float, float] | None
 
 
 class RunnerRecord(_Record):
@@ -156,6 +203,13 @@ class Evidence(_Record):
     max_steps: Annotated[int | None, Field(description="against the build host's outputs of this mode, in output steps")] = None
 
 
+class FleetRecord(_Record):
+    """The same file, executed on the CPUs of another target."""
+
+    target: str
+    evidence: tuple[Evidence, ...]
+
+
 class ModeRecord(_Record):
     name: Literal["fp32", "int8-ptq", "int8-qat"]
     supported: bool
@@ -165,8 +219,12 @@ class ModeRecord(_Record):
         Field(description="how much of the network is INT8: all but a detector's decoding, or less"),
     ]
     onnx: OnnxRecord
+    exact: Annotated[bool, Field(description="whether the outputs were the same bits everywhere this mode was executed")]
+    exact_reason: str
+    accuracy: Annotated[AccuracyRecord | None, Field(description="null where no labelled pictures were given")] = None
     quantization: QuantizationRecord | None
     evidence: tuple[Evidence, ...]
+    fleet: tuple[FleetRecord, ...] = ()
 
 
 class WheelRecord(_Record):
@@ -185,7 +243,7 @@ class ImageRecord(_Record):
 class Manifest(_Record):
     """A bundle's statement of what it is and where it was executed."""
 
-    schema_: Literal["edge-bundler/manifest/1"] = Field(alias="schema")
+    schema_: Literal["edge-bundler/manifest/2"] = Field(alias="schema")
     bundle: str
     model: ModelRecord
     target: TargetRecord
@@ -224,6 +282,45 @@ def judge_mode(evidence: Sequence[Evidence]) -> tuple[bool, str]:
     if passed and not_run:
         return True, f"{proved}; not run on {listed(not_run)}"
     return (True, proved) if passed else (False, f"not run on {listed(not_run)}")
+
+
+def judge_exactness(
+    quantization: QuantizationRecord | None, evidence: Sequence[Evidence], fleet: Sequence[FleetRecord]
+) -> tuple[bool, str]:
+    """Return whether a mode gives the same bits everywhere, and why.
+
+    It does where its outputs had one digest wherever it was executed, on two CPUs at least, and nothing in its graph could
+    differ on another: no arithmetic in float, no product that saturates. The reason names what stands against it.
+    """
+    if quantization is None:
+        return False, "it computes in float"
+    against = exactness_obstacles(quantization)
+    everywhere = [*evidence, *(item for record in fleet for item in record.evidence)]
+    executed = [item for item in everywhere if item.outputs_sha256 is not None]
+    digests: dict[str, list[str]] = {}
+    for item in executed:
+        digests.setdefault(str(item.outputs_sha256), []).append(item.cpu)
+    if len(digests) > 1:
+        against.append(f"the bits differ: {' / '.join(', '.join(cpus) for cpus in digests.values())}")
+    if against:
+        return False, "; ".join(against)
+    if len(executed) < 2:
+        return False, f"it was executed on {executed[0].cpu} alone" if executed else "it was not executed"
+    left = [item.cpu for item in everywhere if item.outputs_sha256 is None]
+    return True, f"on {', '.join(item.cpu for item in executed)}" + (f"; not run on {', '.join(left)}" if left else "")
+
+
+def exactness_obstacles(quantization: QuantizationRecord) -> list[str]:
+    """Return what in an INT8 graph may give other bits on another CPU; nothing where all of it is proved."""
+    obstacles = []
+    if quantization.float_operators:
+        operators = ", ".join(f"{name} x{count}" for name, count in quantization.float_operators.items())
+        obstacles.append(f"computed in float: {operators}")
+    saturating = [record.operator for record in quantization.saturation if record.saturating_channels]
+    if saturating:
+        more = f" and {len(saturating) - 3} more" if len(saturating) > 3 else ""
+        obstacles.append(f"products saturate on processors without VNNI: {', '.join(saturating[:3])}{more}")
+    return obstacles
 
 
 def json_schema() -> str:

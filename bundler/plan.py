@@ -39,6 +39,8 @@ class BuildJob:
     num_classes: int | None
     preprocessing: Preprocessing
     calibration: CalibrationRequest
+    data: Path | None
+    max_drop: float | None
     base_image: str | None
     output: Path
     seed: int
@@ -71,6 +73,8 @@ def plan_build(
     num_classes: int | None,
     input_size: int | None,
     calibration: CalibrationRequest,
+    data: Path | None,
+    max_drop: float | None,
     base_image: str | None,
     output: Path,
     seed: int,
@@ -79,6 +83,7 @@ def plan_build(
 
     With `input_size`, a picture's shorter side is resized to that many pixels and nothing but the overhang is cropped; for a
     detector, the whole picture is fitted into that many. Without `int8_scope`, of a detector the backbone becomes INT8.
+    `data` holds labelled pictures to measure accuracy on; an INT8 mode may lose up to `max_drop` percentage points of top-1.
 
     Raises:
         UnknownModelError, UnknownTargetError: with the nearest names.
@@ -112,6 +117,15 @@ def plan_build(
         raise ImpossibleRequestError(
             f"{num_classes} classes leave nothing to tell apart", next_step=f"Give --num-classes {fewest} or more."
         )
+    if max_drop is not None and data is None:
+        raise ImpossibleRequestError(
+            "--max-drop has no pictures to measure accuracy on", next_step="Give labelled pictures: --data DIR."
+        )
+    if data is not None and variant.task == "detection":
+        raise ImpossibleRequestError(
+            f"--data takes pictures in class folders, and {model} is a detector",
+            next_step="Leave --data out; the manifest tells how many boxes agree with FP32's on the golden pictures.",
+        )
     return BuildJob(
         row=row,
         variant=variant,
@@ -129,6 +143,8 @@ def plan_build(
             std=variant.std,
         ),
         calibration=calibration,
+        data=data,
+        max_drop=max_drop,
         base_image=base_image,
         output=output,
         seed=seed,

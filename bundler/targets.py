@@ -8,14 +8,25 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from packaging.version import Version
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from bundler.architecture import Architecture
 from bundler.errors import TargetProfileError, UnknownTargetError
 from bundler.resources import resource
 
-__all__ = ["CpuProfile", "QuantizationProfile", "TargetProfile", "Tolerances", "find_target", "load_target", "load_targets"]
+__all__ = [
+    "CpuProfile",
+    "OptimizationLevel",
+    "QuantizationProfile",
+    "Refinement",
+    "TargetProfile",
+    "Tolerances",
+    "find_target",
+    "load_target",
+    "load_targets",
+]
 
+OptimizationLevel = Literal["disabled", "basic", "extended", "all"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 
 
@@ -25,11 +36,27 @@ class _Profile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+Refinement = Literal[
+    "8-bit-activations", "per-channel-weights", "saturation-free-weights", "equalized-channels", "compensated-rounding"
+]
+
+
 class QuantizationProfile(_Profile):
-    """What picks torch's engine and qconfig (specification, `get_platform_aware_qconfig`)."""
+    """What picks torch's engine and qconfig (specification, `get_platform_aware_qconfig`), and what is changed in that qconfig.
+
+    Without `refinements` it is torch's default of that name.
+    """
 
     engine: Literal["fbgemm", "qnnpack"]
     qconfig: Literal["fbgemm", "qnnpack"]
+    refinements: tuple[Refinement, ...]
+
+    @model_validator(mode="after")
+    def _rounds_what_is_scaled(self) -> QuantizationProfile:
+        needed = {"per-channel-weights", "saturation-free-weights"}
+        if "compensated-rounding" in self.refinements and not needed.issubset(self.refinements):
+            raise ValueError(f"compensated-rounding needs {' and '.join(sorted(needed))}")
+        return self
 
 
 class ExportProfile(_Profile):
@@ -45,7 +72,7 @@ class RuntimeProfile(_Profile):
     python: Annotated[str, Field(pattern=r"^3\.\d+$")]
     requirements: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[^=]+$")], ...]
     wheel_platforms: tuple[str, ...]
-    graph_optimization_level: Literal["disabled", "basic", "extended", "all"]
+    graph_optimization_level: OptimizationLevel
 
 
 class ImageProfile(_Profile):
@@ -74,6 +101,7 @@ class VerificationProfile(_Profile):
     emulator_minimum: str
     golden_inputs: Annotated[int, Field(ge=2)]
     golden_inputs_fp32: PositiveInt
+    fleet: tuple[Name, ...]
     tolerances: Tolerances
     cpus: Annotated[tuple[CpuProfile, ...], Field(min_length=1)]
 

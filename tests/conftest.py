@@ -88,3 +88,14 @@ def weights_of(calibration: Tensor) -> Callable[[str], Mapping[str, Tensor]]:
         return random_state_dict(lambda: parser(num_classes=10), calibration, seed=0)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def unrefined() -> Callable[[TargetProfile], TargetProfile]:
+    """Give a target that quantizes as torch's default qconfig of its name does."""
+
+    def without_refinements(target: TargetProfile) -> TargetProfile:
+        quantization = target.quantization.model_copy(update={"refinements": ()})
+        return target.model_copy(update={"quantization": quantization})
+
+    return without_refinements

@@ -12,7 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bundler.errors import BundleDamagedError
-from bundler.manifest import Evidence, Manifest, Verdict, json_schema, judge_mode, read_manifest, write_manifest
+from bundler.manifest import (
+    Evidence,
+    FleetRecord,
+    Manifest,
+    QuantizationRecord,
+    Verdict,
+    json_schema,
+    judge_exactness,
+    judge_mode,
+    read_manifest,
+    write_manifest,
+)
 
 DATA = Path(__file__).parent / "data"
 PUBLISHED = Path(__file__).parents[1] / "schemas" / "manifest.schema.json"
@@ -156,7 +167,7 @@ def test_a_bundles_verdict_is_its_worst_piece_of_evidence(verdicts: tuple[list[V
     assert manifest.model_copy(update={"modes": modes}).verdict == verdict
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"not json", b"\xff\xfe", b'{"schema": "edge-bundler/manifest/2"}', b"[1, 2]"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"not json", b"\xff\xfe", b'{"schema": "edge-bundler/manifest/3"}', b"[1, 2]"])
 def test_what_is_no_manifest_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "manifest.json").write_bytes(content)
     with pytest.raises(BundleDamagedError, match=r"manifest\.json is not a manifest"):
@@ -164,6 +175,55 @@ def test_what_is_no_manifest_is_refused_by_name(tmp_path: Path, content: bytes) 
 
 
 def test_a_manifest_of_a_later_version_is_not_half_understood(document: dict[str, Any]) -> None:
-    document["schema"] = "edge-bundler/manifest/2"
+    document["schema"] = "edge-bundler/manifest/3"
     with pytest.raises(ValueError, match="schema"):
         Manifest.model_validate(document)
+
+
+# Exactness
+
+
+def executed(**digests: str) -> list[Evidence]:
+    return [
+        Evidence(cpu=cpu, verdict="passed", outputs_sha256=letter * 64)
+        if letter
+        else Evidence(cpu=cpu, verdict="not_run", reason="no engine")
+        for cpu, letter in digests.items()
+    ]
+
+
+@pytest.fixture
+def quantization() -> QuantizationRecord:
+    record = read_manifest(DATA).modes[1].quantization
+    assert record is not None
+    return record
+
+
+def test_the_same_bits_everywhere_are_exact_and_what_did_not_run_is_named(quantization: QuantizationRecord) -> None:
+    fleet = [FleetRecord(target="x86-fbgemm", evidence=tuple(executed(native="c", Haswell="c")))]
+    assert judge_exactness(quantization, executed(a53="c", a76="c"), fleet) == (True, "on a53, a76, native, Haswell")
+    assert judge_exactness(quantization, executed(a53="c", a76=""), fleet) == (
+        True,
+        "on a53, native, Haswell; not run on a76",
+    )
+
+
+def test_other_bits_on_one_cpu_of_the_fleet_are_not_exact(quantization: QuantizationRecord) -> None:
+    fleet = [FleetRecord(target="x86-fbgemm", evidence=tuple(executed(native="c", Haswell="d")))]
+    exact, reason = judge_exactness(quantization, executed(a53="c"), fleet)
+    assert not exact
+    assert reason == "the bits differ: a53, native / Haswell"
+
+
+def test_one_execution_or_none_shows_nothing(quantization: QuantizationRecord) -> None:
+    assert judge_exactness(quantization, executed(a53="c", a76=""), []) == (False, "it was executed on a53 alone")
+    assert judge_exactness(quantization, executed(a53=""), []) == (False, "it was not executed")
+
+
+def test_float_arithmetic_and_saturation_stand_against_it_whatever_the_bits(quantization: QuantizationRecord) -> None:
+    saturating = quantization.saturation[0].model_copy(update={"saturating_channels": 3})
+    changed = quantization.model_copy(update={"float_operators": {"Sigmoid": 2}, "saturation": (saturating,)})
+    exact, reason = judge_exactness(changed, executed(a53="c", a76="c"), [])
+    assert not exact
+    assert reason == ("computed in float: Sigmoid x2; products saturate on processors without VNNI: /features/0/0/Conv")
+    assert judge_exactness(None, executed(a53="c", a76="c"), []) == (False, "it computes in float")

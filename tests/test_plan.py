@@ -19,6 +19,8 @@ def plan(model: str = "resnet50", target: str = "arm64", **changes: Any) -> Buil
         "num_classes": None,
         "input_size": None,
         "calibration": CalibrationRequest(folder=None, pictures=8, batch_size=4),
+        "data": None,
+        "max_drop": None,
         "base_image": None,
         "output": Path("dist"),
         "seed": 0,
@@ -52,6 +54,8 @@ def test_the_published_preprocessing_unless_a_size_is_given() -> None:
         ({"modes": ("fp32", "int4")}, ModeUnavailableError, "no such mode"),
         ({"input_size": 16}, BundlerError, "too small"),
         ({"num_classes": 1}, BundlerError, "nothing to tell apart"),
+        ({"max_drop": 1.0}, BundlerError, "no pictures to measure"),
+        ({"model": "yolov5n", "data": Path()}, BundlerError, "is a detector"),
     ],
 )
 def test_the_impossible_is_refused(changes: dict[str, Any], error: type[BundlerError], words: str) -> None:

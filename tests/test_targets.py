@@ -32,7 +32,7 @@ def test_a_file_is_a_target_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", sorted(set(KEYS)))
 def test_every_key_is_required(tmp_path: Path, key: str) -> None:
     path = tmp_path / "mine.toml"
-    path.write_text(re.sub(rf"^{key} = .*\n", "", TEXT, count=1, flags=re.MULTILINE))
+    path.write_text(re.sub(rf"^{key} = (?:\[\n(?: .*\n)*\]|.*)\n", "", TEXT, count=1, flags=re.MULTILINE))
     with pytest.raises(TargetProfileError, match=rf"{key}: Field required"):
         load_target(path)
 

@@ -71,6 +71,7 @@ def cli(debug: bool) -> None:
      10  an exported graph does not hold what is promised
      11  a bundle is missing or damaged
      12  a place cannot be written to, or the disk is full
+     13  an INT8 mode loses more accuracy than --max-drop allows
     130  interrupted
     """
 

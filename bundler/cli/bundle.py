@@ -37,6 +37,13 @@ __all__ = ["command"]
 )
 @click.option("--calibration-pictures", type=click.IntRange(min=1), default=64, show_default=True, help="How many to use.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures at a time.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Labelled pictures (val/ or class folders): measure accuracy.",
+)
+@click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS", help="Fail where INT8 loses more top-1 than that.")
 @click.option("--num-classes", type=int, metavar="N", help="Classes of the weights.  [default: 1000; detectors: 80]")
 @click.option("--input-size", type=int, metavar="N", help="Pixels of the square input.  [default: as the weights ask]")
 @click.option(
@@ -59,6 +66,8 @@ def command(
     batch_size: int,
     num_classes: int | None,
     input_size: int | None,
+    data: Path | None,
+    max_drop: float | None,
     base_image: str | None,
     output: Path,
     seed: int,
@@ -80,6 +89,8 @@ def command(
         num_classes=num_classes,
         input_size=input_size,
         calibration=CalibrationRequest(folder=calibration, pictures=calibration_pictures, batch_size=batch_size),
+        data=data,
+        max_drop=max_drop,
         base_image=base_image,
         output=output,
         seed=seed,

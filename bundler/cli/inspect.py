@@ -8,7 +8,7 @@ import click
 
 from bundler import console
 from bundler.cli.summary import print_summary
-from bundler.manifest import read_manifest
+from bundler.manifest import QuantizationRecord, read_manifest
 from bundler.packaging.checksums import check_checksums
 
 __all__ = ["command"]
@@ -39,9 +39,12 @@ def command(*, bundle: Path, as_json: bool) -> None:
         if mode.quantization:
             calibration = mode.quantization.calibration
             kind = "synthetic pictures" if calibration.source == "synthetic" else "pictures"
+            proved = [f"{len(mode.quantization.ties)} operators round alike on every processor"]
+            proved += [f"{len(mode.quantization.saturation)} products, {_saturating(mode.quantization)} of which can saturate"]
             console.text_result(
                 f"{mode.name}: {_SCOPES[mode.scope]} in INT8 ({mode.quantization.engine}), calibrated with {calibration.count} "
-                f"{kind}; float operators left: {mode.quantization.float_operators or 'none'}"
+                f"{kind}; float operators left: {mode.quantization.float_operators or 'none'}; "
+                f"{', '.join(proved)}"
             )
     console.text_result("")
     print_summary(manifest)
@@ -60,10 +63,14 @@ def command(*, bundle: Path, as_json: bool) -> None:
             item.reason,
         )
         for mode in manifest.modes
-        for item in mode.evidence
+        for item in (*mode.evidence, *(item for record in mode.fleet for item in record.evidence))
     ]
     same = "boxes as FP32" if model.task == "detection" else "top-1 as FP32"
     console.table(("mode", "cpu", "verdict", "machine", "executed by", "SQNR dB", same, "steps off", "outputs", "reason"), rows)
+
+
+def _saturating(quantization: QuantizationRecord) -> int:
+    return sum(1 for record in quantization.saturation if record.saturating_channels)
 
 
 def _share(value: float | None) -> str:

@@ -11,10 +11,16 @@ __all__ = ["print_summary"]
 def print_summary(manifest: Manifest) -> None:
     """Print what a bundle's modes are, and say in plain sight what did not run."""
     rows = [
-        (mode.name, "yes" if mode.supported else "NO", f"{mode.onnx.bytes / 1e6:.1f} MB", mode.reason)
+        (
+            mode.name,
+            "yes" if mode.supported else "NO",
+            "yes" if mode.exact else "no",
+            f"{mode.onnx.bytes / 1e6:.1f} MB",
+            f"{mode.reason}\n{'the same bits' if mode.exact else 'not the same bits'}: {mode.exact_reason}",
+        )
         for mode in manifest.modes
     ]
-    console.table(("mode", "supported", "size", "because it"), rows)
+    console.table(("mode", "supported", "exact", "size", "because"), rows)
     if manifest.image:
         console.text_result(f"image {manifest.image.reference}, {manifest.image.size / 1e6:.0f} MB, {manifest.image.digest}")
     if not manifest.model.weights.trained:

@@ -57,6 +57,10 @@ def _document(verification: Verification) -> dict[str, object]:
         "evidence": {
             mode: [item.model_dump(mode="json") for item in items] for mode, items in sorted(verification.evidence.items())
         },
+        "fleet": {
+            mode: [record.model_dump(mode="json") for record in records] for mode, records in sorted(verification.fleet.items())
+        },
+        "exact": {mode.name: mode.exact for mode in verification.manifest.modes},
     }
 
 
@@ -69,10 +73,11 @@ def _print(verifications: list[Verification]) -> None:
             item.verdict,
             "-" if item.sqnr_db is None else f"{item.sqnr_db:.1f}",
             "-" if item.max_steps is None else str(item.max_steps),
+            (item.outputs_sha256 or "-")[:12],
             item.reason,
         )
         for verification in verifications
         for mode, items in sorted(verification.evidence.items())
-        for item in items
+        for item in (*items, *(item for record in verification.fleet.get(mode, ()) for item in record.evidence))
     ]
-    console.table(("bundle", "mode", "cpu", "verdict", "SQNR dB", "steps off", "reason"), rows)
+    console.table(("bundle", "mode", "cpu", "verdict", "SQNR dB", "steps off", "outputs", "reason"), rows)

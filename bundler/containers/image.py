@@ -22,7 +22,7 @@ from bundler.containers.runtime_layer import RUNTIME, Wheel, runtime_layer
 from bundler.errors import EngineUnavailableError, ImageError
 from bundler.targets import TargetProfile
 
-__all__ = ["BUNDLE", "DeviceImage", "ImageArchive", "assemble_image", "load_image"]
+__all__ = ["BUNDLE", "DeviceImage", "ImageArchive", "assemble_image", "load_image", "remove_image"]
 
 BUNDLE = "opt/bundle"
 
@@ -199,6 +199,16 @@ def _archive_members(config: bytes, layers: Sequence[Layer], reference: str) -> 
         _bytes_member("manifest.json", _json(docker_archive)),
         _bytes_member("oci-layout", _json({"imageLayoutVersion": "1.0.0"})),
     ]
+
+
+def remove_image(engine: Engine, reference: str) -> None:
+    """Remove an image's name from the engine, and its layers with it where no other image has them.
+
+    Raises:
+        EngineError: the engine failed.
+    """
+    with engine_errors(f"removing {reference}"):
+        engine.client.images.remove(reference, force=True)
 
 
 def _full_name(reference: str) -> str:

@@ -14,6 +14,8 @@ import onnx
 import onnxruntime as ort
 
 from bundler.errors import ExportError
+from bundler.export.saturation import SaturationProof, prove_saturation
+from bundler.export.ties import TieProof
 from bundler.models.specs import Task
 
 __all__ = ["INPUT", "OUTPUTS", "ExportedGraph", "ensure_graph"]
@@ -47,7 +49,7 @@ class ExportedGraph:
 
     That is `logits` [batch, classes] or `detections` [batch, boxes, 5 + classes]. `float_operators` counts what ONNX Runtime
     still computes in float in a quantized graph; `output_step` is the quantization step of its output, None where the output is
-    computed in float.
+    computed in float. `ties` and `saturation` prove, operator by operator, that other processors give the same bits.
     """
 
     path: Path
@@ -59,6 +61,8 @@ class ExportedGraph:
     dequantize_nodes: int
     float_operators: dict[str, int]
     output_step: float | None
+    ties: tuple[TieProof, ...] = ()
+    saturation: tuple[SaturationProof, ...] = ()
 
     @property
     def float_convolutions(self) -> int:
@@ -67,7 +71,13 @@ class ExportedGraph:
 
 
 def ensure_graph(
-    path: Path, *, opset: int, task: Task = "classification", quantized: bool, float_convolutions: int = 0
+    path: Path,
+    *,
+    opset: int,
+    task: Task = "classification",
+    quantized: bool,
+    float_convolutions: int = 0,
+    ties: tuple[TieProof, ...] = (),
 ) -> ExportedGraph:
     """Check an exported file and return what it holds.
 
@@ -100,6 +110,8 @@ def ensure_graph(
         dequantize_nodes=dequantize,
         float_operators=dict(sorted(float_operators.items())),
         output_step=_output_step(path, model, OUTPUTS[task]) if quantized and task == "classification" else None,
+        ties=ties,
+        saturation=prove_saturation(path) if quantized else (),
     )
     products = {name: count for name, count in float_operators.items() if name in ("Gemm", "FusedGemm", "MatMul")}
     if quantized and (products or graph.float_convolutions != float_convolutions):

@@ -16,6 +16,7 @@ from bundler.errors import ExportError
 from bundler.export.graph import BATCH, INPUT, OUTPUTS, ExportedGraph, ensure_graph
 from bundler.export.symbolics import register_symbolics
 from bundler.export.tidying import tidy_graph
+from bundler.export.ties import settle_ties
 from bundler.models.specs import Task
 
 __all__ = ["export_onnx"]
@@ -69,7 +70,8 @@ def export_onnx(
                 next_step="Report it with the model's name and `bundler doctor --json`.",
             ) from error
     tidy_graph(path)
-    return ensure_graph(path, opset=opset, task=task, quantized=quantized, float_convolutions=float_convolutions)
+    ties = settle_ties(path) if quantized else ()
+    return ensure_graph(path, opset=opset, task=task, quantized=quantized, float_convolutions=float_convolutions, ties=ties)
 
 
 @contextmanager

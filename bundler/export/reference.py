@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -12,13 +13,21 @@ from numpy.typing import NDArray
 from bundler.errors import ExportError
 from bundler.export.agreement import informative_problem, sqnr_db, steps_apart
 from bundler.export.graph import INPUT, ExportedGraph
-from bundler.targets import ExportProfile
+from bundler.targets import ExportProfile, OptimizationLevel
 
-__all__ = ["TorchAgreement", "agree_with_torch", "require_informative", "run_reference"]
+__all__ = [
+    "TorchAgreement",
+    "agree_with_torch",
+    "digest_at_each_level",
+    "outputs_sha256",
+    "require_informative",
+    "run_reference",
+    "runnable",
+]
 
-OptimizationLevel = Literal["disabled", "basic", "extended", "all"]
+Outputs = NDArray[np.float32]
 
-_LEVELS = {
+_LEVELS: dict[OptimizationLevel, ort.GraphOptimizationLevel] = {
     "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
@@ -34,19 +43,30 @@ class TorchAgreement:
     equal_share: float
 
 
-def run_reference(graph: ExportedGraph, inputs: NDArray[np.float32], level: OptimizationLevel) -> NDArray[np.float32]:
-    """Run a graph picture by picture, as the device runner does; inputs float32 [N, 3, H, W].
+def runnable(graph: ExportedGraph, level: OptimizationLevel) -> Callable[[Outputs], Outputs]:
+    """Load a graph and return what runs it: inputs float32 [N, 3, H, W] to its output.
 
     An x86 without VNNI adds INT8 products in pairs with saturation; `session.x64quantprecision` avoids that here, so that the
-    expected outputs are the exact ones on whatever machine the bundle is built.
+    outputs are the exact ones on whatever machine the bundle is built.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = _LEVELS[level]
     options.add_session_config_entry("session.x64quantprecision", "1")
     session = ort.InferenceSession(graph.path, options, providers=["CPUExecutionProvider"])
-    outputs = [session.run(None, {INPUT: inputs[index : index + 1]})[0] for index in range(len(inputs))]
-    together = session.run(None, {INPUT: inputs})[0]
+
+    def run(inputs: Outputs) -> Outputs:
+        outputs: Outputs = session.run(None, {INPUT: inputs})[0]
+        return outputs
+
+    return run
+
+
+def run_reference(graph: ExportedGraph, inputs: NDArray[np.float32], level: OptimizationLevel) -> NDArray[np.float32]:
+    """Run a graph picture by picture, as the device runner does; inputs float32 [N, 3, H, W]."""
+    run = runnable(graph, level)
+    outputs = [run(inputs[index : index + 1]) for index in range(len(inputs))]
+    together = run(inputs)
     if graph.output_step is not None and not np.array_equal(together, np.concatenate(outputs)):
         raise ExportError(
             f"{graph.path.name} gives other outputs for a batch of {len(inputs)} than for its pictures one by one",
@@ -54,6 +74,16 @@ def run_reference(graph: ExportedGraph, inputs: NDArray[np.float32], level: Opti
         )
     result: NDArray[np.float32] = np.concatenate(outputs)
     return result
+
+
+def digest_at_each_level(graph: ExportedGraph, inputs: NDArray[np.float32]) -> dict[OptimizationLevel, str]:
+    """Return the sha256 of the outputs at each graph optimization level; a runtime that fuses less may compute in float."""
+    return {level: outputs_sha256(run_reference(graph, inputs, level)) for level in _LEVELS}
+
+
+def outputs_sha256(outputs: NDArray[np.float32]) -> str:
+    """Return the digest as the device runner computes it: of the little-endian float32 values in their order."""
+    return hashlib.sha256(outputs.astype("<f4").tobytes()).hexdigest()
 
 
 def require_informative(model: str, outputs: NDArray[np.float32]) -> None:

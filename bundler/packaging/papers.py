@@ -39,7 +39,15 @@ def _context(manifest: Manifest) -> dict[str, Any]:
         "bundle": manifest.bundle,
         "model": {"name": model["name"], "task": model["task"]},
         "target": record["target"],
-        "modes": [{**mode, "path": mode["onnx"]["path"], "bytes": mode["onnx"]["bytes"]} for mode in record["modes"]],
+        "modes": [
+            {
+                **mode,
+                "path": mode["onnx"]["path"],
+                "bytes": mode["onnx"]["bytes"],
+                "bits": mode["evidence"][0]["outputs_sha256"],
+            }
+            for mode in record["modes"]
+        ],
         "input": {**model["input"], "shape": model["input"]["shape"][1:]},
         "output": {"name": model["output"]["name"], "classes": model["num_classes"]},
         "preprocessing": model["preprocessing"],

@@ -22,7 +22,7 @@ from bundler.packaging.checksums import sha256_of
 from bundler.resources import resource
 from bundler.targets import TargetProfile
 
-__all__ = ["GoldenMode", "StagedBundle", "model_path", "stage"]
+__all__ = ["GoldenMode", "StagedBundle", "model_path", "samples_of", "stage"]
 
 Outputs = NDArray[np.float32]
 
@@ -129,7 +129,11 @@ def _mode(mode: Mode, expected: GoldenMode, reference: Outputs, target: TargetPr
     }
 
 
+def samples_of(graph: ExportedGraph, target: TargetProfile) -> int:
+    """Return how many golden pictures a selftest runs; float takes so much longer under emulation that it runs fewer."""
+    in_float = not graph.quantized or graph.float_convolutions > 0
+    return target.verification.golden_inputs_fp32 if in_float else target.verification.golden_inputs
+
+
 def _samples(expected: GoldenMode, target: TargetProfile) -> int:
-    in_float = not expected.graph.quantized or expected.graph.float_convolutions > 0
-    limit = target.verification.golden_inputs_fp32 if in_float else target.verification.golden_inputs
-    return min(len(expected.outputs), limit)
+    return min(len(expected.outputs), samples_of(expected.graph, target))

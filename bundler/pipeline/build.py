@@ -12,7 +12,8 @@ from bundler.packaging.archive import write_archive
 from bundler.packaging.papers import write_papers
 from bundler.packaging.placing import place, workshop
 from bundler.packaging.staging import stage
-from bundler.pipeline.description import describe
+from bundler.pipeline.description import describe, quantization_record
+from bundler.pipeline.fleet import may_be_exact, prove_in_the_fleet
 from bundler.pipeline.material import gather
 from bundler.pipeline.modes import build_modes
 from bundler.pipeline.proof import engine_or_reason, image_for, prove
@@ -67,7 +68,17 @@ def build_bundle(job: BuildJob) -> Bundle:
         )
         pictures = sum(staged.samples.values())
         evidence = prove(job.target, tuple(built.modes), bundle=bundle, image=image, engine=engine, pictures=pictures)
-        manifest = describe(job, material, built, evidence, image, engine)
+        records = {str(mode): quantization_record(job, material, built, mode) for mode in built.modes}
+        fleet = prove_in_the_fleet(
+            job.target,
+            may_be_exact(records, evidence),
+            bundle=bundle,
+            files=staged.files,
+            samples={str(mode): count for mode, count in staged.samples.items()},
+            engine=engine,
+            workspace=folder,
+        )
+        manifest = describe(job, material, built, evidence, fleet, image, engine)
         console.step("Writing the package")
         write_papers(bundle, manifest, job.target, image_reference=job.image_reference)
         if manifest.verdict == "failed":

@@ -14,6 +14,7 @@ from bundler.manifest import (
     MANIFEST_SCHEMA,
     CalibrationRecord,
     Evidence,
+    FleetRecord,
     ImageRecord,
     Manifest,
     ModelRecord,
@@ -21,18 +22,21 @@ from bundler.manifest import (
     OnnxRecord,
     PreprocessingRecord,
     QuantizationRecord,
+    SaturationRecord,
     TargetRecord,
     TensorRecord,
+    TieRecord,
     WeightsRecord,
+    judge_exactness,
     judge_mode,
 )
 from bundler.models.specs import Mode
-from bundler.packaging.staging import GoldenMode, model_path
+from bundler.packaging.staging import model_path
 from bundler.pipeline.material import Material
 from bundler.pipeline.modes import BuiltModes
 from bundler.plan import BuildJob
 
-__all__ = ["describe"]
+__all__ = ["describe", "quantization_record"]
 
 _PACKAGES = ("edge-bundler", "torch", "torchvision", "onnx", "onnxruntime", "numpy", "pillow", "docker")
 
@@ -42,6 +46,7 @@ def describe(
     material: Material,
     built: BuiltModes,
     evidence: Mapping[str, tuple[Evidence, ...]],
+    fleet: Mapping[str, tuple[FleetRecord, ...]],
     image: ImageRecord | None,
     engine: Engine | EngineUnavailableError,
 ) -> Manifest:
@@ -63,8 +68,8 @@ def describe(
         ),
         target=TargetRecord(name=job.target.name, platform=job.target.platform),
         modes=tuple(
-            _mode(job, mode, golden, evidence[mode], _quantization(job, material, built, mode))
-            for mode, golden in sorted(built.modes.items())
+            _mode(job, built, mode, evidence[mode], fleet.get(mode, ()), quantization_record(job, material, built, mode))
+            for mode in sorted(built.modes)
         ),
         image=image,
         versions=_versions(engine),
@@ -83,22 +88,33 @@ def _preprocessing(preprocessing: Preprocessing) -> PreprocessingRecord:
 
 
 def _mode(
-    job: BuildJob, mode: Mode, golden: GoldenMode, evidence: tuple[Evidence, ...], quantization: QuantizationRecord | None
+    job: BuildJob,
+    built: BuiltModes,
+    mode: Mode,
+    evidence: tuple[Evidence, ...],
+    fleet: tuple[FleetRecord, ...],
+    quantization: QuantizationRecord | None,
 ) -> ModeRecord:
     supported, reason = judge_mode(evidence)
-    graph = golden.graph
+    exact, exact_reason = judge_exactness(quantization, evidence, fleet)
+    graph = built.modes[mode].graph
     return ModeRecord(
         name=mode,
         supported=supported,
         reason=reason,
         scope=job.int8_scope if graph.quantized else "whole",
         onnx=OnnxRecord(path=model_path(mode), sha256=graph.sha256, bytes=graph.bytes, opset=graph.opset),
+        exact=exact,
+        exact_reason=exact_reason,
+        accuracy=built.accuracy.get(mode),
         quantization=quantization,
         evidence=evidence,
+        fleet=fleet,
     )
 
 
-def _quantization(job: BuildJob, material: Material, built: BuiltModes, mode: Mode) -> QuantizationRecord | None:
+def quantization_record(job: BuildJob, material: Material, built: BuiltModes, mode: Mode) -> QuantizationRecord | None:
+    """Return how a mode was quantized and what was proved of its graph; None for a float mode."""
     graph, agreement = built.modes[mode].graph, built.agreement[mode]
     if not graph.quantized:
         return None
@@ -118,6 +134,28 @@ def _quantization(job: BuildJob, material: Material, built: BuiltModes, mode: Mo
         float_operators=graph.float_operators,
         torch_max_steps=agreement.max_steps,
         torch_equal_share=agreement.equal_share,
+        refinements=job.target.quantization.refinements,
+        optimization_levels={str(level): digest for level, digest in built.levels[mode].items()},
+        saturation=tuple(
+            SaturationRecord(
+                operator=proof.operator,
+                paired=proof.paired,
+                smallest_sum=proof.smallest_sum,
+                largest_sum=proof.largest_sum,
+                saturating_channels=proof.saturating_channels,
+            )
+            for proof in graph.saturation
+        ),
+        ties=tuple(
+            TieRecord(
+                operator=proof.operator,
+                op_type=proof.op_type,
+                inputs=proof.inputs,
+                ambiguous=proof.ambiguous_before,
+                nudge=proof.nudge,
+            )
+            for proof in graph.ties
+        ),
     )
 
 

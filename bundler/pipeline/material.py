@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from bundler import console
 from bundler.datasets import Dataset, load_pictures, synthetic_pictures
+from bundler.labelled_pictures import LabelledPictures, load_validation
 from bundler.models.checkpoints import LoadedWeights, load_weights
 from bundler.models.registry import load_parser
 from bundler.plan import BuildJob
@@ -20,18 +21,19 @@ INITIALIZATION_PICTURES = 16  # for the statistics of random weights
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """Weights, calibration pictures, and golden pictures (float32 [N, 3, H, W]) apart from the calibration's."""
+    """Weights, calibration pictures, golden pictures (float32 [N, 3, H, W]) apart from those, and labelled ones where given."""
 
     weights: LoadedWeights
     calibration: Dataset
     golden: NDArray[np.float32]
+    labelled: LabelledPictures | None
 
 
 def gather(job: BuildJob) -> Material:
     """Read the weights, and the pictures to calibrate with and to compare on.
 
     Raises:
-        CheckpointError, CalibrationError: they cannot be read.
+        CheckpointError, CalibrationError, DataError: they cannot be read.
     """
     weights = load_weights(
         job.weights,
@@ -42,6 +44,9 @@ def gather(job: BuildJob) -> Material:
         seed=job.seed,
     )
     console.step(f"Weights: {weights.source}, {weights.num_classes} classes" + ("" if weights.trained else " (NOT TRAINED)"))
+    labelled = None
+    if job.data is not None:
+        labelled = load_validation(job.data, job.preprocessing, num_classes=weights.num_classes)
     request, golden = job.calibration, job.target.verification.golden_inputs
     if request.folder is None:
         console.warn("calibrating with SYNTHETIC pictures; --calibration DIR takes pictures like those the device will see")
@@ -49,4 +54,4 @@ def gather(job: BuildJob) -> Material:
     else:
         pictures = load_pictures(request.folder, job.preprocessing, count=request.pictures + golden, seed=job.seed)
     calibration, golden_pictures = pictures.split(golden)
-    return Material(weights=weights, calibration=calibration, golden=golden_pictures)
+    return Material(weights=weights, calibration=calibration, golden=golden_pictures, labelled=labelled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,23 @@ from bundler.datasets import Dataset
 from bundler.export.agreement import sqnr_db, top1_agreement
 from bundler.export.graph import ExportedGraph
 from bundler.export.onnx_export import export_onnx
-from bundler.export.reference import TorchAgreement, agree_with_torch, require_informative, run_reference
+from bundler.export.reference import (
+    TorchAgreement,
+    agree_with_torch,
+    digest_at_each_level,
+    require_informative,
+    run_reference,
+)
+from bundler.manifest import AccuracyRecord
 from bundler.models.detector import QuantizableDetector
 from bundler.models.registry import load_parser
 from bundler.models.specs import Mode
-from bundler.packaging.staging import GoldenMode, model_path
+from bundler.packaging.staging import GoldenMode, model_path, samples_of
+from bundler.pipeline.accuracy import measure_accuracy, require_accuracy
 from bundler.pipeline.material import Material
 from bundler.plan import BuildJob
-from bundler.quantization import calibrate, convert, quantized_engine
+from bundler.quantization import calibrate, convert, count_layers, equalize_channels, quantized_engine, round_weights
+from bundler.targets import OptimizationLevel
 
 __all__ = ["BuiltModes", "build_modes"]
 
@@ -33,11 +43,16 @@ Outputs = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltModes:
-    """Graphs with golden outputs, torch's FP32 outputs as reference, and how ONNX Runtime agrees with torch."""
+    """Graphs with golden outputs, torch's FP32 outputs as reference, and how ONNX Runtime agrees with torch.
+
+    `levels` gives the digest of each INT8 mode's golden outputs at each graph optimization level.
+    """
 
     modes: Mapping[Mode, GoldenMode]
     reference: Outputs
     agreement: Mapping[Mode, TorchAgreement]
+    levels: Mapping[Mode, Mapping[OptimizationLevel, str]]
+    accuracy: Mapping[Mode, AccuracyRecord]
 
 
 def build_modes(job: BuildJob, material: Material, staging: Path) -> BuiltModes:
@@ -46,38 +61,63 @@ def build_modes(job: BuildJob, material: Material, staging: Path) -> BuiltModes:
     Raises:
         CheckpointError: the weights belong to another network.
         ExportError: a graph does not hold, does not compute what torch does, or the outputs would prove nothing.
+        AccuracyError: an INT8 mode loses more than the job allows.
     """
     parser = load_parser(job.variant)
-    weights: dict[str, Any] = {"weights": material.weights.state_dict, "num_classes": material.weights.num_classes}
+    options: dict[str, Any] = {"num_classes": material.weights.num_classes}
     if job.variant.task == "detection":
-        weights["int8_scope"] = job.int8_scope
+        options["int8_scope"] = job.int8_scope
     golden = torch.from_numpy(material.golden)
-    float_model = parser(**weights)
+    float_model = parser(**options, weights=material.weights.state_dict)
     reference = _outputs(float_model, golden)
     require_informative(job.variant.name, reference)
 
     modes: dict[Mode, GoldenMode] = {}
     agreement: dict[Mode, TorchAgreement] = {}
+    levels: dict[Mode, Mapping[OptimizationLevel, str]] = {}
     for mode in sorted(job.modes, reverse=True):  # INT8 first: it is the one to wait for, and a device runs it first
         if mode == "fp32":
             torch_outputs = reference
             console.step("Exporting fp32")
-            graph = _export(job, float_model, golden, staging, mode)
+            graph = _export(job, float_model, golden, staging / model_path(mode), mode)
         else:
-            prepared = parser(**weights, quantize=True, target=job.target.quantization)
+            equalized = _equalized(job, float_model, golden[:1])
+            prepared = parser(**options, weights=equalized, quantize=True, target=job.target.quantization)
             _calibrate(job, prepared, material.calibration)
+            if "compensated-rounding" in job.target.quantization.refinements:
+                _round(job, prepared, material.calibration)
             converted = convert(prepared, job.target.quantization)
             console.step(f"Exporting {mode}")
             with quantized_engine(job.target.quantization.engine):
                 torch_outputs = _outputs(converted, golden)
-                graph = _export(job, converted, golden, staging, mode)
+                graph = _export(job, converted, golden, staging / model_path(mode), mode)
         outputs = run_reference(graph, material.golden, job.target.runtime.graph_optimization_level)
+        if graph.quantized:
+            levels[mode] = digest_at_each_level(graph, material.golden[: samples_of(graph, job.target)])
         agreement[mode] = agree_with_torch(
             graph, outputs, torch_outputs=torch_outputs, fp32_outputs=reference, profile=job.target.export
         )
         modes[mode] = GoldenMode(graph=graph, outputs=outputs)
         console.detail(_summary(modes[mode], agreement[mode], reference))
-    return BuiltModes(modes=modes, reference=reference, agreement=agreement)
+    accuracy: Mapping[Mode, AccuracyRecord] = {}
+    if material.labelled is not None:
+        graphs = {mode: built.graph for mode, built in modes.items()}
+        if "fp32" not in graphs:  # to compare with; it does not go into the bundle
+            graphs["fp32"] = _export(job, float_model, golden, staging.parent / "fp32.onnx", "fp32")
+        accuracy = measure_accuracy(graphs, material.labelled, level=job.target.runtime.graph_optimization_level)
+        if job.max_drop is not None:
+            require_accuracy(accuracy, job.max_drop)
+    return BuiltModes(modes=modes, reference=reference, agreement=agreement, levels=levels, accuracy=accuracy)
+
+
+def _equalized(job: BuildJob, model: nn.Module, sample: Tensor) -> Mapping[str, Tensor]:
+    """Return the weights that are quantized: where the profile asks for it, with channels that one scale fits."""
+    if "equalized-channels" not in job.target.quantization.refinements:
+        return model.state_dict()
+    equal = copy.deepcopy(model)
+    changed = equalize_channels(equal, sample)
+    console.step(f"Equalizing channels: {changed} of them changed")
+    return equal.state_dict()
 
 
 def _outputs(model: nn.Module, pictures: Tensor) -> Outputs:
@@ -86,12 +126,12 @@ def _outputs(model: nn.Module, pictures: Tensor) -> Outputs:
     return outputs
 
 
-def _export(job: BuildJob, model: nn.Module, golden: Tensor, staging: Path, mode: Mode) -> ExportedGraph:
+def _export(job: BuildJob, model: nn.Module, golden: Tensor, path: Path, mode: Mode) -> ExportedGraph:
     quantized = mode != "fp32"
     return export_onnx(
         model,
         golden[:2],
-        staging / model_path(mode),
+        path,
         opset=job.target.export.opset,
         task=job.variant.task,
         quantized=quantized,
@@ -103,6 +143,13 @@ def _calibrate(job: BuildJob, prepared: nn.Module, pictures: Dataset) -> None:
     console.step(f"Calibrating with {pictures} for {job.target.quantization.engine}")
     with console.progress("calibrating", len(pictures)) as advance:
         calibrate(prepared, _counted(pictures, job.calibration.batch_size, advance))
+
+
+def _round(job: BuildJob, prepared: nn.Module, pictures: Dataset) -> None:
+    console.step("Rounding the weights so that each error is made up for by the next ones (GPTQ)")
+    batches = (torch.from_numpy(batch) for batch in pictures.batches(job.calibration.batch_size))
+    with console.progress("rounding", count_layers(prepared)) as advance:
+        round_weights(prepared, batches, seed=job.seed, on_layer=lambda: advance(1))
 
 
 def _counted(pictures: Dataset, batch_size: int, advance: Callable[[int], Any]) -> Iterator[Tensor]:

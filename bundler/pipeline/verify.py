@@ -11,11 +11,22 @@ from typing import Any
 
 from bundler import console
 from bundler.errors import BundleDamagedError, BundleNotFoundError
-from bundler.manifest import Evidence, ImageRecord, Manifest, ModeRecord, Verdict, judge_mode, read_manifest
+from bundler.manifest import (
+    Evidence,
+    FleetRecord,
+    ImageRecord,
+    Manifest,
+    ModeRecord,
+    Verdict,
+    judge_exactness,
+    judge_mode,
+    read_manifest,
+)
 from bundler.packaging.archive import write_archive
 from bundler.packaging.checksums import check_checksums
 from bundler.packaging.papers import write_papers
 from bundler.packaging.placing import place, workshop
+from bundler.pipeline.fleet import may_be_exact, prove_in_the_fleet
 from bundler.pipeline.proof import engine_or_reason, image_for, prove
 from bundler.targets import TargetProfile
 
@@ -24,10 +35,11 @@ __all__ = ["Verification", "find_bundles", "verify_bundle"]
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What was seen just now (`evidence`), and what the bundle's manifest says after it."""
+    """What was seen just now (`evidence`, and `fleet` on other targets), and what the bundle's manifest says after it."""
 
     directory: Path
     evidence: Mapping[str, tuple[Evidence, ...]]
+    fleet: Mapping[str, tuple[FleetRecord, ...]]
     manifest: Manifest
     rewritten: bool
 
@@ -77,12 +89,13 @@ def verify_bundle(directory: Path, target: TargetProfile) -> Verification:
     runner = _runner_document(directory)
     reference = manifest.image.reference if manifest.image else f"{manifest.model.name}:{target.name}"
     home = directory.resolve()  # `.` has no name, and nothing could be put beside it
+    files = sorted([*runner["files"], "runner.json"])
     with workshop(home) as folder, engine_or_reason() as engine:
         image = image_for(
             target,
             identifier=manifest.bundle,
             bundle=directory,
-            files=sorted([*runner["files"], "runner.json"]),
+            files=files,
             reference=reference,
             base_image=_given_base(manifest, target),
             engine=engine,
@@ -93,12 +106,22 @@ def verify_bundle(directory: Path, target: TargetProfile) -> Verification:
                 f"the image is {image.digest}, not {manifest.image.digest}: the base image's packages have changed since"
             )
         modes = tuple(mode.name for mode in manifest.modes)
-        pictures = sum(int(mode["samples"]) for mode in runner["modes"])
-        evidence = prove(target, modes, bundle=directory, image=image, engine=engine, pictures=pictures)
-        better = _better(manifest, evidence, image)
+        samples = {str(mode["name"]): int(mode["samples"]) for mode in runner["modes"]}
+        evidence = prove(target, modes, bundle=directory, image=image, engine=engine, pictures=sum(samples.values()))
+        records = {str(mode.name): mode.quantization for mode in manifest.modes}
+        fleet = prove_in_the_fleet(
+            target,
+            may_be_exact(records, evidence),
+            bundle=directory,
+            files=files,
+            samples=samples,
+            engine=engine,
+            workspace=folder,
+        )
+        better = _better(manifest, evidence, fleet, image)
         if better != manifest:
             _rewrite(home, folder, better, target, reference)
-    return Verification(directory=directory, evidence=evidence, manifest=better, rewritten=better != manifest)
+    return Verification(directory=directory, evidence=evidence, fleet=fleet, manifest=better, rewritten=better != manifest)
 
 
 def _runner_document(directory: Path) -> dict[str, Any]:
@@ -112,7 +135,12 @@ def _given_base(manifest: Manifest, target: TargetProfile) -> str | None:
     return manifest.image.base
 
 
-def _better(manifest: Manifest, seen: Mapping[str, tuple[Evidence, ...]], image: ImageRecord | None) -> Manifest:
+def _better(
+    manifest: Manifest,
+    seen: Mapping[str, tuple[Evidence, ...]],
+    fleet: Mapping[str, tuple[FleetRecord, ...]],
+    image: ImageRecord | None,
+) -> Manifest:
     """Return the manifest with what is better in the new evidence; the old one where nothing is.
 
     An image with another digest replaces the recorded one only with evidence that passed throughout: old evidence is about
@@ -121,16 +149,26 @@ def _better(manifest: Manifest, seen: Mapping[str, tuple[Evidence, ...]], image:
     if image and (manifest.image is None or image.digest != manifest.image.digest):
         if any(item.verdict != "passed" for items in seen.values() for item in items):
             return manifest
-        modes = tuple(_with_evidence(mode, seen[mode.name]) for mode in manifest.modes)
+        modes = tuple(_with_evidence(mode, seen[mode.name], fleet.get(mode.name, ())) for mode in manifest.modes)
         return manifest.model_copy(update={"modes": modes, "image": image})
-    return manifest.model_copy(update={"modes": tuple(_merged(mode, seen[mode.name]) for mode in manifest.modes)})
+    modes = tuple(
+        _with_evidence(mode, _merged(mode.evidence, seen[mode.name]), _merged_fleet(mode.fleet, fleet.get(mode.name, ())))
+        for mode in manifest.modes
+    )
+    return manifest.model_copy(update={"modes": modes})
 
 
-def _merged(mode: ModeRecord, seen: tuple[Evidence, ...]) -> ModeRecord:
+def _merged(recorded: tuple[Evidence, ...], seen: tuple[Evidence, ...]) -> tuple[Evidence, ...]:
     """Keep the better of each CPU's two records, and those of CPUs that the profile no longer names."""
-    recorded = {item.cpu: item for item in mode.evidence}
-    better = {new.cpu: new for new in seen if new.cpu not in recorded or _improves(new, recorded[new.cpu])}
-    return _with_evidence(mode, tuple({**recorded, **better}.values()))
+    by_cpu = {item.cpu: item for item in recorded}
+    better = {new.cpu: new for new in seen if new.cpu not in by_cpu or _improves(new, by_cpu[new.cpu])}
+    return tuple({**by_cpu, **better}.values())
+
+
+def _merged_fleet(recorded: tuple[FleetRecord, ...], seen: tuple[FleetRecord, ...]) -> tuple[FleetRecord, ...]:
+    by_target = {record.target: record.evidence for record in recorded}
+    new = {record.target: _merged(by_target.get(record.target, ()), record.evidence) for record in seen}
+    return tuple(FleetRecord(target=name, evidence=evidence) for name, evidence in {**by_target, **new}.items())
 
 
 def _improves(new: Evidence, old: Evidence) -> bool:
@@ -138,9 +176,19 @@ def _improves(new: Evidence, old: Evidence) -> bool:
     return (old.verdict, new.verdict) in {("not_run", "passed"), ("not_run", "failed"), ("failed", "passed")}
 
 
-def _with_evidence(mode: ModeRecord, evidence: tuple[Evidence, ...]) -> ModeRecord:
+def _with_evidence(mode: ModeRecord, evidence: tuple[Evidence, ...], fleet: tuple[FleetRecord, ...]) -> ModeRecord:
     supported, reason = judge_mode(evidence)
-    return mode.model_copy(update={"evidence": evidence, "supported": supported, "reason": reason})
+    exact, exact_reason = judge_exactness(mode.quantization, evidence, fleet)
+    return mode.model_copy(
+        update={
+            "evidence": evidence,
+            "fleet": fleet,
+            "supported": supported,
+            "reason": reason,
+            "exact": exact,
+            "exact_reason": exact_reason,
+        }
+    )
 
 
 def _rewrite(directory: Path, folder: Path, manifest: Manifest, target: TargetProfile, reference: str) -> None:

@@ -4,7 +4,9 @@ from bundler.quantization.activations import make_quantizable
 from bundler.quantization.calibration import calibrate
 from bundler.quantization.conversion import convert
 from bundler.quantization.engine import quantized_engine
+from bundler.quantization.equalization import equalize_channels
 from bundler.quantization.fusion import fuse_modules
+from bundler.quantization.gptq import count_layers, round_weights
 from bundler.quantization.preparation import load_fuse_prepare
 from bundler.quantization.qconfig import get_platform_aware_qconfig
 from bundler.quantization.stubs import DeQuantStub, FloatFunctional, QuantStub
@@ -17,9 +19,12 @@ __all__ = [
     "QuantizationProfile",
     "calibrate",
     "convert",
+    "count_layers",
+    "equalize_channels",
     "fuse_modules",
     "get_platform_aware_qconfig",
     "load_fuse_prepare",
     "make_quantizable",
     "quantized_engine",
+    "round_weights",
 ]

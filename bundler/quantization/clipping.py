@@ -71,18 +71,18 @@ def _clipped(qconfig: QConfig, bounds: Bounds) -> QConfig:
     return QConfig(activation=clipped.with_args(**arguments), weight=qconfig.weight)
 
 
-def clip_observers(model: nn.Module, qconfig: QConfig) -> None:
+def clip_observers(model: nn.Module) -> None:
     """Clip the observer of each convolution or linear layer whose only reader clips, in place.
 
     Such a layer stands in a `Sequential` or a `chain` in front of its reader, with nothing but what fusing left (`Identity`)
-    between them. Call it on a fused model, before `prepare`.
+    between them. Call it on a fused model that has its qconfigs, before `prepare`.
     """
-    clipped = {reader: _clipped(qconfig, bounds) for reader, bounds in _BOUNDS.items()}
+    whole = cast("QConfig", model.qconfig)
     for parent in model.modules():
         layers = [(name, layer) for name, layer in _chain(parent) if type(layer) is not nn.Identity]
         for (_, layer), (name, reader) in pairwise(layers):
-            if type(reader) in clipped and isinstance(layer, nn.Conv2d | nn.Linear | torch.ao.nn.intrinsic.ConvBn2d):
-                layer.qconfig = clipped[type(reader)]  # type: ignore[assignment]
+            if type(reader) in _BOUNDS and isinstance(layer, nn.Conv2d | nn.Linear | torch.ao.nn.intrinsic.ConvBn2d):
+                layer.qconfig = _clipped(getattr(layer, "qconfig", whole), _BOUNDS[type(reader)])  # type: ignore[assignment]
                 if type(reader) is nn.ReLU6:
                     setattr(parent, name, QuantizableReLU6())
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bundler.errors import CheckpointError
 from bundler.quantization.clipping import clip_observers
-from bundler.quantization.qconfig import get_platform_aware_qconfig, torch_qconfig
+from bundler.quantization.qconfig import assign_qconfigs, get_platform_aware_qconfig
 from bundler.targets import QuantizationProfile
 
 __all__ = ["Quantizable", "load_fuse_prepare"]
@@ -56,9 +56,8 @@ def load_fuse_prepare(
     if state_dict is not None and fused_checkpoint:
         model.load_state_dict(dict(state_dict))
     if quantize:
-        qconfig = torch_qconfig(get_platform_aware_qconfig(target), is_qat=is_qat)
-        model.qconfig = qconfig  # type: ignore[assignment]
-        clip_observers(model, qconfig)
+        assign_qconfigs(model, get_platform_aware_qconfig(target), is_qat=is_qat)
+        clip_observers(model)
         prepare: Callable[..., nn.Module] = torch.ao.quantization.prepare_qat if is_qat else torch.ao.quantization.prepare
         with warnings.catch_warnings():
             # Torch's own default qconfig asks its observers for `reduce_range`, and they advise against it.

@@ -50,6 +50,8 @@ def test_the_readme_shows_the_evidence_and_what_there_is_none_for(tmp_path: Path
     assert "Not supported: failed on cortex-a53" in readme
     assert re.search(r"^\| cortex-a72 \| aarch64 \| passed \| 27\.4 dB \| 2 \|$", readme, re.MULTILINE)
     assert re.search(r"^\| cortex-a76 \| - \| not_run: the container was killed.* \| - \| - \|$", readme, re.MULTILINE)
+    assert re.search(r"^\| native \(x86-fbgemm\) \| x86_64 \| same bits \| 27\.4 dB \| \d+ \|$", readme, re.MULTILINE)
+    assert "**Exact**: its outputs are the same bits on cortex-a53, cortex-a72, native; not run on cortex-a76." in readme
     assert "60 pictures (source: pictures)" in readme
     assert "not trained" not in readme
     assert "--mode int8-ptq picture.npy" in readme  # the one that is supported

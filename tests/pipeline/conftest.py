@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -40,6 +41,15 @@ def run() -> Run:
 def small() -> tuple[str, ...]:
     """Options of a quick build."""
     return ("--weights", "random", "--input-size", "64", "--num-classes", "10", "--calibration-pictures", "8")
+
+
+@pytest.fixture(scope="session")
+def unproved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A profile like arm64's whose INT8 is not looked at on other targets: for tests of what comes before."""
+    path = tmp_path_factory.mktemp("targets") / "unproved.toml"
+    text = (Path(__file__).parents[2] / "targets" / "arm64-qnnpack.toml").read_text(encoding="utf-8")
+    path.write_text(re.sub(r"^fleet = .*$", "fleet = []", text, flags=re.MULTILINE), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="session")

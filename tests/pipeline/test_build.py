@@ -45,8 +45,30 @@ def test_a_foreign_target_is_recorded_as_not_run_with_the_reason(built: dict[str
     assert manifest.image is None
     for mode in manifest.modes:
         assert not mode.supported
-        assert [evidence.verdict for evidence in mode.evidence] == ["not_run"] * 3
+        assert [evidence.verdict for evidence in mode.evidence] == ["not_run"] * 4
         assert "container engine" in mode.reason
+
+
+def test_int8_of_a_foreign_target_is_looked_at_on_this_host_and_fp32_is_not(built: dict[str, Path]) -> None:
+    fp32, int8 = read_manifest(built["arm64"]).modes
+    assert fp32.fleet == ()
+    (record,) = int8.fleet
+    native = record.evidence[0]
+    assert (record.target, native.cpu, native.verdict, native.place) == ("x86-fbgemm", "native", "passed", "host")
+    executed = [item for item in record.evidence if item.outputs_sha256]
+    assert {item.outputs_sha256 for item in executed} == {native.outputs_sha256}
+    assert int8.exact == (len(executed) > 1)
+    assert "not run on cortex-a53, cortex-a72, cortex-a76, max" in int8.exact_reason or not int8.exact
+
+
+def test_every_layer_is_proved_and_the_refinements_are_named(built: dict[str, Path]) -> None:
+    quantization = read_manifest(built["x86"]).modes[1].quantization
+    assert quantization is not None
+    assert "compensated-rounding" in quantization.refinements
+    assert len(quantization.saturation) == 21  # 20 convolutions and the classifier
+    assert not any(record.saturating_channels for record in quantization.saturation)
+    assert [record.inputs for record in quantization.ties if record.op_type == "Add"] == [65536] * 8
+    assert set(quantization.optimization_levels) == {"disabled", "basic", "extended", "all"}
 
 
 def test_the_hosts_own_target_is_executed_natively(built: dict[str, Path]) -> None:

@@ -19,11 +19,23 @@ from bundler.quantization import calibrate, convert, quantized_engine
 from bundler.quantization.activations import QuantizableHardswish
 from bundler.quantization.clipping import QuantizableReLU6, clip_observers
 from bundler.quantization.qconfig import torch_qconfig
-from bundler.targets import TargetProfile
+from bundler.targets import TargetProfile, find_target
 
 import torchvision
 
 RELU6_LAYERS = 35  # of MobileNetV2: the first and last convolution, 16 expansions, 17 depthwise ones
+
+
+@pytest.fixture(params=["x86", "arm64", "refined"], scope="module")
+def target(request: pytest.FixtureRequest, unrefined: Callable[[TargetProfile], TargetProfile]) -> TargetProfile:
+    """Torch's defaults, of which fbgemm's leaves a bit of the activations free, and what the profiles make of them."""
+    if request.param == "refined":
+        return find_target("x86")
+    return unrefined(find_target(request.param))
+
+
+def _seven_bits(target: TargetProfile) -> bool:
+    return target.quantization.qconfig == "fbgemm" and "8-bit-activations" not in target.quantization.refinements
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +98,7 @@ def test_the_range_before_each_relu6_ends_at_six(prepared: nn.Module, converted:
     assert [float(observer.max_val) for observer in clipped_observers(prepared)] == [6.0] * RELU6_LAYERS
     convolutions = clipped_convolutions(converted)
     assert len(convolutions) == RELU6_LAYERS
-    steps = 127 if target.quantization.qconfig == "fbgemm" else 255
+    steps = 127 if _seven_bits(target) else 255
     for convolution in convolutions:
         assert convolution.zero_point == 0
         assert convolution.scale <= 6 / steps * (1 + 1e-6)  # float32's rounding of the quotient
@@ -109,7 +121,7 @@ def test_int8_never_exceeds_six(converted: nn.Module, target: TargetProfile, gol
     assert len(excess) == RELU6_LAYERS
     assert max(excess) <= 0
     # Seven-bit activations leave the range up to 12 free: there is something to clip. Eight-bit ones end at 6 by themselves.
-    assert (max(before) > 6.1) == (target.quantization.qconfig == "fbgemm")
+    assert (max(before) > 6.1) == (_seven_bits(target))
 
 
 def test_the_graph_clips_integers_where_the_range_does_not_end_at_six(
@@ -121,7 +133,7 @@ def test_the_graph_clips_integers_where_the_range_does_not_end_at_six(
     producer = {name: node for node in model.node for name in node.output}
     readers = {name: [node for node in model.node if name in node.input] for name in producer}
     clips = [node for node in model.node if node.op_type == "Clip"]
-    assert len(clips) == (RELU6_LAYERS if target.quantization.qconfig == "fbgemm" else 0)
+    assert len(clips) == (RELU6_LAYERS if _seven_bits(target) else 0)
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.initializer}
     for clip in clips:
         quantize, dequantizers = producer[clip.input[0]], readers[clip.output[0]]
@@ -155,7 +167,7 @@ def test_training_observes_and_clips_as_well(
     for fake in fakes:
         scale, zero_point = fake.calculate_qparams()
         assert int(zero_point) == 0
-        assert float(scale) <= 6 / (127 if target.quantization.qconfig == "fbgemm" else 255) * (1 + 1e-6)
+        assert float(scale) <= 6 / (127 if _seven_bits(target) else 255) * (1 + 1e-6)
     converted = convert(model, target.quantization)
     outputs: list[Tensor] = []
     for module in converted.modules():
@@ -189,8 +201,8 @@ def test_an_observer_sees_only_what_its_reader_tells_apart(
     arrange: Callable[[nn.Module], nn.Module], activation: type[nn.Module], low: float, high: float, target: TargetProfile
 ) -> None:
     model = arrange(activation())
-    qconfig = torch_qconfig(target.quantization, is_qat=False)
-    clip_observers(model, qconfig)
+    model.qconfig = qconfig = torch_qconfig(target.quantization, is_qat=False)  # type: ignore[assignment]
+    clip_observers(model)
     convolution = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     observer = getattr(convolution, "qconfig", qconfig).activation()
     observer(torch.linspace(-20, 20, 400))

@@ -36,6 +36,27 @@ CONTEXT: dict[str, Any] = {
             "reason": "",
             "path": "models/int8-ptq.onnx",
             "bytes": 3_712_345,
+            "exact": True,
+            "exact_reason": "on cortex-a53, Haswell; not run on cortex-a76",
+            "quantization": {"engine": "qnnpack"},
+            "bits": "c" * 64,
+            "fleet": [
+                {
+                    "target": "x86-fbgemm",
+                    "evidence": [
+                        {
+                            "cpu": "Haswell",
+                            "machine": "x86_64",
+                            "verdict": "passed",
+                            "reason": "",
+                            "sqnr_db": 21.26,
+                            "boxes_agreement": None,
+                            "max_steps": 0,
+                            "outputs_sha256": "c" * 64,
+                        }
+                    ],
+                }
+            ],
             "evidence": [
                 {
                     "cpu": "cortex-a53",
@@ -57,7 +78,19 @@ CONTEXT: dict[str, Any] = {
                 },
             ],
         },
-        {"name": "int8-qat", "supported": False, "reason": "not built", "path": None, "bytes": None, "evidence": []},
+        {
+            "name": "int8-qat",
+            "supported": False,
+            "reason": "not built",
+            "path": None,
+            "bytes": None,
+            "evidence": [],
+            "exact": False,
+            "exact_reason": "it was not executed",
+            "quantization": None,
+            "bits": None,
+            "fleet": [],
+        },
     ],
     "input": {"name": "image", "shape": [3, 224, 224], "dtype": "float32"},
     "output": {"name": "logits", "classes": 1000},

@@ -19,7 +19,7 @@ from bundler.verification.selftest import Probe, read_probe, read_selftest
 from .conftest import MACHINE, NATIVE, Runner
 
 TARGET = find_target("arm64")
-A53, _, A76 = TARGET.verification.cpus
+A53, _, A76, _ = TARGET.verification.cpus
 MODES = ("int8-ptq", "fp32")
 
 

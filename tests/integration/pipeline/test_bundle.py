@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -29,7 +30,7 @@ from bundler.packaging.checksums import sha256_of, write_checksums
 pytestmark = [pytest.mark.engine, pytest.mark.emulation]
 
 BUNDLER = str(Path(sys.executable).with_name("bundler"))
-ARM_CPUS = ["cortex-a53", "cortex-a72", "cortex-a76"]
+ARM_CPUS = ["cortex-a53", "cortex-a72", "cortex-a76", "max"]
 X86_CPUS = ["native", "Haswell", "Nehalem"]
 
 
@@ -100,6 +101,44 @@ def test_every_mode_passed_on_every_cpu_inside_the_device_image(
             assert native or int(evidence.runner.version.partition(".")[0]) >= 10
 
 
+@pytest.mark.parametrize(
+    ("target", "fleet"), [("arm64", {"x86-fbgemm": X86_CPUS}), ("x86", {"arm64-qnnpack": ARM_CPUS})], ids=["arm64", "x86"]
+)
+def test_int8_gives_the_same_bits_on_every_cpu_of_both_targets(
+    build: Callable[[str], Path], target: str, fleet: dict[str, list[str]]
+) -> None:
+    fp32, int8 = read_manifest(build(target)).modes
+    assert {record.target: [item.cpu for item in record.evidence] for record in int8.fleet} == fleet
+    executed = [*int8.evidence, *(item for record in int8.fleet for item in record.evidence)]
+    assert sorted(item.cpu for item in executed) == sorted(ARM_CPUS + X86_CPUS)
+    assert {item.machine for item in executed} == {"aarch64", "x86_64"}
+    assert len({item.outputs_sha256 for item in executed}) == 1
+    assert (int8.exact, fp32.exact) == (True, False)
+    assert int8.quantization is not None
+    level = int8.evidence[0].graph_optimization_level
+    assert int8.quantization.optimization_levels[str(level)] == int8.evidence[0].outputs_sha256
+    # Without fusing, ONNX Runtime computes between Dequantize and Quantize in float: the level that was proved matters.
+    assert int8.quantization.optimization_levels["disabled"] != int8.evidence[0].outputs_sha256
+    left = docker.from_env().images.list(name="edge-bundler-fleet/mobilenet_v2")
+    assert left == []
+
+
+def test_torchs_own_arm_qconfig_saturates_on_haswell_and_is_not_called_exact(pictures: Path, tmp_path: Path) -> None:
+    """8-bit activations with 8-bit weights: what the profile's refinements are for."""
+    profile = tmp_path / "plain.toml"
+    text = (Path(__file__).parents[3] / "targets" / "x86-fbgemm.toml").read_text(encoding="utf-8")
+    plain = re.sub(r"^refinements = \[.*?^\]$", 'refinements = ["8-bit-activations"]', text, flags=re.DOTALL | re.MULTILINE)
+    profile.write_text(plain, encoding="utf-8")
+    options = ("--weights", "random", "--input-size", "64", "--calibration", str(pictures), "--calibration-pictures", "16")
+    bundler("bundle", "resnet18", "--target", str(profile), "--mode", "int8-ptq", *options, "--output", str(tmp_path), code=8)
+    (mode,) = read_manifest(tmp_path / "x86-fbgemm" / "resnet18.failed").modes
+    assert not mode.exact
+    assert "products saturate on processors without VNNI" in mode.exact_reason
+    bits = {item.cpu: item.outputs_sha256 for item in mode.evidence}
+    assert bits["Haswell"] != bits["native"]
+    assert mode.fleet == ()
+
+
 def test_emulated_cpus_are_the_ones_that_were_asked_for(build: Callable[[str], Path]) -> None:
     features = {item.cpu: set(item.cpu_features) for item in read_manifest(build("arm64")).modes[1].evidence}
     assert "ASIMDDP" not in features["cortex-a53"] | features["cortex-a72"]
@@ -145,7 +184,7 @@ def test_verify_adds_the_evidence_that_a_build_without_an_engine_could_not_have(
         DOCKER_HOST=nowhere,
     )
     bundle = tmp_path / "arm64-qnnpack" / "mobilenet_v2"
-    assert [item.verdict for item in read_manifest(bundle).modes[0].evidence] == ["not_run"] * 3
+    assert [item.verdict for item in read_manifest(bundle).modes[0].evidence] == ["not_run"] * 4
     bundler("verify", "--target", "arm64", str(bundle))
     proved = read_manifest(bundle)
     assert proved.verdict == "passed"
