@@ -165,6 +165,16 @@ class AccuracyRecord(_Record):
     drop: Annotated[float | None, Field(description="of top-1 against FP32, below 0 where it is better; null for FP32 itself")]
     drop_interval: tuple[float, float] | None
 
+    def __str__(self) -> str:
+        low, high = self.top1_interval
+        text = f"top-1 {self.top1:.2%} ({low:.1%} to {high:.1%})"
+        if self.top5 is not None:
+            text += f", top-5 {self.top5:.2%}"
+        if self.drop is not None and self.drop_interval is not None:
+            low, high = self.drop_interval
+            text += f", {100 * self.drop:+.2f} points lost to FP32 ({100 * low:+.2f} to {100 * high:+.2f})"
+        return text
+
 
 class RunnerRecord(_Record):
     """What executed the runner, as seen from inside: the processor itself, or an emulator."""

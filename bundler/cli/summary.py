@@ -16,11 +16,17 @@ def print_summary(manifest: Manifest) -> None:
             "yes" if mode.supported else "NO",
             "yes" if mode.exact else "no",
             f"{mode.onnx.bytes / 1e6:.1f} MB",
-            f"{mode.reason}\n{'the same bits' if mode.exact else 'not the same bits'}: {mode.exact_reason}",
+            mode.reason,
         )
         for mode in manifest.modes
     ]
-    console.table(("mode", "supported", "exact", "size", "because"), rows)
+    console.table(("mode", "supported", "exact", "size", "because it"), rows)
+    for mode in manifest.modes:
+        if mode.quantization:
+            bits = "the same bits" if mode.exact else "bits may differ from CPU to CPU:"
+            console.text_result(f"{mode.name}: {bits} {mode.exact_reason}")
+        if mode.accuracy:
+            console.text_result(f"{mode.name}: {mode.accuracy}")
     if manifest.image:
         console.text_result(f"image {manifest.image.reference}, {manifest.image.size / 1e6:.0f} MB, {manifest.image.digest}")
     if not manifest.model.weights.trained:

@@ -51,7 +51,7 @@ def measure_accuracy(
         for mode, rank in by_mode.items()
     }
     for mode, record in sorted(records.items()):
-        console.detail(f"{mode}: {_figures(record)}")
+        console.detail(f"{mode}: {record}")
     return records
 
 
@@ -64,7 +64,7 @@ def require_accuracy(records: Mapping[Mode, AccuracyRecord], max_drop: float) ->
     lost = [mode for mode, record in sorted(records.items()) if record.drop is not None and 100 * record.drop > max_drop]
     if lost:
         raise AccuracyError(
-            "; ".join(f"{mode} {_figures(records[mode])}" for mode in lost) + f"; {max_drop:g} points are allowed",
+            "; ".join(f"{mode} {records[mode]}" for mode in lost) + f"; {max_drop:g} points are allowed",
             next_step="Calibrate with more pictures like those of the device (--calibration-pictures), or train it for INT8 "
             "(--mode int8-qat).",
         )
@@ -110,14 +110,3 @@ def paired_difference(before: Right, after: Right) -> tuple[float, Interval]:
     middle = (lost - won) / count
     half = Z * math.sqrt(lost + won - (lost - won) ** 2 / count) / count
     return float(before.mean() - after.mean()), (middle - half, middle + half)
-
-
-def _figures(record: AccuracyRecord) -> str:
-    low, high = record.top1_interval
-    text = f"top-1 {record.top1:.2%} ({low:.1%} to {high:.1%})"
-    if record.top5 is not None:
-        text += f", top-5 {record.top5:.2%}"
-    if record.drop is not None and record.drop_interval is not None:
-        low, high = record.drop_interval
-        text += f", {100 * record.drop:+.2f} points lost to FP32 ({100 * low:+.2f} to {100 * high:+.2f})"
-    return text
