@@ -65,8 +65,7 @@ def require_accuracy(records: Mapping[Mode, AccuracyRecord], max_drop: float) ->
     if lost:
         raise AccuracyError(
             "; ".join(f"{mode} {records[mode]}" for mode in lost) + f"; {max_drop:g} points are allowed",
-            next_step="Calibrate with more pictures like those of the device (--calibration-pictures), or train it for INT8 "
-            "(--mode int8-qat).",
+            next_step="Calibrate with more pictures like those of the device: --calibration DIR, --calibration-pictures N.",
         )
 
 

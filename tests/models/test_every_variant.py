@@ -57,6 +57,9 @@ FLOAT_ROUNDING_DB = 80.0
 INT8_FLOOR_DB = 4.0
 # One step of rounding in an early layer of an untrained network grows to a dozen at the outputs; measured: 10 to 36.
 UNTRAINED_MAX_STEPS = 64
+# After training, the reference is the fake-quantized network. Torch's INT8 and ONNX Runtime's differ from it by their rounding
+# alone, at 15 to 27 dB, and so either may be nearer; measured: 6 dB nearer to 4 dB further.
+TRAINED_SQNR_LOSS_DB = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +165,7 @@ def test_post_training_quantization(
 
 
 def compare_with_onnx_runtime(
-    variant: Variant, converted: nn.Module, profile: TargetProfile, pictures: Tensor, folder: Path
+    variant: Variant, converted: nn.Module, profile: TargetProfile, pictures: Tensor, folder: Path, **looser: float
 ) -> ExportedGraph:
     """Export the converted model, and hold ONNX Runtime to what torch computes with it."""
     with quantized_engine(profile.quantization.engine):
@@ -173,7 +176,7 @@ def compare_with_onnx_runtime(
     assert graph.opset == 13
     assert graph.quantize_nodes > 0
     assert graph.dequantize_nodes > 0
-    limits = profile.export.model_copy(update={"torch_max_steps": UNTRAINED_MAX_STEPS})
+    limits = profile.export.model_copy(update={"torch_max_steps": UNTRAINED_MAX_STEPS, **looser})
     outputs = run_reference(graph, pictures.numpy(), profile.runtime.graph_optimization_level)
     agree_with_torch(graph, outputs, torch_outputs=int8, fp32_outputs=variant.reference, profile=limits)
     assert sqnr_db(variant.reference, outputs) > INT8_FLOOR_DB
@@ -205,7 +208,8 @@ def test_quantization_aware_training(variant: Variant, pictures: Tensor, folder:
     # What was trained is the reference: its BatchNorm has other statistics than the float model by now.
     model.apply(torch.ao.quantization.disable_observer).eval()
     trained = replace(variant, reference=outputs_of(model, pictures))
-    compare_with_onnx_runtime(trained, convert(model, profile.quantization), profile, pictures, folder)
+    converted = convert(model, profile.quantization)
+    compare_with_onnx_runtime(trained, converted, profile, pictures, folder, torch_sqnr_loss_db=TRAINED_SQNR_LOSS_DB)
 
 
 def loss_of(outputs: Tensor | list[Tensor]) -> Tensor:
