@@ -7,15 +7,28 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from traceback import format_exception
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["detail", "error", "heading", "json_result", "progress", "step", "success", "table", "text_result", "trace", "warn"]
+__all__ = [
+    "Advance",
+    "detail",
+    "error",
+    "heading",
+    "json_result",
+    "progress",
+    "step",
+    "success",
+    "table",
+    "text_result",
+    "trace",
+    "warn",
+]
 
 
 def heading(text: str) -> None:
@@ -80,9 +93,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     Console(highlight=False).print(grid)
 
 
+class Advance(Protocol):
+    def __call__(self, done: int, text: str | None = None, /) -> None: ...
+
+
 @contextmanager
-def progress(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a bar with the time left while the block runs; call what is yielded with how much more is done.
+def progress(description: str, total: int | None) -> Iterator[Advance]:
+    """Show a bar with the time left while the block runs; call what is yielded with how much more is done, and a new text.
 
     Where stderr is no terminal, a line at the start is enough.
     """
@@ -98,7 +115,7 @@ def progress(description: str, total: int | None) -> Iterator[Callable[[int], No
     console = _stderr()
     if not console.is_terminal:
         detail(f"{description} …")
-        yield lambda _done: None
+        yield lambda _done, _text=None: None
         return
     columns = (
         TextColumn("  {task.description}", markup=False),
@@ -109,7 +126,7 @@ def progress(description: str, total: int | None) -> Iterator[Callable[[int], No
     )
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task(description, total=total)
-        yield lambda done: bars.advance(task, done)
+        yield lambda done, text=None: bars.update(task, advance=done, description=text)
 
 
 def _say(text: str, *, mark: str = "", mark_style: str = "", style: str = "") -> None:

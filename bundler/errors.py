@@ -27,6 +27,7 @@ __all__ = [
     "OutOfSpaceError",
     "OutputError",
     "TargetProfileError",
+    "TrainingError",
     "UnknownModelError",
     "UnknownTargetError",
     "VerificationFailedError",
@@ -115,6 +116,12 @@ class DataError(BundlerError):
     """Labelled pictures that accuracy cannot be measured with."""
 
     exit_code = 7
+
+
+class TrainingError(BundlerError):
+    """A training that cannot go on, or be resumed."""
+
+    exit_code = 14
 
 
 class AccuracyError(BundlerError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -34,22 +35,29 @@ class LabelledPictures:
     def __len__(self) -> int:
         return len(self.paths)
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Covers each file's name and bytes, in their order."""
         lines = (f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(self.folder)}" for path in self.paths)
         return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
-    def batches(self, size: int, *, seed: int | None = None) -> Iterator[LabelledBatch]:
+    def batches(self, size: int, *, seed: int | None = None, skip: int = 0) -> Iterator[LabelledBatch]:
         """Yield pictures, float32 [N, 3, crop, crop], and classes, int64 [N]: in order, or shuffled by a seed.
+
+        The first `skip` batches are passed over without being read. Shuffled pictures are to be learned from, and so half of
+        them are mirrored.
 
         Raises:
             DataError: a picture cannot be read.
         """
-        order = np.arange(len(self)) if seed is None else np.random.default_rng(seed).permutation(len(self))
-        for start in range(0, len(order), size):
+        order, mirrored = np.arange(len(self)), np.zeros(len(self), dtype=bool)
+        if seed is not None:
+            generator = np.random.default_rng(seed)
+            order, mirrored = generator.permutation(order), generator.random(len(self)) < 0.5
+        for start in range(skip * size, len(order), size):
             chosen = order[start : start + size]
-            yield np.stack([self._read(index) for index in chosen]), np.array([self.labels[index] for index in chosen])
+            pictures = [self._read(index)[:, :, :: -1 if mirrored[index] else 1] for index in chosen]
+            yield np.stack(pictures), np.array([self.labels[index] for index in chosen])
 
     def _read(self, index: int) -> NDArray[np.float32]:
         try:

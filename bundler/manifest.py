@@ -29,6 +29,7 @@ __all__ = [
     "TargetRecord",
     "TensorRecord",
     "TieRecord",
+    "TrainingRecord",
     "Verdict",
     "WeightsRecord",
     "WheelRecord",
@@ -107,10 +108,27 @@ class CalibrationRecord(_Record):
     skipped: Annotated[tuple[str, ...], Field(description="pictures that could not be read")]
 
 
+class TrainingRecord(_Record):
+    """Quantization-aware training: top-1 of the fake-quantized model on the validation pictures before and after each epoch."""
+
+    pictures: int
+    validation_pictures: int
+    data_sha256: Annotated[Sha256, Field(description="over the names and bytes of the pictures it learned from")]
+    epochs: int
+    batch_size: int
+    learning_rate: Annotated[float, Field(description="at the beginning; it falls like a cosine")]
+    statistics_epochs: Annotated[int, Field(description="for how many epochs BatchNorm statistics were updated")]
+    observers_epochs: Annotated[int, Field(description="for how many epochs the ranges of activations were")]
+    top1_before: float
+    top1: tuple[float, ...]
+    best_epoch: Annotated[int, Field(description="whose weights these are; 0 where none was better than before")]
+
+
 class QuantizationRecord(_Record):
     engine: str
     qconfig: str
-    calibration: CalibrationRecord
+    calibration: Annotated[CalibrationRecord | None, Field(description="null where it was trained")]
+    training: Annotated[TrainingRecord | None, Field(description="null where it was calibrated")] = None
     quantize_nodes: int
     dequantize_nodes: int
     float_operators: Annotated[

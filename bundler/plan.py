@@ -9,6 +9,7 @@ from bundler.datasets import Preprocessing
 from bundler.errors import ImpossibleRequestError, ModeUnavailableError
 from bundler.models.registry import ScopeRow, find_model
 from bundler.models.specs import Int8Scope, Mode, ModelSpec
+from bundler.recipe import TrainingRecipe
 from bundler.targets import TargetProfile, find_target
 
 __all__ = ["BuildJob", "CalibrationRequest", "plan_build"]
@@ -41,6 +42,7 @@ class BuildJob:
     calibration: CalibrationRequest
     data: Path | None
     max_drop: float | None
+    recipe: TrainingRecipe
     base_image: str | None
     output: Path
     seed: int
@@ -75,6 +77,7 @@ def plan_build(
     calibration: CalibrationRequest,
     data: Path | None,
     max_drop: float | None,
+    recipe: TrainingRecipe,
     base_image: str | None,
     output: Path,
     seed: int,
@@ -95,7 +98,8 @@ def plan_build(
     chosen = tuple(mode for mode in variant.modes if mode in (modes or DEFAULT_MODES))
     for asked in modes:
         if asked not in variant.modes:
-            reason = "its training loop is not built yet" if asked == "int8-qat" else "there is no such mode"
+            trained = "training a detector is beyond this program; `parser(quantize=True, is_qat=True)` prepares one for yours"
+            reason = trained if asked == "int8-qat" else "there is no such mode"
             raise ModeUnavailableError(model, asked, reason, variant.modes)
     if int8_scope is not None and int8_scope not in variant.int8_scopes:
         raise ImpossibleRequestError(
@@ -116,6 +120,11 @@ def plan_build(
     if num_classes is not None and num_classes < fewest:
         raise ImpossibleRequestError(
             f"{num_classes} classes leave nothing to tell apart", next_step=f"Give --num-classes {fewest} or more."
+        )
+    if "int8-qat" in chosen and data is None:
+        raise ImpossibleRequestError(
+            "int8-qat learns from labelled pictures, and none are given",
+            next_step="Give --data DIR, with train/ and val/ class folders or one sub-folder for each class.",
         )
     if max_drop is not None and data is None:
         raise ImpossibleRequestError(
@@ -145,6 +154,7 @@ def plan_build(
         calibration=calibration,
         data=data,
         max_drop=max_drop,
+        recipe=recipe,
         base_image=base_image,
         output=output,
         seed=seed,

@@ -9,6 +9,7 @@ import pytest
 
 from bundler.errors import BundlerError, ModeUnavailableError, UnknownModelError, UnknownTargetError
 from bundler.plan import BuildJob, CalibrationRequest, plan_build
+from bundler.recipe import TrainingRecipe
 
 
 def plan(model: str = "resnet50", target: str = "arm64", **changes: Any) -> BuildJob:
@@ -21,6 +22,7 @@ def plan(model: str = "resnet50", target: str = "arm64", **changes: Any) -> Buil
         "calibration": CalibrationRequest(folder=None, pictures=8, batch_size=4),
         "data": None,
         "max_drop": None,
+        "recipe": TrainingRecipe(),
         "base_image": None,
         "output": Path("dist"),
         "seed": 0,
@@ -50,7 +52,8 @@ def test_the_published_preprocessing_unless_a_size_is_given() -> None:
         ({"int8_scope": "backbone"}, BundlerError, "no backbone apart"),
         ({"model": "yolov5n", "input_size": 100}, BundlerError, "no multiple"),
         ({"target": "arm65"}, UnknownTargetError, "arm65"),
-        ({"modes": ("int8-qat",)}, ModeUnavailableError, "training loop"),
+        ({"modes": ("int8-qat",)}, BundlerError, "learns from labelled pictures"),
+        ({"model": "yolov5n", "modes": ("int8-qat",)}, ModeUnavailableError, "training a detector is beyond"),
         ({"modes": ("fp32", "int4")}, ModeUnavailableError, "no such mode"),
         ({"input_size": 16}, BundlerError, "too small"),
         ({"num_classes": 1}, BundlerError, "nothing to tell apart"),

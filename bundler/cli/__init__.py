@@ -72,6 +72,7 @@ def cli(debug: bool) -> None:
      11  a bundle is missing or damaged
      12  a place cannot be written to, or the disk is full
      13  an INT8 mode loses more accuracy than --max-drop allows
+     14  a training that cannot go on, or be resumed
     130  interrupted
     """
 

@@ -12,6 +12,7 @@ from bundler.cli.summary import print_summary
 from bundler.models.specs import Int8Scope
 from bundler.pipeline.build import build_bundle
 from bundler.plan import CalibrationRequest, plan_build
+from bundler.recipe import TrainingRecipe
 
 __all__ = ["command"]
 
@@ -19,7 +20,13 @@ __all__ = ["command"]
 @click.command("bundle")
 @click.argument("model")
 @click.option("--target", required=True, metavar="TARGET", help="Name, alias, or path of a target profile (`bundler targets`).")
-@click.option("--mode", "modes", multiple=True, metavar="MODE", help="fp32 or int8-ptq; may be repeated.  [default: all]")
+@click.option(
+    "--mode",
+    "modes",
+    multiple=True,
+    metavar="MODE",
+    help="fp32, int8-ptq, int8-qat; repeatable.  [default: the first two]",
+)
 @click.option(
     "--int8-scope",
     type=click.Choice(("backbone", "whole")),
@@ -44,6 +51,14 @@ __all__ = ["command"]
     help="Labelled pictures (val/ or class folders): measure accuracy.",
 )
 @click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS", help="Fail where INT8 loses more top-1 than that.")
+@click.option("--epochs", type=click.IntRange(min=1), default=8, show_default=True, help="Of the training for int8-qat.")
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1e-3,
+    show_default=True,
+    help="Of the training for int8-qat, at its beginning.",
+)
 @click.option("--num-classes", type=int, metavar="N", help="Classes of the weights.  [default: 1000; detectors: 80]")
 @click.option("--input-size", type=int, metavar="N", help="Pixels of the square input.  [default: as the weights ask]")
 @click.option(
@@ -68,6 +83,8 @@ def command(
     input_size: int | None,
     data: Path | None,
     max_drop: float | None,
+    epochs: int,
+    learning_rate: float,
     base_image: str | None,
     output: Path,
     seed: int,
@@ -91,6 +108,7 @@ def command(
         calibration=CalibrationRequest(folder=calibration, pictures=calibration_pictures, batch_size=batch_size),
         data=data,
         max_drop=max_drop,
+        recipe=TrainingRecipe(epochs=epochs, learning_rate=learning_rate),
         base_image=base_image,
         output=output,
         seed=seed,

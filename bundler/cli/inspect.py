@@ -37,13 +37,11 @@ def command(*, bundle: Path, as_json: bool) -> None:
     console.text_result(f"weights {model.weights.source}{trained}, sha256 {model.weights.sha256[:16]}…")
     for mode in manifest.modes:
         if mode.quantization:
-            calibration = mode.quantization.calibration
-            kind = "synthetic pictures" if calibration.source == "synthetic" else "pictures"
             proved = [f"{len(mode.quantization.ties)} operators round alike on every processor"]
             proved += [f"{len(mode.quantization.saturation)} products, {_saturating(mode.quantization)} of which can saturate"]
             console.text_result(
-                f"{mode.name}: {_SCOPES[mode.scope]} in INT8 ({mode.quantization.engine}), calibrated with {calibration.count} "
-                f"{kind}; float operators left: {mode.quantization.float_operators or 'none'}; "
+                f"{mode.name}: {_SCOPES[mode.scope]} in INT8 ({mode.quantization.engine}), {_learned(mode.quantization)}; "
+                f"float operators left: {mode.quantization.float_operators or 'none'}; "
                 f"{', '.join(proved)}"
             )
     console.text_result("")
@@ -67,6 +65,15 @@ def command(*, bundle: Path, as_json: bool) -> None:
     ]
     same = "boxes as FP32" if model.task == "detection" else "top-1 as FP32"
     console.table(("mode", "cpu", "verdict", "machine", "executed by", "SQNR dB", same, "steps off", "outputs", "reason"), rows)
+
+
+def _learned(quantization: QuantizationRecord) -> str:
+    training, calibration = quantization.training, quantization.calibration
+    if training is not None:
+        return f"trained on {training.pictures} pictures for {training.epochs} epochs"
+    assert calibration is not None  # noqa: S101  it was either trained or calibrated
+    kind = "synthetic pictures" if calibration.source == "synthetic" else "pictures"
+    return f"calibrated with {calibration.count} {kind}"
 
 
 def _saturating(quantization: QuantizationRecord) -> int:

@@ -44,8 +44,8 @@ class ModelSpec:
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """The modes that a bundle can carry; `int8-qat` comes with the training loop."""
-        return ("fp32", "int8-ptq")
+        """The modes that a bundle can carry. To train a detector takes boxes, losses and augmentation of its own."""
+        return ("fp32", "int8-ptq") if self.task == "detection" else ("fp32", "int8-ptq", "int8-qat")
 
     @property
     def int8_scopes(self) -> tuple[Int8Scope, ...]:

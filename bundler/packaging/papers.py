@@ -35,6 +35,8 @@ def _context(manifest: Manifest) -> dict[str, Any]:
     record = manifest.model_dump(by_alias=True)
     model = record["model"]
     quantized = [mode["quantization"] for mode in record["modes"] if mode["quantization"]]
+    calibrated = [item["calibration"] for item in quantized if item["calibration"]]
+    trained = [item["training"] for item in quantized if item["training"]]
     return {
         "bundle": manifest.bundle,
         "model": {"name": model["name"], "task": model["task"]},
@@ -52,5 +54,6 @@ def _context(manifest: Manifest) -> dict[str, Any]:
         "output": {"name": model["output"]["name"], "classes": model["num_classes"]},
         "preprocessing": model["preprocessing"],
         "weights": model["weights"],
-        "calibration": quantized[0]["calibration"] if quantized else None,
+        "calibration": calibrated[0] if calibrated else None,
+        "training": trained[0] if trained else None,
     }

@@ -65,7 +65,8 @@ def require_accuracy(records: Mapping[Mode, AccuracyRecord], max_drop: float) ->
     if lost:
         raise AccuracyError(
             "; ".join(f"{mode} {records[mode]}" for mode in lost) + f"; {max_drop:g} points are allowed",
-            next_step="Calibrate with more pictures like those of the device: --calibration DIR, --calibration-pictures N.",
+            next_step="Calibrate with more pictures like those of the device (--calibration DIR, --calibration-pictures N), "
+            "or train for it: --mode int8-qat.",
         )
 
 

@@ -17,6 +17,7 @@ from bundler.pipeline.fleet import may_be_exact, prove_in_the_fleet
 from bundler.pipeline.material import gather
 from bundler.pipeline.modes import build_modes
 from bundler.pipeline.proof import engine_or_reason, image_for, prove
+from bundler.pipeline.quantizing import checkpoint_of
 from bundler.plan import BuildJob
 
 __all__ = ["Bundle", "build_bundle"]
@@ -86,6 +87,8 @@ def build_bundle(job: BuildJob) -> Bundle:
         archive = folder / job.archive.name
         write_archive(bundle, archive, root=job.identifier)
         place(bundle, job.directory, archive=archive, archive_path=job.archive)
+        if "int8-qat" in built.modes:  # not before: what was learned outlives whatever failed after it
+            checkpoint_of(job, material).unlink(missing_ok=True)
     return Bundle(directory=job.directory, archive=job.archive, manifest=manifest)
 
 

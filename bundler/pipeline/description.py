@@ -26,6 +26,7 @@ from bundler.manifest import (
     TargetRecord,
     TensorRecord,
     TieRecord,
+    TrainingRecord,
     WeightsRecord,
     judge_exactness,
     judge_mode,
@@ -118,17 +119,11 @@ def quantization_record(job: BuildJob, material: Material, built: BuiltModes, mo
     graph, agreement = built.modes[mode].graph, built.agreement[mode]
     if not graph.quantized:
         return None
-    calibration = material.calibration
     return QuantizationRecord(
         engine=job.target.quantization.engine,
         qconfig=job.target.quantization.qconfig,
-        calibration=CalibrationRecord(
-            source=calibration.source,
-            count=len(calibration),
-            batch_size=job.calibration.batch_size,
-            digest=calibration.sha256,
-            skipped=calibration.skipped,
-        ),
+        calibration=None if mode == "int8-qat" else _calibration(job, material),
+        training=_training(job, material, built) if mode == "int8-qat" else None,
         quantize_nodes=graph.quantize_nodes,
         dequantize_nodes=graph.dequantize_nodes,
         float_operators=graph.float_operators,
@@ -156,6 +151,36 @@ def quantization_record(job: BuildJob, material: Material, built: BuiltModes, mo
             )
             for proof in graph.ties
         ),
+    )
+
+
+def _calibration(job: BuildJob, material: Material) -> CalibrationRecord:
+    calibration = material.calibration
+    return CalibrationRecord(
+        source=calibration.source,
+        count=len(calibration),
+        batch_size=job.calibration.batch_size,
+        digest=calibration.sha256,
+        skipped=calibration.skipped,
+    )
+
+
+def _training(job: BuildJob, material: Material, built: BuiltModes) -> TrainingRecord:
+    done, pictures, recipe = built.training, material.training, job.recipe
+    assert done is not None  # noqa: S101  there is a mode that was trained
+    assert pictures is not None  # noqa: S101  as above
+    return TrainingRecord(
+        pictures=done.pictures,
+        validation_pictures=done.validation_pictures,
+        data_sha256=pictures.sha256,
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        statistics_epochs=recipe.statistics_epochs,
+        observers_epochs=recipe.observers_epochs,
+        top1_before=done.top1_before,
+        top1=done.top1,
+        best_epoch=done.best_epoch,
     )
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bundler import console
 from bundler.datasets import Dataset, load_pictures, synthetic_pictures
-from bundler.labelled_pictures import LabelledPictures, load_validation
+from bundler.labelled_pictures import LabelledPictures, load_split, load_validation
 from bundler.models.checkpoints import LoadedWeights, load_weights
 from bundler.models.registry import load_parser
 from bundler.plan import BuildJob
@@ -21,12 +21,13 @@ INITIALIZATION_PICTURES = 16  # for the statistics of random weights
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """Weights, calibration pictures, golden pictures (float32 [N, 3, H, W]) apart from those, and labelled ones where given."""
+    """Weights; pictures to calibrate with, golden ones (float32 [N, 3, H, W]), labelled ones to measure and train with."""
 
     weights: LoadedWeights
     calibration: Dataset
     golden: NDArray[np.float32]
     labelled: LabelledPictures | None
+    training: LabelledPictures | None
 
 
 def gather(job: BuildJob) -> Material:
@@ -44,8 +45,11 @@ def gather(job: BuildJob) -> Material:
         seed=job.seed,
     )
     console.step(f"Weights: {weights.source}, {weights.num_classes} classes" + ("" if weights.trained else " (NOT TRAINED)"))
-    labelled = None
-    if job.data is not None:
+    labelled, training = None, None
+    if job.data is not None and "int8-qat" in job.modes:
+        split = load_split(job.data, job.preprocessing, num_classes=weights.num_classes, seed=job.seed)
+        labelled, training = split.validation, split.train
+    elif job.data is not None:
         labelled = load_validation(job.data, job.preprocessing, num_classes=weights.num_classes)
     request, golden = job.calibration, job.target.verification.golden_inputs
     if request.folder is None:
@@ -54,4 +58,4 @@ def gather(job: BuildJob) -> Material:
     else:
         pictures = load_pictures(request.folder, job.preprocessing, count=request.pictures + golden, seed=job.seed)
     calibration, golden_pictures = pictures.split(golden)
-    return Material(weights=weights, calibration=calibration, golden=golden_pictures, labelled=labelled)
+    return Material(weights=weights, calibration=calibration, golden=golden_pictures, labelled=labelled, training=training)

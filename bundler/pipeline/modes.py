@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bundler import console
-from bundler.datasets import Dataset
 from bundler.export.agreement import sqnr_db, top1_agreement
 from bundler.export.graph import ExportedGraph
 from bundler.export.onnx_export import export_onnx
@@ -32,8 +30,10 @@ from bundler.models.specs import Mode
 from bundler.packaging.staging import GoldenMode, model_path, samples_of
 from bundler.pipeline.accuracy import measure_accuracy, require_accuracy
 from bundler.pipeline.material import Material
+from bundler.pipeline.quantizing import calibrated, trained
 from bundler.plan import BuildJob
-from bundler.quantization import calibrate, convert, count_layers, equalize_channels, quantized_engine, round_weights
+from bundler.quantization import convert, quantized_engine
+from bundler.quantization.training import TrainingRecord
 from bundler.targets import OptimizationLevel
 
 __all__ = ["BuiltModes", "build_modes"]
@@ -53,6 +53,7 @@ class BuiltModes:
     agreement: Mapping[Mode, TorchAgreement]
     levels: Mapping[Mode, Mapping[OptimizationLevel, str]]
     accuracy: Mapping[Mode, AccuracyRecord]
+    training: TrainingRecord | None
 
 
 def build_modes(job: BuildJob, material: Material, staging: Path) -> BuiltModes:
@@ -75,17 +76,17 @@ def build_modes(job: BuildJob, material: Material, staging: Path) -> BuiltModes:
     modes: dict[Mode, GoldenMode] = {}
     agreement: dict[Mode, TorchAgreement] = {}
     levels: dict[Mode, Mapping[OptimizationLevel, str]] = {}
+    training: TrainingRecord | None = None
     for mode in sorted(job.modes, reverse=True):  # INT8 first: it is the one to wait for, and a device runs it first
         if mode == "fp32":
             torch_outputs = reference
             console.step("Exporting fp32")
             graph = _export(job, float_model, golden, staging / model_path(mode), mode)
         else:
-            equalized = _equalized(job, float_model, golden[:1])
-            prepared = parser(**options, weights=equalized, quantize=True, target=job.target.quantization)
-            _calibrate(job, prepared, material.calibration)
-            if "compensated-rounding" in job.target.quantization.refinements:
-                _round(job, prepared, material.calibration)
+            if mode == "int8-qat":
+                prepared, training = trained(job, material, parser, options, float_model)
+            else:
+                prepared = calibrated(job, material, parser, options, float_model)
             converted = convert(prepared, job.target.quantization)
             console.step(f"Exporting {mode}")
             with quantized_engine(job.target.quantization.engine):
@@ -107,17 +108,9 @@ def build_modes(job: BuildJob, material: Material, staging: Path) -> BuiltModes:
         accuracy = measure_accuracy(graphs, material.labelled, level=job.target.runtime.graph_optimization_level)
         if job.max_drop is not None:
             require_accuracy(accuracy, job.max_drop)
-    return BuiltModes(modes=modes, reference=reference, agreement=agreement, levels=levels, accuracy=accuracy)
-
-
-def _equalized(job: BuildJob, model: nn.Module, sample: Tensor) -> Mapping[str, Tensor]:
-    """Return the weights that are quantized: where the profile asks for it, with channels that one scale fits."""
-    if "equalized-channels" not in job.target.quantization.refinements:
-        return model.state_dict()
-    equal = copy.deepcopy(model)
-    changed = equalize_channels(equal, sample)
-    console.step(f"Equalizing channels: {changed} of them changed")
-    return equal.state_dict()
+    return BuiltModes(
+        modes=modes, reference=reference, agreement=agreement, levels=levels, accuracy=accuracy, training=training
+    )
 
 
 def _outputs(model: nn.Module, pictures: Tensor) -> Outputs:
@@ -137,25 +130,6 @@ def _export(job: BuildJob, model: nn.Module, golden: Tensor, path: Path, mode: M
         quantized=quantized,
         float_convolutions=model.float_convolutions() if quantized and isinstance(model, QuantizableDetector) else 0,
     )
-
-
-def _calibrate(job: BuildJob, prepared: nn.Module, pictures: Dataset) -> None:
-    console.step(f"Calibrating with {pictures} for {job.target.quantization.engine}")
-    with console.progress("calibrating", len(pictures)) as advance:
-        calibrate(prepared, _counted(pictures, job.calibration.batch_size, advance))
-
-
-def _round(job: BuildJob, prepared: nn.Module, pictures: Dataset) -> None:
-    console.step("Rounding the weights so that each error is made up for by the next ones (GPTQ)")
-    batches = (torch.from_numpy(batch) for batch in pictures.batches(job.calibration.batch_size))
-    with console.progress("rounding", count_layers(prepared)) as advance:
-        round_weights(prepared, batches, seed=job.seed, on_layer=lambda: advance(1))
-
-
-def _counted(pictures: Dataset, batch_size: int, advance: Callable[[int], Any]) -> Iterator[Tensor]:
-    for batch in pictures.batches(batch_size):
-        yield torch.from_numpy(batch)
-        advance(len(batch))
 
 
 def _summary(mode: GoldenMode, agreement: TorchAgreement, reference: Outputs) -> str:

@@ -104,6 +104,7 @@ CONTEXT: dict[str, Any] = {
     },
     "weights": {"source": "torchvision MobileNet_V2_Weights.IMAGENET1K_V2", "trained": True},
     "calibration": {"source": "pictures", "count": 96},
+    "training": None,
 }
 
 DETECTOR: dict[str, Any] = {

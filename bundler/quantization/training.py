@@ -1,0 +1,298 @@
+"""Quantization-aware training: a prepared network learns to live with INT8, and can be stopped and resumed at any step.
+
+A float teacher adds what labels do not say (Hinton et al. 2015, arXiv:1503.02531).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.ao.nn.intrinsic.qat import freeze_bn_stats
+from torch.ao.quantization import disable_observer, enable_observer
+
+from bundler.errors import TrainingError
+from bundler.recipe import TrainingRecipe
+
+__all__ = ["Pictures", "TrainingProgress", "TrainingRecord", "train"]
+
+SAVE_SECONDS = 120.0  # what a crash may cost at most
+CALIBRATION_BATCHES = 8  # before the first step, so that ranges fit from the start
+GRADIENT_NORM = 1.0  # of all gradients together: a fake quantization at its edge can give large ones
+
+
+class Pictures(Protocol):
+    """Labelled pictures in batches: float32 [N, 3, H, W] and classes int64 [N], shuffled by a seed where one is given."""
+
+    def __len__(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
+    def batches(
+        self, size: int, *, seed: int | None = None, skip: int = 0
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingProgress:
+    """Where a training stands, after each step: mean loss and top-1 of the epoch so far, and an estimate of what is left."""
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+    top1: float
+    seconds_left: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord:
+    """Top-1 on the validation pictures before, and after each epoch; the best epoch, from 1, was kept (0: as it was before)."""
+
+    pictures: int
+    validation_pictures: int
+    top1_before: float
+    top1: tuple[float, ...]
+    best_epoch: int
+
+
+def train(
+    prepared: nn.Module,
+    pictures: Pictures,
+    validation: Pictures,
+    recipe: TrainingRecipe,
+    *,
+    teacher: nn.Module,
+    checkpoint: Path,
+    seed: int,
+    report: Callable[[TrainingProgress], None],
+    on_epoch: Callable[[int, float], None] = lambda _epoch, _top1: None,
+) -> TrainingRecord:
+    """Train a network that `load_fuse_prepare` prepared for QAT, in place; afterwards it is the one of the best epoch.
+
+    A checkpoint is written after every epoch, every two minutes, and when it is interrupted; where `checkpoint` exists, the
+    training goes on from there and ends with the same weights as one that was never stopped.
+
+    Args:
+        prepared: fake-quantized, in train mode.
+        pictures: to train on.
+        validation: to choose the epoch by.
+        recipe: learning rate and epochs.
+        teacher: the float model, in eval mode.
+        checkpoint: file to resume from and to write.
+        seed: of the order of the pictures.
+        report: called after every step.
+        on_epoch: called after every epoch with its number, from 1 (0: before the first), and top-1 on the validation pictures.
+
+    Raises:
+        TrainingError: the checkpoint is of another training or damaged; the loss is not finite any more.
+    """
+    torch.manual_seed(seed)
+    steps = math.ceil(len(pictures) / recipe.batch_size)
+    optimizer = torch.optim.SGD(_groups(prepared, recipe), lr=recipe.learning_rate, momentum=recipe.momentum)
+    state = _State(fingerprint=_fingerprint(prepared, pictures, validation, recipe, seed))
+    if checkpoint.exists():
+        state.load(checkpoint, prepared, optimizer)
+    else:
+        state.calibrate(prepared, pictures, recipe)
+        state.consider(prepared, _top1(prepared, validation, recipe.batch_size, frozen=False), epoch=0)
+        on_epoch(0, state.top1[0])
+    clock = _Clock(left=(recipe.epochs - state.epoch) * steps - state.step)
+    try:
+        while state.epoch < recipe.epochs:
+            _freeze(prepared, state.epoch, recipe)
+            order = seed * 1_000_003 + state.epoch
+            for images, labels in pictures.batches(recipe.batch_size, seed=order, skip=state.step):
+                _set_learning_rate(optimizer, recipe, (state.epoch * steps + state.step) / (recipe.epochs * steps))
+                loss, right = _step(prepared, teacher, optimizer, torch.from_numpy(images), torch.from_numpy(labels), recipe)
+                state.count(loss, right, len(labels))
+                report(state.progress(steps, clock.tick()))
+                if clock.is_time_to_save():
+                    state.save(checkpoint, prepared, optimizer)
+            frozen = state.epoch + 1 > recipe.observers_epochs
+            state.consider(prepared, _top1(prepared, validation, recipe.batch_size, frozen=frozen), epoch=state.epoch + 1)
+            state.next_epoch()
+            on_epoch(state.epoch, state.top1[-1])
+            state.save(checkpoint, prepared, optimizer)
+    except KeyboardInterrupt:
+        state.save(checkpoint, prepared, optimizer)
+        raise
+    prepared.load_state_dict(state.best)
+    prepared.eval()
+    return TrainingRecord(
+        pictures=len(pictures),
+        validation_pictures=len(validation),
+        top1_before=state.top1[0],
+        top1=tuple(state.top1[1:]),
+        best_epoch=state.best_epoch,
+    )
+
+
+class _State:
+    """What a checkpoint holds besides the network and the optimizer."""
+
+    def __init__(self, *, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+        self.epoch = self.step = 0
+        self.loss_sum, self.right, self.seen = 0.0, 0, 0
+        self.top1: list[float] = []
+        self.best: Mapping[str, Tensor] = {}
+        self.best_epoch = 0
+
+    def calibrate(self, model: nn.Module, pictures: Pictures, recipe: TrainingRecipe) -> None:
+        """Show some pictures to the observers, so that training starts from ranges that fit."""
+        model.eval()
+        with torch.no_grad():
+            for index, (images, _) in enumerate(pictures.batches(recipe.batch_size, seed=0)):
+                model(torch.from_numpy(images))
+                if index == CALIBRATION_BATCHES - 1:
+                    break
+
+    def consider(self, model: nn.Module, top1: float, *, epoch: int) -> None:
+        if not self.top1 or top1 > max(self.top1):
+            self.best = {key: value.detach().clone() for key, value in model.state_dict().items()}
+            self.best_epoch = epoch
+        self.top1.append(top1)
+
+    def count(self, loss: float, right: int, pictures: int) -> None:
+        self.step += 1
+        self.loss_sum += loss * pictures
+        self.right += right
+        self.seen += pictures
+
+    def next_epoch(self) -> None:
+        self.epoch, self.step = self.epoch + 1, 0
+        self.loss_sum, self.right, self.seen = 0.0, 0, 0
+
+    def progress(self, steps: int, seconds_left: float) -> TrainingProgress:
+        return TrainingProgress(
+            epoch=self.epoch + 1,
+            step=self.step,
+            steps=steps,
+            loss=self.loss_sum / self.seen,
+            top1=self.right / self.seen,
+            seconds_left=seconds_left,
+        )
+
+    def save(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        temporary = path.with_name(f"{path.name}.new")
+        networks = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
+        torch.save({**vars(self), **networks}, temporary)
+        temporary.replace(path)
+
+    def load(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        try:
+            stored: dict[str, Any] = torch.load(path, weights_only=True)
+            fingerprint = stored["fingerprint"]
+        except Exception as error:
+            raise TrainingError(
+                f"the checkpoint {path} cannot be read: {str(error).splitlines()[0]}", next_step="Remove it to train anew."
+            ) from error
+        if fingerprint != self.fingerprint:
+            raise TrainingError(
+                f"the checkpoint {path} belongs to another training: the model, its weights, the pictures or the recipe differ",
+                next_step="Remove it to train anew, or train with what it was begun with.",
+            )
+        model.load_state_dict(stored.pop("model"))
+        optimizer.load_state_dict(stored.pop("optimizer"))
+        torch.set_rng_state(stored.pop("random"))
+        vars(self).update(stored)
+
+
+class _Clock:
+    """Estimates what is left from the pace of the last steps, and tells when to save."""
+
+    def __init__(self, *, left: int) -> None:
+        self.left = left
+        self.before = self.saved = time.monotonic()
+        self.pace = 0.0
+
+    def tick(self) -> float:
+        now = time.monotonic()
+        took, self.before = now - self.before, now
+        self.pace = took if self.pace == 0 else 0.95 * self.pace + 0.05 * took
+        self.left -= 1
+        return self.pace * self.left
+
+    def is_time_to_save(self) -> bool:
+        if time.monotonic() - self.saved < SAVE_SECONDS:
+            return False
+        self.saved = time.monotonic()
+        return True
+
+
+def _groups(model: nn.Module, recipe: TrainingRecipe) -> list[dict[str, Any]]:
+    """Give weight decay to weights alone: biases and BatchNorms have one dimension."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [item for item in parameters if item.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [item for item in parameters if item.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _fingerprint(model: nn.Module, pictures: Pictures, validation: Pictures, recipe: TrainingRecipe, seed: int) -> str:
+    digest = hashlib.sha256(json.dumps([asdict(recipe), seed, pictures.sha256, validation.sha256]).encode())
+    for key, value in model.state_dict().items():
+        digest.update(key.encode())
+        digest.update(value.detach().clone().numpy().tobytes())  # shared with numpy, a buffer could not be resized
+    return digest.hexdigest()
+
+
+def _freeze(model: nn.Module, epoch: int, recipe: TrainingRecipe) -> None:
+    model.train()
+    model.apply(enable_observer if epoch < recipe.observers_epochs else disable_observer)
+    if epoch >= recipe.statistics_epochs:
+        model.apply(freeze_bn_stats)
+        for module in model.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.eval()
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, recipe: TrainingRecipe, share: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.learning_rate * (1 + math.cos(math.pi * share)) / 2
+
+
+def _step(
+    model: nn.Module,
+    teacher: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    recipe: TrainingRecipe,
+) -> tuple[float, int]:
+    with torch.inference_mode():
+        taught = nn.functional.log_softmax(teacher(images), 1)
+    optimizer.zero_grad(set_to_none=True)
+    logits = model(images)
+    labelled = nn.functional.cross_entropy(logits, labels)
+    copied = nn.functional.kl_div(nn.functional.log_softmax(logits, 1), taught.clone(), reduction="batchmean", log_target=True)
+    loss = (1 - recipe.teacher_share) * labelled + recipe.teacher_share * copied
+    if not loss.isfinite():
+        raise TrainingError("the loss is not finite any more", next_step="Train with a lower --learning-rate.")
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+    optimizer.step()
+    return loss.item(), int((logits.argmax(1) == labels).sum())
+
+
+def _top1(model: nn.Module, pictures: Pictures, batch_size: int, *, frozen: bool) -> float:
+    """Return the fake-quantized model's share of right answers; no observer learns from the validation pictures."""
+    model.eval()
+    model.apply(disable_observer)
+    right = 0
+    with torch.no_grad():  # tensors of the inference mode could not be trained on
+        for images, labels in pictures.batches(batch_size):
+            right += int((model(torch.from_numpy(images)).argmax(1).numpy() == labels).sum())
+    if not frozen:
+        model.apply(enable_observer)
+    return right / len(pictures)

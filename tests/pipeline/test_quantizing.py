@@ -1,0 +1,93 @@
+"""Training for INT8 from the command line: stopped by Ctrl-C, gone on with, recorded, and tidied up after."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bundler.manifest import read_manifest
+
+from .conftest import BUNDLER, NOWHERE, Run
+
+CLASSES = 3
+
+
+@pytest.fixture
+def divided(tmp_path: Path) -> Path:
+    """Pictures in train/ and val/ whose classes are their colours."""
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 8), ("val", 4)):
+        for index in range(CLASSES):
+            folder = tmp_path / "data" / part / f"class{index}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 120, (64, 64, 3))
+                pixels[..., index] += 120
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def arguments(divided: Path, unproved: Path, tmp_path: Path) -> list[str]:
+    options = ["--weights", "random", "--input-size", "64", "--num-classes", str(CLASSES), "--calibration-pictures", "4"]
+    training = ["--mode", "int8-qat", "--data", str(divided), "--epochs", "3", "--learning-rate", "0.01"]
+    return ["bundle", "resnet18", "--target", str(unproved), *options, *training, "--output", str(tmp_path / "dist")]
+
+
+def test_stopped_by_ctrl_c_it_goes_on_and_leaves_a_record_and_no_checkpoint(
+    run: Run, arguments: list[str], tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    environment = {**os.environ, "DOCKER_HOST": NOWHERE, "XDG_CACHE_HOME": str(cache)}
+    process = subprocess.Popen([BUNDLER, *arguments], env=environment, text=True, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "epoch 1:" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, rest
+    (checkpoint,) = cache.rglob("*.pt")
+    assert not (tmp_path / "dist" / "arm64-qnnpack" / "resnet18").exists()
+
+    told = run(*arguments, code=3, XDG_CACHE_HOME=str(cache)).stderr
+    assert f"going on from {checkpoint}" in told
+    assert "epoch 1:" not in told
+    assert not checkpoint.exists()
+    (mode,) = read_manifest(tmp_path / "dist" / "arm64-qnnpack" / "resnet18").modes
+    assert mode.quantization is not None
+    assert mode.accuracy is not None
+    assert mode.quantization.calibration is None
+    training = mode.quantization.training
+    assert training is not None
+    assert (training.pictures, training.validation_pictures, training.epochs, len(training.top1)) == (24, 12, 3, 3)
+    best = max(training.top1_before, *training.top1)
+    assert [training.top1_before, *training.top1][training.best_epoch] == best
+    assert abs(mode.accuracy.top1 - best) <= 1 / 12  # what training simulated is what ONNX Runtime computes, up to rounding
+
+
+def test_a_training_that_runs_away_is_an_error_with_its_own_code(run: Run, arguments: list[str], tmp_path: Path) -> None:
+    arguments[arguments.index("--learning-rate") + 1] = "1e30"
+    message = run(*arguments, code=14, XDG_CACHE_HOME=str(tmp_path / "cache")).stderr
+    assert "lower --learning-rate" in message
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "words"),
+    [
+        ("resnet18", (), "none are given"),
+        ("yolov5n", ("--data", "."), "training a detector is beyond this program"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(
+    run: Run, small: tuple[str, ...], model: str, options: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    asked = ("--target", "arm64", "--mode", "int8-qat", *small, *options, "--output", str(tmp_path / "dist"))
+    message = run("bundle", model, *asked, code=2 if model == "resnet18" else 5).stderr
+    assert words in message
