@@ -168,7 +168,7 @@ def test_find_model_gives_a_row_by_itself_and_load_parser_the_function(install: 
     install(GOOD, {"my_net": "own_nets:net"})
     row, spec = find_model("my_net")
     assert (row.name, row.variants) == ("own-nets 1.2", (spec,))
-    assert spec.modes == ("fp32", "int8-ptq")
+    assert spec.modes == ("fp32", "int8-ptq", "int8-qat")
     assert load_parser(spec) is sys.modules["own_nets"].net
 
 
