@@ -76,7 +76,7 @@ def test_it_is_listed_with_its_package_and_the_broken_one_with_the_reason(bundle
         "row": "tiny-net 0.3.0",
         "task": "classification",
         "input_size": 64,
-        "modes": ["fp32", "int8-ptq"],
+        "modes": ["fp32", "int8-ptq", "int8-qat"],
         "int8_scopes": ["whole"],
         "reason": "",
     }
