@@ -147,6 +147,17 @@ class QuantizationRecord(_Record):
     ]
     saturation: tuple[SaturationRecord, ...]
     ties: tuple[TieRecord, ...]
+    layers: Annotated[
+        tuple[LayerRecord, ...], Field(description="torch's INT8 on the golden pictures, layer by layer as they are executed")
+    ] = ()
+
+
+class LayerRecord(_Record):
+    """How far a layer is from the float network's, with the noise of all layers before it."""
+
+    name: str
+    weight_sqnr_db: Annotated[float | None, Field(description="null where it has no weights, or none was changed")]
+    output_sqnr_db: Annotated[float | None, Field(description="null where its outputs are equal")]
 
 
 class TieRecord(_Record):

@@ -8,7 +8,7 @@ import click
 
 from bundler import console
 from bundler.cli.summary import print_summary
-from bundler.manifest import QuantizationRecord, read_manifest
+from bundler.manifest import Manifest, QuantizationRecord, read_manifest
 from bundler.packaging.checksums import check_checksums
 
 __all__ = ["command"]
@@ -18,13 +18,15 @@ _SCOPES = {"whole": "the whole network", "backbone": "the backbone"}
 
 @click.command("inspect")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--layers", is_flag=True, help="Show how far each layer of INT8 is from FP32.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
-def command(*, bundle: Path, as_json: bool) -> None:
+def command(*, bundle: Path, layers: bool, as_json: bool) -> None:
     """Show what BUNDLE (a folder) is and where it was executed, after comparing every file with its checksum.
 
     \b
     Example:
       bundler inspect dist/arm64-qnnpack/mobilenet_v2
+      bundler inspect --layers dist/arm64-qnnpack/mobilenet_v2
     """
     manifest = read_manifest(bundle)
     check_checksums(bundle)
@@ -65,6 +67,24 @@ def command(*, bundle: Path, as_json: bool) -> None:
     ]
     same = "boxes as FP32" if model.task == "detection" else "top-1 as FP32"
     console.table(("mode", "cpu", "verdict", "machine", "executed by", "SQNR dB", same, "steps off", "outputs", "reason"), rows)
+    if layers:
+        _print_layers(manifest)
+
+
+def _print_layers(manifest: Manifest) -> None:
+    """Print each layer's SQNR; its outputs carry the noise of all layers before it."""
+    for mode in manifest.modes:
+        if mode.quantization is None:
+            continue
+        console.text_result(f"\n{mode.name}: torch's INT8 against FP32 on the golden pictures, as the layers are executed")
+        rows = [
+            (layer.name, _decibel(layer.weight_sqnr_db), _decibel(layer.output_sqnr_db)) for layer in mode.quantization.layers
+        ]
+        console.table(("layer", "weights dB", "outputs dB"), rows)
+
+
+def _decibel(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def _learned(quantization: QuantizationRecord) -> str:

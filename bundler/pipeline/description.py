@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from bundler.manifest import (
     Evidence,
     FleetRecord,
     ImageRecord,
+    LayerRecord,
     Manifest,
     ModelRecord,
     ModeRecord,
@@ -151,7 +153,20 @@ def quantization_record(job: BuildJob, material: Material, built: BuiltModes, mo
             )
             for proof in graph.ties
         ),
+        layers=tuple(
+            LayerRecord(
+                name=layer.name,
+                weight_sqnr_db=_finite(layer.weight_sqnr_db),
+                output_sqnr_db=_finite(layer.output_sqnr_db),
+            )
+            for layer in built.layers[mode]
+        ),
     )
+
+
+def _finite(sqnr_db: float | None) -> float | None:
+    """JSON knows no infinity."""
+    return None if sqnr_db is None or math.isinf(sqnr_db) else sqnr_db
 
 
 def _calibration(job: BuildJob, material: Material) -> CalibrationRecord:

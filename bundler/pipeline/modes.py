@@ -32,7 +32,7 @@ from bundler.pipeline.accuracy import measure_accuracy, require_accuracy
 from bundler.pipeline.material import Material
 from bundler.pipeline.quantizing import calibrated, trained
 from bundler.plan import BuildJob
-from bundler.quantization import convert, quantized_engine
+from bundler.quantization import LayerNoise, convert, measure_layers, quantized_engine
 from bundler.quantization.training import TrainingRecord
 from bundler.targets import OptimizationLevel
 
@@ -53,6 +53,7 @@ class BuiltModes:
     agreement: Mapping[Mode, TorchAgreement]
     levels: Mapping[Mode, Mapping[OptimizationLevel, str]]
     accuracy: Mapping[Mode, AccuracyRecord]
+    layers: Mapping[Mode, tuple[LayerNoise, ...]]
     training: TrainingRecord | None
 
 
@@ -76,6 +77,7 @@ def build_modes(job: BuildJob, material: Material, staging: Path) -> BuiltModes:
     modes: dict[Mode, GoldenMode] = {}
     agreement: dict[Mode, TorchAgreement] = {}
     levels: dict[Mode, Mapping[OptimizationLevel, str]] = {}
+    layers: dict[Mode, tuple[LayerNoise, ...]] = {}
     training: TrainingRecord | None = None
     for mode in sorted(job.modes, reverse=True):  # INT8 first: it is the one to wait for, and a device runs it first
         if mode == "fp32":
@@ -84,14 +86,15 @@ def build_modes(job: BuildJob, material: Material, staging: Path) -> BuiltModes:
             graph = _export(job, float_model, golden, staging / model_path(mode), mode)
         else:
             if mode == "int8-qat":
-                prepared, training = trained(job, material, parser, options, float_model)
+                prepared, before, training = trained(job, material, parser, options, float_model)
             else:
-                prepared = calibrated(job, material, parser, options, float_model)
+                prepared, before = calibrated(job, material, parser, options, float_model)
             converted = convert(prepared, job.target.quantization)
             console.step(f"Exporting {mode}")
             with quantized_engine(job.target.quantization.engine):
                 torch_outputs = _outputs(converted, golden)
                 graph = _export(job, converted, golden, staging / model_path(mode), mode)
+                layers[mode] = measure_layers(before, converted, golden.split(1))
         outputs = run_reference(graph, material.golden, job.target.runtime.graph_optimization_level)
         if graph.quantized:
             levels[mode] = digest_at_each_level(graph, material.golden[: samples_of(graph, job.target)])
@@ -109,7 +112,13 @@ def build_modes(job: BuildJob, material: Material, staging: Path) -> BuiltModes:
         if job.max_drop is not None:
             require_accuracy(accuracy, job.max_drop)
     return BuiltModes(
-        modes=modes, reference=reference, agreement=agreement, levels=levels, accuracy=accuracy, training=training
+        modes=modes,
+        reference=reference,
+        agreement=agreement,
+        levels=levels,
+        accuracy=accuracy,
+        layers=layers,
+        training=training,
     )
 
 

@@ -27,20 +27,26 @@ Parser = Callable[..., nn.Module]
 
 def calibrated(
     job: BuildJob, material: Material, parser: Parser, options: Mapping[str, Any], float_model: nn.Module
-) -> nn.Module:
-    """Return the network with ranges from the calibration pictures and rounded weights, as the profile asks (PTQ)."""
+) -> tuple[nn.Module, nn.Module]:
+    """Return the network with ranges from the calibration pictures and rounded weights, as the profile asks (PTQ).
+
+    Beside it stands the same network before the rounding, to compare its layers with.
+    """
     weights = _equalized(job, float_model, torch.from_numpy(material.golden[:1]))
     prepared = parser(**options, weights=weights, quantize=True, target=job.target.quantization)
     _calibrate(job, prepared, material.calibration)
+    reference = copy.deepcopy(prepared)
     if "compensated-rounding" in job.target.quantization.refinements:
         _round(job, prepared, material.calibration)
-    return prepared
+    return prepared, reference
 
 
 def trained(
     job: BuildJob, material: Material, parser: Parser, options: Mapping[str, Any], float_model: nn.Module
-) -> tuple[nn.Module, TrainingRecord]:
+) -> tuple[nn.Module, nn.Module, TrainingRecord]:
     """Return the network trained for INT8 (QAT); interrupted, it goes on where it was when the same command is given again.
+
+    Beside it stands the float network that it was before, to compare its layers with.
 
     Raises:
         TrainingError: it cannot go on.
@@ -50,6 +56,7 @@ def trained(
     assert validation is not None  # noqa: S101  as above
     weights = _equalized(job, float_model, torch.from_numpy(material.golden[:1]))
     prepared = parser(**options, weights=weights, quantize=True, is_qat=True, target=job.target.quantization)
+    reference = parser(**options, weights=weights, quantize=True, target=job.target.quantization)
     checkpoint = checkpoint_of(job, material)
     console.step(f"Training for INT8 on {len(pictures)} pictures, {job.recipe.epochs} epochs")
     if checkpoint.exists():
@@ -75,7 +82,7 @@ def trained(
             report=report,
             on_epoch=lambda epoch, top1: console.detail(f"epoch {epoch}: top-1 {top1:.2%} on the validation pictures"),
         )
-    return prepared, record
+    return prepared, reference, record
 
 
 def checkpoint_of(job: BuildJob, material: Material) -> Path:

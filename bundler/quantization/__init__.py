@@ -7,6 +7,7 @@ from bundler.quantization.engine import quantized_engine
 from bundler.quantization.equalization import equalize_channels
 from bundler.quantization.fusion import fuse_modules
 from bundler.quantization.gptq import count_layers, round_weights
+from bundler.quantization.noise import LayerNoise, measure_layers
 from bundler.quantization.preparation import load_fuse_prepare
 from bundler.quantization.qconfig import get_platform_aware_qconfig
 from bundler.quantization.stubs import DeQuantStub, FloatFunctional, QuantStub
@@ -15,6 +16,7 @@ from bundler.targets import QuantizationProfile
 __all__ = [
     "DeQuantStub",
     "FloatFunctional",
+    "LayerNoise",
     "QuantStub",
     "QuantizationProfile",
     "calibrate",
@@ -25,6 +27,7 @@ __all__ = [
     "get_platform_aware_qconfig",
     "load_fuse_prepare",
     "make_quantizable",
+    "measure_layers",
     "quantized_engine",
     "round_weights",
 ]

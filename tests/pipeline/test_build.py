@@ -71,6 +71,19 @@ def test_every_layer_is_proved_and_the_refinements_are_named(built: dict[str, Pa
     assert set(quantization.optimization_levels) == {"disabled", "basic", "extended", "all"}
 
 
+def test_inspect_shows_how_far_each_layer_is_from_fp32(run: Run, built: dict[str, Path]) -> None:
+    quantization = read_manifest(built["x86"]).modes[1].quantization
+    assert quantization is not None
+    assert len(quantization.layers) == 1 + 21 + 8  # the input, convolutions and classifier, additions
+    output = run("inspect", "--layers", str(built["x86"])).stdout
+    table = output[output.index("outputs dB") :].splitlines()[1:]
+    for layer, row in zip(quantization.layers, table, strict=False):
+        assert layer.output_sqnr_db is not None
+        assert row.split()[0] == layer.name
+        assert row.split()[-1] == f"{layer.output_sqnr_db:.1f}"
+    assert "outputs dB" not in run("inspect", str(built["x86"])).stdout
+
+
 def test_the_hosts_own_target_is_executed_natively(built: dict[str, Path]) -> None:
     manifest = read_manifest(built["x86"])
     for mode in manifest.modes:

@@ -1,0 +1,125 @@
+"""LayerNoise: how far each layer's weights and outputs are from the float network's, in the order of execution (issue 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.ao.nn.quantized import QFunctional
+
+__all__ = ["LayerNoise", "measure_layers"]
+
+_RESULT = ".activation_post_process"  # through it goes what a FloatFunctional computes
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerNoise:
+    """Signal to quantization noise of one layer in dB; of its weights too where it has any, inf where nothing was lost.
+
+    Outputs carry the noise of all layers before: where the figure falls from one layer to the next, it hurts.
+    """
+
+    name: str
+    weight_sqnr_db: float | None
+    output_sqnr_db: float
+
+
+class _Power:
+    """Sums of squares, of a signal and of what differs from it."""
+
+    def __init__(self) -> None:
+        self.signal = self.noise = 0.0
+
+    def add(self, reference: Tensor, other: Tensor) -> None:
+        self.signal += float(reference.double().square().sum())
+        self.noise += float((reference.double() - other.double()).square().sum())
+
+    @property
+    def sqnr_db(self) -> float:
+        if self.noise == 0:
+            return math.inf
+        return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+
+
+def measure_layers(reference: nn.Module, converted: nn.Module, batches: Iterable[Tensor]) -> tuple[LayerNoise, ...]:
+    """Run both on the same pictures and compare what each layer gives; the engine that converted must be set.
+
+    Args:
+        reference: the prepared network with its float weights, before they were rounded; its observers learn nothing here.
+        converted: the INT8 network that was made of it.
+        batches: float32 [N, 3, H, W] each, normalised.
+    """
+    originals = dict(reference.named_modules())
+    layers = {
+        name + _RESULT if isinstance(module, QFunctional) else name: module
+        for name, module in converted.named_modules()
+        if hasattr(module, "scale") and name in originals
+    }
+    expected: dict[str, list[Tensor]] = {}
+    outputs: dict[str, list[Tensor]] = {}
+    powers: dict[str, _Power] = {}
+    hooks = [converted.get_submodule(name).register_forward_hook(_keep(name, outputs)) for name in layers]
+    hooks += [originals[name].register_forward_hook(_keep(name, expected)) for name in layers]
+    try:
+        with torch.inference_mode(), _not_observing(reference):
+            for batch in batches:
+                expected.clear()
+                outputs.clear()
+                reference(batch)
+                converted(batch)
+                for name, results in outputs.items():
+                    for before, after in zip(expected.get(name, ()), results, strict=False):
+                        if after.is_quantized:
+                            powers.setdefault(name, _Power()).add(before, after.dequantize())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return tuple(
+        LayerNoise(
+            name=name.removesuffix(_RESULT),
+            weight_sqnr_db=_weight_sqnr_db(originals[name], layers[name]),
+            output_sqnr_db=power.sqnr_db,
+        )
+        for name, power in powers.items()
+    )
+
+
+@contextmanager
+def _not_observing(model: nn.Module) -> Iterator[None]:
+    """Let observers learn nothing; those of activations that clip do clip, as the INT8 layer does."""
+    observers: list[Any] = [module for module in model.modules() if hasattr(module, "calculate_qparams")]
+    for observer in observers:
+        bounds = getattr(observer, "bounds", None)
+        observer.forward = partial(torch.clamp, min=bounds[0], max=bounds[1]) if bounds else _same
+    try:
+        yield
+    finally:
+        for observer in observers:
+            del observer.forward
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _keep(name: str, store: dict[str, list[Tensor]]) -> Any:
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            store.setdefault(name, []).append(output)
+
+    return keep
+
+
+def _weight_sqnr_db(original: nn.Module, layer: Any) -> float | None:
+    if not callable(getattr(layer, "weight", None)):  # INT8 layers unpack theirs; what has none, computes without
+        return None
+    fused: Any = original[0] if isinstance(original, nn.Sequential) else original
+    power = _Power()
+    power.add(fused.weight.detach(), layer.weight().dequantize())
+    return power.sqnr_db

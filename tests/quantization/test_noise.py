@@ -1,0 +1,74 @@
+"""Each layer's noise: it is what is added, it shows where it was added, and measuring changes nothing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from itertools import takewhile
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bundler.models.registry import find_model, load_parser
+from bundler.quantization import LayerNoise, calibrate, convert, measure_layers, quantized_engine
+from bundler.targets import find_target
+
+TARGET = find_target("x86").quantization
+
+
+@pytest.fixture(params=["mobilenet_v2", "resnet18"])
+def prepared(
+    request: pytest.FixtureRequest, weights_of: Callable[[str], Mapping[str, Tensor]], calibration: Tensor
+) -> nn.Module:
+    name = request.param
+    model = load_parser(find_model(name)[1])(weights=weights_of(name), num_classes=10, quantize=True, target=TARGET)
+    calibrate(model, calibration.split(8))
+    return model
+
+
+def measured(reference: nn.Module, changed: nn.Module, pictures: Tensor) -> tuple[LayerNoise, ...]:
+    converted = convert(changed, TARGET)
+    with quantized_engine(TARGET.engine):
+        return measure_layers(reference, converted, pictures.split(2))
+
+
+def test_every_layer_is_there_in_its_order_and_carries_what_8_bits_cost(prepared: nn.Module, calibration: Tensor) -> None:
+    layers = measured(prepared, copy.deepcopy(prepared), calibration[:4])
+    names = [layer.name for layer in layers]
+    assert len(set(names)) == len(names)
+    with_weights = [layer for layer in layers if layer.weight_sqnr_db is not None]
+    expected = [module for module in prepared.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert len(with_weights) == len(expected)
+    assert any("add" in name for name in names)  # what a FloatFunctional computes
+    # 8 bits over a range give about 40 dB where it is used evenly; a clipped ReLU6 compared unclipped would give about 3.
+    assert all(10 < layer.output_sqnr_db < 60 for layer in layers), layers
+    assert all(30 < layer.weight_sqnr_db < 60 for layer in with_weights if layer.weight_sqnr_db is not None), layers
+    assert layers[0].output_sqnr_db > layers[-1].output_sqnr_db
+
+
+def test_a_layer_that_was_made_worse_is_where_the_figure_falls(prepared: nn.Module, calibration: Tensor) -> None:
+    before = measured(prepared, copy.deepcopy(prepared), calibration[:4])
+    hurt = [layer.name for layer in before if layer.weight_sqnr_db is not None][5]
+    worse = copy.deepcopy(prepared)
+    module = worse.get_submodule(hurt)
+    convolution = module[0] if isinstance(module, nn.Sequential) else module
+    assert isinstance(convolution, nn.Conv2d)
+    convolution.weight.data += convolution.weight.std() * torch.randn(convolution.weight.shape) / 4
+    after = measured(prepared, worse, calibration[:4])
+    untouched = list(takewhile(lambda pair: pair[0].name != hurt, zip(before, after, strict=True)))
+    assert len(untouched) > 5
+    assert all(one == other for one, other in untouched)
+    one, other = next(pair for pair in zip(before, after, strict=True) if pair[0].name == hurt)
+    assert other.weight_sqnr_db == pytest.approx(12, abs=3)  # a quarter of the standard deviation: 20 log10(4)
+    assert other.output_sqnr_db < one.output_sqnr_db - 3
+
+
+def test_measuring_leaves_the_observers_as_they_were(prepared: nn.Module, calibration: Tensor) -> None:
+    before = {key: value.clone() for key, value in prepared.state_dict().items()}
+    measured(prepared, copy.deepcopy(prepared), 100 * calibration[:2])
+    after = prepared.state_dict()
+    assert [key for key, value in before.items() if not torch.equal(value, after[key])] == []
+    wide = prepared(100 * calibration[:2])
+    assert torch.isfinite(wide).all()
+    assert [key for key, value in before.items() if not torch.equal(value, prepared.state_dict()[key])] != []
