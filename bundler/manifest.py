@@ -24,6 +24,7 @@ __all__ = [
     "OnnxRecord",
     "PreprocessingRecord",
     "QuantizationRecord",
+    "RecoveryRecord",
     "RunnerRecord",
     "SaturationRecord",
     "TargetRecord",
@@ -124,6 +125,16 @@ class TrainingRecord(_Record):
     best_epoch: Annotated[int, Field(description="whose weights these are; 0 where none was better than before")]
 
 
+class RecoveryRecord(_Record):
+    """Something that was tried because INT8 lost more top-1 than was allowed."""
+
+    step: str
+    detail: Annotated[str, Field(description="why it was not tried, with how many pictures, or which layers stay in float")]
+    top1: Annotated[float | None, Field(description="with it; null where it was not tried")]
+    won_points: Annotated[float | None, Field(description="percentage points of top-1 against the best before")]
+    kept: Annotated[bool, Field(description="whether the mode has it; the steps after it stand on it")]
+
+
 class QuantizationRecord(_Record):
     engine: str
     qconfig: str
@@ -141,7 +152,12 @@ class QuantizationRecord(_Record):
         ),
     ]
     torch_equal_share: Annotated[float, Field(description="share of outputs equal to torch's INT8 on the build host")]
-    refinements: Annotated[tuple[str, ...], Field(description="what the target's profile changed in torch's default qconfig")]
+    refinements: Annotated[
+        tuple[str, ...], Field(description="what was changed in torch's default qconfig, by the target's profile or to recover")
+    ]
+    recovery: Annotated[
+        tuple[RecoveryRecord, ...], Field(description="what was tried where more top-1 was lost than allowed, in that order")
+    ] = ()
     optimization_levels: Annotated[
         dict[str, Sha256], Field(description="graph optimization level: digest of the outputs on the build host")
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
@@ -18,6 +18,8 @@ __all__ = [
     "CpuProfile",
     "OptimizationLevel",
     "QuantizationProfile",
+    "Ranges",
+    "RecoveryStep",
     "Refinement",
     "TargetProfile",
     "Tolerances",
@@ -36,26 +38,56 @@ class _Profile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-Refinement = Literal[
-    "8-bit-activations", "per-channel-weights", "saturation-free-weights", "equalized-channels", "compensated-rounding"
-]
+Ranges = Literal["minmax-ranges", "percentile-ranges", "entropy-ranges"]
+Refinement = (
+    Literal[
+        "8-bit-activations",
+        "per-channel-weights",
+        "saturation-free-weights",
+        "equalized-channels",
+        "compensated-rounding",
+        "corrected-biases",
+    ]
+    | Ranges
+)
+RecoveryStep = Refinement | Literal["more-pictures", "float-layers"]
+
+_RANGES: tuple[Ranges, ...] = get_args(Ranges)
+_NEEDED: dict[str, tuple[Refinement, ...]] = {"compensated-rounding": ("per-channel-weights", "saturation-free-weights")}
 
 
 class QuantizationProfile(_Profile):
     """What picks torch's engine and qconfig (specification, `get_platform_aware_qconfig`), and what is changed in that qconfig.
 
-    Without `refinements` it is torch's default of that name.
+    Without `refinements` it is torch's default of that name. `recovery` is what may be tried beyond them, in that order, where
+    INT8 loses more accuracy than is allowed.
     """
 
     engine: Literal["fbgemm", "qnnpack"]
     qconfig: Literal["fbgemm", "qnnpack"]
     refinements: tuple[Refinement, ...]
+    recovery: tuple[RecoveryStep, ...]
+
+    @property
+    def ranges(self) -> Ranges | None:
+        """How the ranges of activations are chosen; None is torch's own search for the smallest squared error."""
+        chosen = (ranges for ranges in _RANGES if ranges in self.refinements)
+        return next(chosen, None)
+
+    def refined(self, refinement: Refinement) -> QuantizationProfile:
+        """Return the profile with one refinement more, and what that needs; of two ways to choose ranges, the new one."""
+        kept = [item for item in self.refinements if refinement not in _RANGES or item not in _RANGES]
+        added = [item for item in (*_NEEDED.get(refinement, ()), refinement) if item not in kept]
+        return self.model_copy(update={"refinements": (*kept, *added)})
 
     @model_validator(mode="after")
-    def _rounds_what_is_scaled(self) -> QuantizationProfile:
-        needed = {"per-channel-weights", "saturation-free-weights"}
-        if "compensated-rounding" in self.refinements and not needed.issubset(self.refinements):
-            raise ValueError(f"compensated-rounding needs {' and '.join(sorted(needed))}")
+    def _fits_together(self) -> QuantizationProfile:
+        for item in self.refinements:
+            lacking = [needed for needed in _NEEDED.get(item, ()) if needed not in self.refinements]
+            if lacking:
+                raise ValueError(f"{item} needs {' and '.join(lacking)}")
+        if sum(item in _RANGES for item in self.refinements) > 1:
+            raise ValueError("ranges can be chosen in one way only")
         return self
 
 

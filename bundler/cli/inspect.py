@@ -8,7 +8,7 @@ import click
 
 from bundler import console
 from bundler.cli.summary import print_summary
-from bundler.manifest import Manifest, QuantizationRecord, read_manifest
+from bundler.manifest import Manifest, QuantizationRecord, RecoveryRecord, read_manifest
 from bundler.packaging.checksums import check_checksums
 
 __all__ = ["command"]
@@ -46,6 +46,8 @@ def command(*, bundle: Path, layers: bool, as_json: bool) -> None:
                 f"float operators left: {mode.quantization.float_operators or 'none'}; "
                 f"{', '.join(proved)}"
             )
+            for step in mode.quantization.recovery:
+                console.text_result(f"{mode.name}: {_tried(step)}")
     console.text_result("")
     print_summary(manifest)
     console.text_result("")
@@ -94,6 +96,13 @@ def _learned(quantization: QuantizationRecord) -> str:
     assert calibration is not None  # noqa: S101  it was either trained or calibrated
     kind = "synthetic pictures" if calibration.source == "synthetic" else "pictures"
     return f"calibrated with {calibration.count} {kind}"
+
+
+def _tried(step: RecoveryRecord) -> str:
+    what = f"{step.step} ({step.detail})" if step.detail else step.step
+    if step.won_points is None:
+        return f"{what} was not tried"
+    return f"{what} won {step.won_points:+.2f} points of top-1, {'kept' if step.kept else 'not kept'}"
 
 
 def _saturating(quantization: QuantizationRecord) -> int:

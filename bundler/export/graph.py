@@ -40,7 +40,7 @@ _MOVING = frozenset(
         "Gather",
     }
 )
-_CONVOLUTIONS = ("Conv", "FusedConv")
+_LAYERS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +65,9 @@ class ExportedGraph:
     saturation: tuple[SaturationProof, ...] = ()
 
     @property
-    def float_convolutions(self) -> int:
-        """How many convolutions of a quantized graph ONNX Runtime leaves in float."""
-        return sum(self.float_operators.get(name, 0) for name in _CONVOLUTIONS)
+    def float_layers(self) -> int:
+        """How many convolutions and matrix products of a quantized graph ONNX Runtime leaves in float."""
+        return sum(self.float_operators.get(name, 0) for name in _LAYERS)
 
 
 def ensure_graph(
@@ -76,13 +76,13 @@ def ensure_graph(
     opset: int,
     task: Task = "classification",
     quantized: bool,
-    float_convolutions: int = 0,
+    float_layers: int = 0,
     ties: tuple[TieProof, ...] = (),
 ) -> ExportedGraph:
     """Check an exported file and return what it holds.
 
     Ensured: `onnx.checker` with full check; the opset; the names; the dynamic batch axis; in a quantized graph, Quantize and
-    Dequantize nodes, just as many convolutions as are expected that ONNX Runtime leaves in float, and no matrix product; in a
+    Dequantize nodes, and just as many convolutions and matrix products as are expected that ONNX Runtime leaves in float; in a
     float graph, no Quantize and Dequantize.
 
     Raises:
@@ -113,10 +113,9 @@ def ensure_graph(
         ties=ties,
         saturation=prove_saturation(path) if quantized else (),
     )
-    products = {name: count for name, count in float_operators.items() if name in ("Gemm", "FusedGemm", "MatMul")}
-    if quantized and (products or graph.float_convolutions != float_convolutions):
-        convolutions = f"{graph.float_convolutions} convolutions in float, not {float_convolutions}"
-        raise _broken(path, f"ONNX Runtime would compute {', '.join([convolutions, *products])}")
+    if quantized and graph.float_layers != float_layers:
+        found = ", ".join(f"{name} x{count}" for name, count in graph.float_operators.items() if name in _LAYERS) or "nothing"
+        raise _broken(path, f"ONNX Runtime would compute {found} in float, and {float_layers} layers are meant to be")
     return graph
 
 

@@ -30,7 +30,7 @@ def export_onnx(
     opset: int,
     task: Task = "classification",
     quantized: bool,
-    float_convolutions: int = 0,
+    float_layers: int = 0,
 ) -> ExportedGraph:
     """Write `path` and check it.
 
@@ -41,7 +41,7 @@ def export_onnx(
         opset: of the graph.
         task: names the output.
         quantized: whether Quantize and Dequantize nodes are expected.
-        float_convolutions: how many convolutions of a quantized model are meant to stay in float.
+        float_layers: how many convolutions and matrix products of a quantized model are meant to stay in float.
 
     Raises:
         ExportError: the exporter has no form for an operator, or the graph does not hold what is ensured.
@@ -71,7 +71,7 @@ def export_onnx(
             ) from error
     tidy_graph(path)
     ties = settle_ties(path) if quantized else ()
-    return ensure_graph(path, opset=opset, task=task, quantized=quantized, float_convolutions=float_convolutions, ties=ties)
+    return ensure_graph(path, opset=opset, task=task, quantized=quantized, float_layers=float_layers, ties=ties)
 
 
 @contextmanager

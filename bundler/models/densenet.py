@@ -52,7 +52,7 @@ class QuantizableDenseBlock(_DenseBlock):  # type: ignore[misc]
     def forward(self, init_features: Tensor) -> Tensor:
         features = [init_features]
         for layer in self.values():
-            if isinstance(layer, QuantizableDenseLayer):
+            if layer is not self.cat:
                 features.append(layer(features))
         return self.cat.cat(features, 1)
 

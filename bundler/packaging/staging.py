@@ -131,7 +131,7 @@ def _mode(mode: Mode, expected: GoldenMode, reference: Outputs, target: TargetPr
 
 def samples_of(graph: ExportedGraph, target: TargetProfile) -> int:
     """Return how many golden pictures a selftest runs; float takes so much longer under emulation that it runs fewer."""
-    in_float = not graph.quantized or graph.float_convolutions > 0
+    in_float = not graph.quantized or graph.float_layers > 0
     return target.verification.golden_inputs_fp32 if in_float else target.verification.golden_inputs
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 
 from bundler.containers.engine import Engine
-from bundler.datasets import Preprocessing
+from bundler.datasets import Dataset, Preprocessing
 from bundler.errors import EngineUnavailableError
 from bundler.export.graph import INPUT, OUTPUTS
 from bundler.manifest import (
@@ -38,6 +38,7 @@ from bundler.packaging.staging import model_path
 from bundler.pipeline.material import Material
 from bundler.pipeline.modes import BuiltModes
 from bundler.plan import BuildJob
+from bundler.quantization import training
 
 __all__ = ["describe", "quantization_record"]
 
@@ -109,7 +110,7 @@ def _mode(
         onnx=OnnxRecord(path=model_path(mode), sha256=graph.sha256, bytes=graph.bytes, opset=graph.opset),
         exact=exact,
         exact_reason=exact_reason,
-        accuracy=built.accuracy.get(mode),
+        accuracy=built.modes[mode].accuracy,
         quantization=quantization,
         evidence=evidence,
         fleet=fleet,
@@ -118,21 +119,23 @@ def _mode(
 
 def quantization_record(job: BuildJob, material: Material, built: BuiltModes, mode: Mode) -> QuantizationRecord | None:
     """Return how a mode was quantized and what was proved of its graph; None for a float mode."""
-    graph, agreement = built.modes[mode].graph, built.agreement[mode]
-    if not graph.quantized:
+    graph, agreement, quantized = built.modes[mode].graph, built.modes[mode].agreement, built.modes[mode].quantized
+    if quantized is None:
         return None
+    attempt = quantized.attempt
     return QuantizationRecord(
         engine=job.target.quantization.engine,
         qconfig=job.target.quantization.qconfig,
-        calibration=None if mode == "int8-qat" else _calibration(job, material),
-        training=_training(job, material, built) if mode == "int8-qat" else None,
+        calibration=None if attempt.model.training else _calibration(job, attempt.calibration),
+        training=_training(job, material, attempt.model.training) if attempt.model.training else None,
         quantize_nodes=graph.quantize_nodes,
         dequantize_nodes=graph.dequantize_nodes,
         float_operators=graph.float_operators,
         torch_max_steps=agreement.max_steps,
         torch_equal_share=agreement.equal_share,
-        refinements=job.target.quantization.refinements,
-        optimization_levels={str(level): digest for level, digest in built.levels[mode].items()},
+        refinements=attempt.model.profile.refinements,
+        recovery=attempt.steps,
+        optimization_levels={str(level): digest for level, digest in quantized.levels.items()},
         saturation=tuple(
             SaturationRecord(
                 operator=proof.operator,
@@ -159,7 +162,7 @@ def quantization_record(job: BuildJob, material: Material, built: BuiltModes, mo
                 weight_sqnr_db=_finite(layer.weight_sqnr_db),
                 output_sqnr_db=_finite(layer.output_sqnr_db),
             )
-            for layer in built.layers[mode]
+            for layer in quantized.layers
         ),
     )
 
@@ -169,8 +172,7 @@ def _finite(sqnr_db: float | None) -> float | None:
     return None if sqnr_db is None or math.isinf(sqnr_db) else sqnr_db
 
 
-def _calibration(job: BuildJob, material: Material) -> CalibrationRecord:
-    calibration = material.calibration
+def _calibration(job: BuildJob, calibration: Dataset) -> CalibrationRecord:
     return CalibrationRecord(
         source=calibration.source,
         count=len(calibration),
@@ -180,10 +182,9 @@ def _calibration(job: BuildJob, material: Material) -> CalibrationRecord:
     )
 
 
-def _training(job: BuildJob, material: Material, built: BuiltModes) -> TrainingRecord:
-    done, pictures, recipe = built.training, material.training, job.recipe
-    assert done is not None  # noqa: S101  there is a mode that was trained
-    assert pictures is not None  # noqa: S101  as above
+def _training(job: BuildJob, material: Material, done: training.TrainingRecord) -> TrainingRecord:
+    pictures, recipe = material.training, job.recipe
+    assert pictures is not None  # noqa: S101  it was trained with them
     return TrainingRecord(
         pictures=done.pictures,
         validation_pictures=done.validation_pictures,

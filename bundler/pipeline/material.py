@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,10 @@ from bundler.models.checkpoints import LoadedWeights, load_weights
 from bundler.models.registry import load_parser
 from bundler.plan import BuildJob
 
-__all__ = ["Material", "gather"]
+__all__ = ["Material", "gather", "more_pictures"]
 
 INITIALIZATION_PICTURES = 16  # for the statistics of random weights
+MORE = 4  # times as many pictures, where those asked for were too few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,3 +60,16 @@ def gather(job: BuildJob) -> Material:
         pictures = load_pictures(request.folder, job.preprocessing, count=request.pictures + golden, seed=job.seed)
     calibration, golden_pictures = pictures.split(golden)
     return Material(weights=weights, calibration=calibration, golden=golden_pictures, labelled=labelled, training=training)
+
+
+def more_pictures(job: BuildJob, material: Material) -> Dataset | None:
+    """Return four times as many pictures to calibrate with, the golden ones not among them; None where there are no more."""
+    request, golden = job.calibration, len(material.golden)
+    asked = request.pictures + golden
+    if request.folder is None or len(material.calibration) < request.pictures:
+        return None
+    pictures = load_pictures(request.folder, job.preprocessing, count=MORE * asked, seed=job.seed)
+    if len(pictures) <= asked:
+        return None
+    kept = [index for index in range(len(pictures)) if not request.pictures <= index < asked]
+    return replace(pictures, pictures=pictures.pictures[kept], digests=tuple(pictures.digests[index] for index in kept))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,37 +24,46 @@ from bundler.export.reference import (
     run_reference,
 )
 from bundler.manifest import AccuracyRecord
-from bundler.models.detector import QuantizableDetector
-from bundler.models.registry import load_parser
 from bundler.models.specs import Mode
 from bundler.packaging.staging import GoldenMode, model_path, samples_of
-from bundler.pipeline.accuracy import measure_accuracy, require_accuracy
+from bundler.pipeline.accuracy import AccuracyTest, fp32_accuracy, measure_accuracy, prepare_test, require_accuracy
 from bundler.pipeline.material import Material
-from bundler.pipeline.quantizing import calibrated, trained
+from bundler.pipeline.network import Network, load_network
+from bundler.pipeline.quantizing import QuantizedModel, calibrated, trained
+from bundler.pipeline.recovery import Attempt, recover
 from bundler.plan import BuildJob
-from bundler.quantization import LayerNoise, convert, measure_layers, quantized_engine
-from bundler.quantization.training import TrainingRecord
+from bundler.quantization import LayerNoise, measure_layers, quantized_engine
 from bundler.targets import OptimizationLevel
 
-__all__ = ["BuiltModes", "build_modes"]
+__all__ = ["BuiltMode", "BuiltModes", "QuantizedMode", "build_modes"]
 
 Outputs = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuantizedMode:
+    """How an INT8 mode came about, the digest of its outputs at each graph optimization level, and each layer's noise."""
+
+    attempt: Attempt
+    levels: Mapping[OptimizationLevel, str]
+    layers: tuple[LayerNoise, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltMode(GoldenMode):
+    """A mode's graph with its golden outputs, and how ONNX Runtime agrees with torch; `quantized` is None for a float mode."""
+
+    agreement: TorchAgreement
+    accuracy: AccuracyRecord | None
+    quantized: QuantizedMode | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class BuiltModes:
-    """Graphs with golden outputs, torch's FP32 outputs as reference, and how ONNX Runtime agrees with torch.
+    """Every mode of a job, and torch's FP32 outputs on the golden pictures as reference."""
 
-    `levels` gives the digest of each INT8 mode's golden outputs at each graph optimization level.
-    """
-
-    modes: Mapping[Mode, GoldenMode]
+    modes: Mapping[Mode, BuiltMode]
     reference: Outputs
-    agreement: Mapping[Mode, TorchAgreement]
-    levels: Mapping[Mode, Mapping[OptimizationLevel, str]]
-    accuracy: Mapping[Mode, AccuracyRecord]
-    layers: Mapping[Mode, tuple[LayerNoise, ...]]
-    training: TrainingRecord | None
 
 
 def build_modes(job: BuildJob, material: Material, staging: Path) -> BuiltModes:
@@ -63,63 +72,96 @@ def build_modes(job: BuildJob, material: Material, staging: Path) -> BuiltModes:
     Raises:
         CheckpointError: the weights belong to another network.
         ExportError: a graph does not hold, does not compute what torch does, or the outputs would prove nothing.
-        AccuracyError: an INT8 mode loses more than the job allows.
+        AccuracyError: an INT8 mode loses more than the job allows, whatever the profile tried.
     """
-    parser = load_parser(job.variant)
-    options: dict[str, Any] = {"num_classes": material.weights.num_classes}
-    if job.variant.task == "detection":
-        options["int8_scope"] = job.int8_scope
+    network = load_network(job, material)
     golden = torch.from_numpy(material.golden)
-    float_model = parser(**options, weights=material.weights.state_dict)
-    reference = _outputs(float_model, golden)
+    reference = _outputs(network.float_model, golden)
     require_informative(job.variant.name, reference)
+    test, modes = None, dict[Mode, BuiltMode]()
+    if "fp32" in job.modes or material.labelled is not None:
+        console.step("Exporting fp32")
+        # Where only INT8 is asked for, it is there to compare with, and does not go into the bundle.
+        path = staging / model_path("fp32") if "fp32" in job.modes else staging.parent / "fp32.onnx"
+        opset = job.target.export.opset
+        graph = export_onnx(network.float_model, golden[:2], path, opset=opset, task=job.variant.task, quantized=False)
+        if material.labelled is not None:
+            test = prepare_test(graph, material.labelled, level=job.target.runtime.graph_optimization_level)
+        accuracy = fp32_accuracy(test) if test is not None else None
+        modes["fp32"] = _checked(job, material, graph, reference, reference, accuracy, None)
+    for mode in job.modes:
+        if mode != "fp32":
+            modes[mode] = _quantized(job, material, network, mode, reference, test, staging)
+    records = {mode: built.accuracy for mode, built in modes.items() if built.accuracy is not None}
+    for mode, record in sorted(records.items()):
+        console.detail(f"{mode}: {record}")
+    if job.max_drop is not None:
+        require_accuracy(records, job.max_drop)
+    # INT8 first: a device runs it first.
+    return BuiltModes(modes={mode: modes[mode] for mode in sorted(job.modes, reverse=True)}, reference=reference)
 
-    modes: dict[Mode, GoldenMode] = {}
-    agreement: dict[Mode, TorchAgreement] = {}
-    levels: dict[Mode, Mapping[OptimizationLevel, str]] = {}
-    layers: dict[Mode, tuple[LayerNoise, ...]] = {}
-    training: TrainingRecord | None = None
-    for mode in sorted(job.modes, reverse=True):  # INT8 first: it is the one to wait for, and a device runs it first
-        if mode == "fp32":
-            torch_outputs = reference
-            console.step("Exporting fp32")
-            graph = _export(job, float_model, golden, staging / model_path(mode), mode)
-        else:
-            if mode == "int8-qat":
-                prepared, before, training = trained(job, material, parser, options, float_model)
-            else:
-                prepared, before = calibrated(job, material, parser, options, float_model)
-            converted = convert(prepared, job.target.quantization)
-            console.step(f"Exporting {mode}")
-            with quantized_engine(job.target.quantization.engine):
-                torch_outputs = _outputs(converted, golden)
-                graph = _export(job, converted, golden, staging / model_path(mode), mode)
-                layers[mode] = measure_layers(before, converted, golden.split(1))
-        outputs = run_reference(graph, material.golden, job.target.runtime.graph_optimization_level)
-        if graph.quantized:
-            levels[mode] = digest_at_each_level(graph, material.golden[: samples_of(graph, job.target)])
-        agreement[mode] = agree_with_torch(
-            graph, outputs, torch_outputs=torch_outputs, fp32_outputs=reference, profile=job.target.export
-        )
-        modes[mode] = GoldenMode(graph=graph, outputs=outputs)
-        console.detail(_summary(modes[mode], agreement[mode], reference))
-    accuracy: Mapping[Mode, AccuracyRecord] = {}
-    if material.labelled is not None:
-        graphs = {mode: built.graph for mode, built in modes.items()}
-        if "fp32" not in graphs:  # to compare with; it does not go into the bundle
-            graphs["fp32"] = _export(job, float_model, golden, staging.parent / "fp32.onnx", "fp32")
-        accuracy = measure_accuracy(graphs, material.labelled, level=job.target.runtime.graph_optimization_level)
-        if job.max_drop is not None:
-            require_accuracy(accuracy, job.max_drop)
-    return BuiltModes(
-        modes=modes,
-        reference=reference,
-        agreement=agreement,
-        levels=levels,
-        accuracy=accuracy,
-        layers=layers,
-        training=training,
-    )
+
+def _quantized(
+    job: BuildJob,
+    material: Material,
+    network: Network,
+    mode: Mode,
+    reference: Outputs,
+    test: AccuracyTest | None,
+    staging: Path,
+) -> BuiltMode:
+    """Quantize, export and measure one INT8 mode; where it loses too much, with whatever the profile has against that."""
+    golden = torch.from_numpy(material.golden)
+    profile = job.target.quantization
+
+    def export(model: QuantizedModel) -> ExportedGraph:
+        path = staging.parent / f"{mode}-{next(numbers)}.onnx"
+        with quantized_engine(profile.engine):
+            return export_onnx(
+                model.converted,
+                golden[:2],
+                path,
+                opset=job.target.export.opset,
+                task=job.variant.task,
+                quantized=True,
+                float_layers=model.float_layers,
+            )
+
+    numbers = count(1)
+    if mode == "int8-qat":
+        model = trained(job, material, network)
+    else:
+        model = calibrated(job, network, pictures=material.calibration, profile=profile)
+    console.step(f"Exporting {mode}")
+    graph = export(model)
+    accuracy = None if test is None else measure_accuracy(test, graph)
+    attempt = Attempt(model=model, calibration=material.calibration, graph=graph, accuracy=accuracy)
+    if test is not None and job.max_drop is not None and mode == "int8-ptq":
+        attempt = recover(attempt, job, material, network, test=test, max_drop=job.max_drop, export=export)
+    path = staging / model_path(mode)
+    graph, model = replace(attempt.graph, path=attempt.graph.path.replace(path)), attempt.model
+    with quantized_engine(profile.engine):
+        torch_outputs = _outputs(model.converted, golden)
+        layers = measure_layers(model.reference, model.converted, golden.split(1))
+    levels = digest_at_each_level(graph, material.golden[: samples_of(graph, job.target)])
+    quantized = QuantizedMode(attempt=attempt, levels=levels, layers=layers)
+    return _checked(job, material, graph, torch_outputs, reference, attempt.accuracy, quantized)
+
+
+def _checked(
+    job: BuildJob,
+    material: Material,
+    graph: ExportedGraph,
+    torch_outputs: Outputs,
+    reference: Outputs,
+    accuracy: AccuracyRecord | None,
+    quantized: QuantizedMode | None,
+) -> BuiltMode:
+    outputs = run_reference(graph, material.golden, job.target.runtime.graph_optimization_level)
+    agreement = agree_with_torch(graph, outputs, torch_outputs=torch_outputs, fp32_outputs=reference, profile=job.target.export)
+    built = BuiltMode(graph=graph, outputs=outputs, agreement=agreement, accuracy=accuracy, quantized=quantized)
+    console.detail(_summary(built, reference))
+    return built
 
 
 def _outputs(model: nn.Module, pictures: Tensor) -> Outputs:
@@ -128,26 +170,13 @@ def _outputs(model: nn.Module, pictures: Tensor) -> Outputs:
     return outputs
 
 
-def _export(job: BuildJob, model: nn.Module, golden: Tensor, path: Path, mode: Mode) -> ExportedGraph:
-    quantized = mode != "fp32"
-    return export_onnx(
-        model,
-        golden[:2],
-        path,
-        opset=job.target.export.opset,
-        task=job.variant.task,
-        quantized=quantized,
-        float_convolutions=model.float_convolutions() if quantized and isinstance(model, QuantizableDetector) else 0,
-    )
-
-
-def _summary(mode: GoldenMode, agreement: TorchAgreement, reference: Outputs) -> str:
+def _summary(mode: BuiltMode, reference: Outputs) -> str:
     size = f"{mode.graph.bytes / 1e6:.1f} MB"
     if not mode.graph.quantized:
         return size
     facts = [size, f"{sqnr_db(reference, mode.outputs):.1f} dB to FP32"]
     if reference.ndim == 2:
         facts.append(f"same top-1 as FP32 on {top1_agreement(reference, mode.outputs):.0%}")
-    if agreement.max_steps is not None:
-        facts.append(f"within {agreement.max_steps} steps of torch's INT8")
+    if mode.agreement.max_steps is not None:
+        facts.append(f"within {mode.agreement.max_steps} steps of torch's INT8")
     return ", ".join(facts)

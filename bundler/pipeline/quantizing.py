@@ -1,4 +1,4 @@
-"""Quantizing: a network prepared for INT8, with ranges from calibration or with weights that were trained for it."""
+"""QuantizedModel: a network in INT8, with ranges from calibration (PTQ) or with weights that were trained for it (QAT)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +15,70 @@ from torch import Tensor, nn
 
 from bundler import console
 from bundler.datasets import Dataset
+from bundler.models.detector import QuantizableDetector
 from bundler.pipeline.material import Material
+from bundler.pipeline.network import Network
 from bundler.plan import BuildJob
-from bundler.quantization import calibrate, count_layers, equalize_channels, round_weights
+from bundler.quantization import (
+    QuantizationProfile,
+    calibrate,
+    convert,
+    correct_biases,
+    count_layers,
+    equalize_channels,
+    quantized_engine,
+    round_weights,
+)
 from bundler.quantization.training import TrainingProgress, TrainingRecord, train
 from bundler.resources import cache_directory
 
-__all__ = ["Parser", "calibrated", "checkpoint_of", "trained"]
-
-Parser = Callable[..., nn.Module]
+__all__ = ["QuantizedModel", "calibrated", "checkpoint_of", "trained"]
 
 
-def calibrated(
-    job: BuildJob, material: Material, parser: Parser, options: Mapping[str, Any], float_model: nn.Module
-) -> tuple[nn.Module, nn.Module]:
-    """Return the network with ranges from the calibration pictures and rounded weights, as the profile asks (PTQ).
+@dataclass(frozen=True, kw_only=True)
+class QuantizedModel:
+    """An INT8 network of torch, which runs only with the target's engine, and where it comes from.
 
-    Beside it stands the same network before the rounding, to compare its layers with.
+    `reference` is the same network prepared and not yet rounded, to compare its layers with; `weights` are those of the plain
+    network that were quantized. Of its `layers`, convolutions and matrix products, `float_layers` are not INT8.
     """
-    weights = _equalized(job, float_model, torch.from_numpy(material.golden[:1]))
-    prepared = parser(**options, weights=weights, quantize=True, target=job.target.quantization)
-    _calibrate(job, prepared, material.calibration)
+
+    converted: nn.Module
+    reference: nn.Module
+    weights: Mapping[str, Tensor]
+    profile: QuantizationProfile
+    layers: int
+    float_layers: int
+    training: TrainingRecord | None = None
+
+
+def calibrated(job: BuildJob, network: Network, *, pictures: Dataset, profile: QuantizationProfile) -> QuantizedModel:
+    """Return the network with ranges from the pictures and rounded weights, as the profile asks (PTQ)."""
+    sample = torch.from_numpy(pictures.pictures[:1])
+    weights = _equalized(profile, network.float_model, sample)
+    prepared = network.prepared(weights, profile)
+    _calibrate(job, prepared, pictures, profile)
     reference = copy.deepcopy(prepared)
-    if "compensated-rounding" in job.target.quantization.refinements:
-        _round(job, prepared, material.calibration)
-    return prepared, reference
+    if "compensated-rounding" in profile.refinements:
+        _round(job, prepared, pictures)
+    converted = convert(prepared, profile)
+    if "corrected-biases" in profile.refinements:
+        batches = (torch.from_numpy(batch) for batch in pictures.batches(job.calibration.batch_size))
+        with quantized_engine(profile.engine):
+            corrected = correct_biases(reference, converted, batches)
+        console.step(f"Correcting biases: {corrected} of them")
+    return QuantizedModel(
+        converted=converted,
+        reference=reference,
+        weights=weights,
+        profile=profile,
+        layers=count_layers(prepared),
+        float_layers=_stay_in_float(prepared),
+    )
 
 
-def trained(
-    job: BuildJob, material: Material, parser: Parser, options: Mapping[str, Any], float_model: nn.Module
-) -> tuple[nn.Module, nn.Module, TrainingRecord]:
+def trained(job: BuildJob, material: Material, network: Network) -> QuantizedModel:
     """Return the network trained for INT8 (QAT); interrupted, it goes on where it was when the same command is given again.
-
-    Beside it stands the float network that it was before, to compare its layers with.
 
     Raises:
         TrainingError: it cannot go on.
@@ -54,9 +86,10 @@ def trained(
     pictures, validation = material.training, material.labelled
     assert pictures is not None  # noqa: S101  the plan refuses int8-qat without data
     assert validation is not None  # noqa: S101  as above
-    weights = _equalized(job, float_model, torch.from_numpy(material.golden[:1]))
-    prepared = parser(**options, weights=weights, quantize=True, is_qat=True, target=job.target.quantization)
-    reference = parser(**options, weights=weights, quantize=True, target=job.target.quantization)
+    profile = job.target.quantization
+    weights = _equalized(profile, network.float_model, torch.from_numpy(material.golden[:1]))
+    prepared = network.prepared(weights, profile, is_qat=True)
+    reference = network.prepared(weights, profile)
     checkpoint = checkpoint_of(job, material)
     console.step(f"Training for INT8 on {len(pictures)} pictures, {job.recipe.epochs} epochs")
     if checkpoint.exists():
@@ -76,13 +109,21 @@ def trained(
             pictures,
             validation,
             job.recipe,
-            teacher=float_model,
+            teacher=network.float_model,
             checkpoint=checkpoint,
             seed=job.seed,
             report=report,
             on_epoch=lambda epoch, top1: console.detail(f"epoch {epoch}: top-1 {top1:.2%} on the validation pictures"),
         )
-    return prepared, reference, record
+    return QuantizedModel(
+        converted=convert(prepared, profile),
+        reference=reference,
+        weights=weights,
+        profile=profile,
+        layers=count_layers(prepared),
+        float_layers=0,
+        training=record,
+    )
 
 
 def checkpoint_of(job: BuildJob, material: Material) -> Path:
@@ -95,9 +136,9 @@ def checkpoint_of(job: BuildJob, material: Material) -> Path:
     return folder / f"{job.identifier}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:16]}.pt"
 
 
-def _equalized(job: BuildJob, model: nn.Module, sample: Tensor) -> Mapping[str, Tensor]:
+def _equalized(profile: QuantizationProfile, model: nn.Module, sample: Tensor) -> Mapping[str, Tensor]:
     """Return the weights that are quantized: where the profile asks for it, with channels that one scale fits."""
-    if "equalized-channels" not in job.target.quantization.refinements:
+    if "equalized-channels" not in profile.refinements:
         return model.state_dict()
     equal = copy.deepcopy(model)
     changed = equalize_channels(equal, sample)
@@ -105,8 +146,13 @@ def _equalized(job: BuildJob, model: nn.Module, sample: Tensor) -> Mapping[str, 
     return equal.state_dict()
 
 
-def _calibrate(job: BuildJob, prepared: nn.Module, pictures: Dataset) -> None:
-    console.step(f"Calibrating with {pictures} for {job.target.quantization.engine}")
+def _stay_in_float(prepared: nn.Module) -> int:
+    return prepared.float_convolutions() if isinstance(prepared, QuantizableDetector) else 0
+
+
+def _calibrate(job: BuildJob, prepared: nn.Module, pictures: Dataset, profile: QuantizationProfile) -> None:
+    chosen = f", {profile.ranges.replace('-', ' ')}" if profile.ranges else ""
+    console.step(f"Calibrating with {pictures} for {profile.engine}{chosen}")
     with console.progress("calibrating", len(pictures)) as advance:
         calibrate(prepared, _counted(pictures, job.calibration.batch_size, advance))
 

@@ -1,10 +1,12 @@
 """Eager-mode INT8 quantization; every `torch.ao` name of the project lives in this package."""
 
 from bundler.quantization.activations import make_quantizable
+from bundler.quantization.bias import correct_biases
 from bundler.quantization.calibration import calibrate
 from bundler.quantization.conversion import convert
 from bundler.quantization.engine import quantized_engine
 from bundler.quantization.equalization import equalize_channels
+from bundler.quantization.float_layers import FloatBlock, find_float_blocks, with_float_blocks
 from bundler.quantization.fusion import fuse_modules
 from bundler.quantization.gptq import count_layers, round_weights
 from bundler.quantization.noise import LayerNoise, measure_layers
@@ -15,14 +17,17 @@ from bundler.targets import QuantizationProfile
 
 __all__ = [
     "DeQuantStub",
+    "FloatBlock",
     "FloatFunctional",
     "LayerNoise",
     "QuantStub",
     "QuantizationProfile",
     "calibrate",
     "convert",
+    "correct_biases",
     "count_layers",
     "equalize_channels",
+    "find_float_blocks",
     "fuse_modules",
     "get_platform_aware_qconfig",
     "load_fuse_prepare",
@@ -30,4 +35,5 @@ __all__ = [
     "measure_layers",
     "quantized_engine",
     "round_weights",
+    "with_float_blocks",
 ]

@@ -11,6 +11,7 @@ from torch.ao.nn import intrinsic
 from torch.ao.quantization import FakeQuantize, QConfig, get_default_qat_qconfig, get_default_qconfig
 from torch.ao.quantization.observer import PerChannelMinMaxObserver
 
+from bundler.quantization.ranges import RANGE_OBSERVERS
 from bundler.quantization.saturation import SaturationFreeFakeQuantize, SaturationFreeObserver
 from bundler.targets import QuantizationProfile
 
@@ -31,7 +32,7 @@ def get_platform_aware_qconfig(target: QuantizationProfile | None = None) -> Qua
     if target is not None:
         return target
     backend = "fbgemm" if platform.machine().lower() in ("x86_64", "amd64") else "qnnpack"
-    return QuantizationProfile.model_validate({"engine": backend, "qconfig": backend, "refinements": ()})
+    return QuantizationProfile.model_validate({"engine": backend, "qconfig": backend, "refinements": (), "recovery": ()})
 
 
 def torch_qconfig(target: QuantizationProfile, *, is_qat: bool) -> QConfig:
@@ -40,6 +41,8 @@ def torch_qconfig(target: QuantizationProfile, *, is_qat: bool) -> QConfig:
     activation, weight = qconfig.activation, qconfig.weight
     if "8-bit-activations" in target.refinements:
         activation = _with(activation, reduce_range=False)
+    if target.ranges is not None and not is_qat:  # training moves the ranges by itself
+        activation = RANGE_OBSERVERS[target.ranges].with_args(**activation.p.keywords)
     if "saturation-free-weights" in target.refinements:
         whole = "per-channel-weights" not in target.refinements
         weight = _saturation_free(whole=whole, is_qat=is_qat)

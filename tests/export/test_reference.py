@@ -119,6 +119,23 @@ def test_one_value_too_many_steps_from_torch_is_noticed(int8: Exported, golden: 
         torch_is(allowed + 1)
 
 
+def test_more_steps_are_allowed_where_quantization_itself_makes_more_noise(int8: Exported, golden: Tensor) -> None:
+    outputs = run_reference(int8.graph, golden.numpy(), "all")
+    allowed = int8.target.export.torch_max_steps
+    torch_outputs = outputs.copy()
+    torch_outputs[1, 3] += np.float32((allowed + 1) * int8.graph.output_step)
+    generator = np.random.default_rng(0)
+
+    def with_noise(steps: float) -> TorchAgreement:
+        noise = generator.normal(0, steps * int8.graph.output_step, outputs.shape)
+        fp32 = (outputs + noise).astype(np.float32)
+        return agree_with_torch(int8.graph, outputs, torch_outputs=torch_outputs, fp32_outputs=fp32, profile=int8.target.export)
+
+    with pytest.raises(ExportError, match=f"up to {allowed + 1} quantization steps"):
+        with_noise(1)
+    assert with_noise(allowed / 4).max_steps == allowed + 1
+
+
 def test_losing_more_than_torch_is_noticed(int8: Exported, golden: Tensor) -> None:
     """Within the steps that are allowed, and still too far from FP32."""
     outputs = run_reference(int8.graph, golden.numpy(), "all")

@@ -118,7 +118,7 @@ def test_each_scope_on_each_target(
             opset=13,
             task="detection",
             quantized=True,
-            float_convolutions=stays,
+            float_layers=stays,
         )
     assert (stays > 0) == (int8_scope == "backbone")
     assert graph.float_operators.get("Conv", 0) == stays

@@ -116,7 +116,7 @@ def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 def exported(variant: Variant, model: nn.Module, pictures: Tensor, path: Path, *, quantized: bool) -> ExportedGraph:
     stays_float = model.float_convolutions() if quantized and isinstance(model, QuantizableDetector) else 0
     return export_onnx(
-        model, pictures[:2], path, opset=13, task=variant.spec.task, quantized=quantized, float_convolutions=stays_float
+        model, pictures[:2], path, opset=13, task=variant.spec.task, quantized=quantized, float_layers=stays_float
     )
 
 

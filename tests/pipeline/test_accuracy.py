@@ -14,9 +14,17 @@ from bundler.datasets import Preprocessing
 from bundler.errors import AccuracyError
 from bundler.export.graph import ExportedGraph, ensure_graph
 from bundler.labelled_pictures import LabelledPictures, load_validation
-from bundler.manifest import read_manifest
-from bundler.models.specs import Mode
-from bundler.pipeline.accuracy import _ranks, measure_accuracy, paired_difference, require_accuracy, wilson
+from bundler.manifest import AccuracyRecord, read_manifest
+from bundler.pipeline.accuracy import (
+    _ranks,
+    fp32_accuracy,
+    lost_points,
+    measure_accuracy,
+    paired_difference,
+    prepare_test,
+    require_accuracy,
+    wilson,
+)
 
 from .conftest import Run
 
@@ -46,6 +54,19 @@ def test_the_interval_of_a_difference_holds_the_truth_nineteen_times_in_twenty()
         _, (low, high) = paired_difference(before, after)
         held += low <= 0.03 <= high
     assert 0.93 < held / 2000 < 0.97
+
+
+@pytest.mark.parametrize(("lost", "count"), [(3, 60), (7, 100), (1, 3), (29, 100), (57, 1000)])
+def test_a_loss_is_the_points_that_are_written(lost: int, count: int) -> None:
+    """1 - 0.95 is a little more than 0.05 in floating point, and 100 x 0.07 than 7."""
+    before = np.ones(count, dtype=bool)
+    after = np.arange(count) >= lost
+    drop, interval = paired_difference(before, after)
+    record = AccuracyRecord(
+        pictures=count, data_sha256="0" * 64, top1=0, top1_interval=(0, 1), top5=None, drop=drop, drop_interval=interval
+    )
+    assert lost_points(record) == round(100 * lost / count, 6)
+    require_accuracy({"int8-ptq": record}, max_drop=round(100 * lost / count, 6))
 
 
 COLOURS = ("blue", "green", "red")  # in the order of the folders; the channels come as red, green, blue
@@ -83,20 +104,19 @@ def colour_graph(path: Path, weights: list[list[float]]) -> ExportedGraph:
 
 
 def test_modes_are_counted_on_the_same_pictures(coloured: LabelledPictures, tmp_path: Path) -> None:
-    graphs: dict[Mode, ExportedGraph] = {
-        "fp32": colour_graph(tmp_path / "fp32.onnx", [[0, 0, 1], [0, 1, 0], [1, 0, 0]]),
-        "int8-ptq": colour_graph(tmp_path / "int8.onnx", [[0, 0, 1], [0, 1, 0], [0, 0, 1]]),  # blue passes for red
-    }
-    records = measure_accuracy(graphs, coloured, level="all")
-    assert (records["fp32"].pictures, records["fp32"].top1, records["fp32"].drop) == (30, 29 / 30, None)
-    assert records["int8-ptq"].top1 == pytest.approx(19 / 30)
-    assert records["int8-ptq"].drop == pytest.approx(10 / 30)
-    assert records["int8-ptq"].top5 is None
-    low, high = records["int8-ptq"].drop_interval or (0, 0)
+    fp32 = colour_graph(tmp_path / "fp32.onnx", [[0, 0, 1], [0, 1, 0], [1, 0, 0]])
+    int8 = colour_graph(tmp_path / "int8.onnx", [[0, 0, 1], [0, 1, 0], [0, 0, 1]])  # blue passes for red
+    test = prepare_test(fp32, coloured, level="all")
+    reference, record = fp32_accuracy(test), measure_accuracy(test, int8)
+    assert (reference.pictures, reference.top1, reference.drop) == (30, 29 / 30, None)
+    assert record.top1 == pytest.approx(19 / 30)
+    assert record.drop == pytest.approx(10 / 30)
+    assert record.top5 is None
+    low, high = record.drop_interval or (0, 0)
     assert 0 < low < 10 / 30 < high
-    require_accuracy(records, max_drop=33.4)
+    require_accuracy({"fp32": reference, "int8-ptq": record}, max_drop=33.4)
     with pytest.raises(AccuracyError, match=r"int8-ptq top-1 63\.33% .*\+33\.33 points lost to FP32 .*; 33 points are allowed"):
-        require_accuracy(records, max_drop=33)
+        require_accuracy({"fp32": reference, "int8-ptq": record}, max_drop=33)
 
 
 @pytest.fixture(scope="module")
