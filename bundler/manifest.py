@@ -18,6 +18,10 @@ __all__ = [
     "Evidence",
     "FleetRecord",
     "ImageRecord",
+    "LayerRecord",
+    "LedgerPair",
+    "LedgerRecord",
+    "LedgerTensor",
     "Manifest",
     "ModeRecord",
     "ModelRecord",
@@ -27,6 +31,7 @@ __all__ = [
     "RecoveryRecord",
     "RunnerRecord",
     "SaturationRecord",
+    "StepsApart",
     "TargetRecord",
     "TensorRecord",
     "TieRecord",
@@ -176,6 +181,41 @@ class LayerRecord(_Record):
     output_sqnr_db: Annotated[float | None, Field(description="null where its outputs are equal")]
 
 
+class StepsApart(_Record):
+    """Of the values of one tensor, how many are equal in two executions, one quantization step apart, and more."""
+
+    equal: int
+    one: int
+    more: int
+
+
+class LedgerPair(_Record):
+    """Two executions of the same INT8 network on the golden pictures."""
+
+    first: str
+    second: str
+    parted: Annotated[str | None, Field(description="first layer in which any value differs; null where all are equal")]
+    top1_agreement: Annotated[float | None, Field(description="share of the golden pictures; null for a detector")]
+
+
+class LedgerTensor(_Record):
+    """A quantized tensor of the first golden picture."""
+
+    layer: str
+    apart: Annotated[tuple[StepsApart | None, ...], Field(description="one for each pair; null where torch has no such tensor")]
+
+
+class LedgerRecord(_Record):
+    """Torch's INT8 and ONNX Runtime side by side, tensor by tensor as they are computed.
+
+    Of a tensor with more than 16,384 values, as many as that are compared, evenly spaced.
+    """
+
+    executions: tuple[str, ...]
+    pairs: tuple[LedgerPair, ...]
+    tensors: tuple[LedgerTensor, ...]
+
+
 class TieRecord(_Record):
     """An operator that rounds in float: all its inputs were tried in every way in which processors round."""
 
@@ -280,6 +320,7 @@ class ModeRecord(_Record):
     quantization: QuantizationRecord | None
     evidence: tuple[Evidence, ...]
     fleet: tuple[FleetRecord, ...] = ()
+    ledger: Annotated[LedgerRecord | None, Field(description="null for a float mode")] = None
 
 
 class WheelRecord(_Record):

@@ -8,6 +8,7 @@ import click
 
 from bundler import console
 from bundler.cli.failures import INCOMPLETE
+from bundler.cli.ledger import print_ledgers
 from bundler.errors import VerificationFailedError
 from bundler.pipeline.verify import Verification, find_bundles, verify_bundle
 from bundler.targets import find_target
@@ -19,9 +20,10 @@ __all__ = ["command"]
 @click.argument("bundles", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--target", required=True, metavar="TARGET", help="Name, alias, or path of a target profile (`bundler targets`).")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("dist"), show_default=True, metavar="DIR")
+@click.option("--explain", is_flag=True, help="Compare torch and ONNX Runtime, tensor by tensor, here and on arm64.")
 @click.option("--json", "as_json", is_flag=True, help="Print the evidence as JSON.")
 @click.pass_context
-def command(ctx: click.Context, *, bundles: tuple[Path, ...], target: str, output: Path, as_json: bool) -> None:
+def command(ctx: click.Context, *, bundles: tuple[Path, ...], target: str, output: Path, explain: bool, as_json: bool) -> None:
     """Prove BUNDLES again, or every bundle of the target below --output.
 
     Every file is compared with the bundle's checksums, and its runner executed on each CPU of the profile. What is better than
@@ -30,14 +32,18 @@ def command(ctx: click.Context, *, bundles: tuple[Path, ...], target: str, outpu
     \b
     Examples:
       bundler verify --target x86
+      bundler verify --target x86 --explain dist/x86-fbgemm/mobilenet_v2
       bundler verify --target arm64 dist/arm64-qnnpack/mobilenet_v2
     """
     profile = find_target(target)
-    verifications = [verify_bundle(bundle, profile) for bundle in bundles or find_bundles(output, profile)]
+    verifications = [verify_bundle(bundle, profile, explain=explain) for bundle in bundles or find_bundles(output, profile)]
     if as_json:
         console.json_result([_document(verification) for verification in verifications])
     else:
         _print(verifications)
+        if explain:
+            for verification in verifications:
+                print_ledgers(verification.manifest)
     failed = [str(verification.directory) for verification in verifications if verification.verdict == "failed"]
     if failed:
         raise VerificationFailedError(
@@ -59,6 +65,9 @@ def _document(verification: Verification) -> dict[str, object]:
         },
         "fleet": {
             mode: [record.model_dump(mode="json") for record in records] for mode, records in sorted(verification.fleet.items())
+        },
+        "ledger": {
+            mode.name: mode.ledger.model_dump(mode="json") for mode in verification.manifest.modes if mode.ledger is not None
         },
         "exact": {mode.name: mode.exact for mode in verification.manifest.modes},
     }

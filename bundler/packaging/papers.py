@@ -1,4 +1,4 @@
-"""The package's papers: README, Dockerfile, compose file, systemd unit and requirements, rendered from the manifest."""
+"""The package's papers: README, report, Dockerfile, compose file, systemd unit and requirements, rendered from the manifest."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from bundler.manifest import Manifest, write_manifest
 from bundler.packaging.checksums import write_checksums
+from bundler.packaging.layer_plot import plot_layers
 from bundler.packaging.rendering import render
 from bundler.targets import TargetProfile
 
@@ -25,6 +26,7 @@ def write_papers(bundle: Path, manifest: Manifest, target: TargetProfile, *, ima
         ("requirements.txt.j2", "requirements.txt"),
         ("systemd.service.j2", f"{manifest.bundle}.service"),
         ("README.md.j2", "README.md"),
+        ("report.html.j2", "report.html"),
     ):
         (bundle / name).write_text(render(template, context), encoding="utf-8")
     write_manifest(manifest, bundle / "manifest.json")
@@ -39,6 +41,8 @@ def _context(manifest: Manifest) -> dict[str, Any]:
     trained = [item["training"] for item in quantized if item["training"]]
     return {
         "bundle": manifest.bundle,
+        "manifest": manifest,
+        "plots": {mode.name: plot_layers(mode.quantization.layers) for mode in manifest.modes if mode.quantization},
         "model": {"name": model["name"], "task": model["task"]},
         "target": record["target"],
         "modes": [

@@ -12,11 +12,11 @@ __all__ = ["render"]
 
 
 def render(template: str, context: dict[str, Any]) -> str:
-    """Return the text of `templates/{template}`; nothing is escaped, since nothing here is HTML."""
+    """Return the text of `templates/{template}`; what goes into HTML is escaped, and nothing else."""
     environment = Environment(
         loader=FileSystemLoader(resource("templates")),
         undefined=StrictUndefined,
-        autoescape=False,  # noqa: S701
+        autoescape=template.endswith(".html.j2"),
         keep_trailing_newline=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from bundler import console
-from bundler.errors import VerificationFailedError
-from bundler.manifest import Manifest
+from bundler.containers.engine import Engine
+from bundler.errors import EngineUnavailableError, VerificationFailedError
+from bundler.manifest import ImageRecord, LedgerRecord, Manifest
 from bundler.packaging.archive import write_archive
 from bundler.packaging.papers import write_papers
 from bundler.packaging.placing import place, workshop
-from bundler.packaging.staging import stage
+from bundler.packaging.staging import StagedBundle, stage
 from bundler.pipeline.description import describe, quantization_record
 from bundler.pipeline.fleet import may_be_exact, prove_in_the_fleet
+from bundler.pipeline.ledger import host_place, image_place, make_ledger, save_torch_trace
 from bundler.pipeline.material import gather
-from bundler.pipeline.modes import build_modes
+from bundler.pipeline.modes import BuiltModes, build_modes
 from bundler.pipeline.proof import engine_or_reason, image_for, prove
 from bundler.pipeline.quantizing import checkpoint_of
 from bundler.plan import BuildJob
@@ -79,7 +82,8 @@ def build_bundle(job: BuildJob) -> Bundle:
             engine=engine,
             workspace=folder,
         )
-        manifest = describe(job, material, built, evidence, fleet, image, engine)
+        ledgers = _ledgers(job, built, staged, bundle=bundle, image=image, engine=engine, workspace=folder)
+        manifest = describe(job, material, built, evidence, fleet, ledgers, image, engine)
         console.step("Writing the package")
         write_papers(bundle, manifest, job.target, image_reference=job.image_reference)
         if manifest.verdict == "failed":
@@ -90,6 +94,28 @@ def build_bundle(job: BuildJob) -> Bundle:
         if "int8-qat" in built.modes:  # not before: what was learned outlives whatever failed after it
             checkpoint_of(job, material).unlink(missing_ok=True)
     return Bundle(directory=job.directory, archive=job.archive, manifest=manifest)
+
+
+def _ledgers(
+    job: BuildJob,
+    built: BuiltModes,
+    staged: StagedBundle,
+    *,
+    bundle: Path,
+    image: ImageRecord | None,
+    engine: Engine | EngineUnavailableError,
+    workspace: Path,
+) -> Mapping[str, LedgerRecord]:
+    """Write torch's integers beside what goes into the image, and compare them with ONNX Runtime's."""
+    places = [place for place in (host_place(bundle, job.target), image_place(job.target, image, engine)) if place]
+    level = job.target.runtime.graph_optimization_level
+    ledgers: dict[str, LedgerRecord] = {}
+    for mode, one in built.modes.items():
+        if one.quantized is not None:
+            save_torch_trace(bundle, mode, one.quantized.torch)
+            samples = staged.samples[mode]
+            ledgers[mode] = make_ledger(bundle, mode, level=level, samples=samples, places=places, workspace=workspace)
+    return ledgers
 
 
 def _set_aside(job: BuildJob, bundle: Path, manifest: Manifest) -> VerificationFailedError:

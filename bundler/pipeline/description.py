@@ -18,6 +18,7 @@ from bundler.manifest import (
     FleetRecord,
     ImageRecord,
     LayerRecord,
+    LedgerRecord,
     Manifest,
     ModelRecord,
     ModeRecord,
@@ -51,6 +52,7 @@ def describe(
     built: BuiltModes,
     evidence: Mapping[str, tuple[Evidence, ...]],
     fleet: Mapping[str, tuple[FleetRecord, ...]],
+    ledgers: Mapping[str, LedgerRecord],
     image: ImageRecord | None,
     engine: Engine | EngineUnavailableError,
 ) -> Manifest:
@@ -72,7 +74,15 @@ def describe(
         ),
         target=TargetRecord(name=job.target.name, platform=job.target.platform),
         modes=tuple(
-            _mode(job, built, mode, evidence[mode], fleet.get(mode, ()), quantization_record(job, material, built, mode))
+            _mode(
+                job,
+                built,
+                mode,
+                evidence[mode],
+                fleet.get(mode, ()),
+                quantization_record(job, material, built, mode),
+                ledgers.get(mode),
+            )
             for mode in sorted(built.modes)
         ),
         image=image,
@@ -98,6 +108,7 @@ def _mode(
     evidence: tuple[Evidence, ...],
     fleet: tuple[FleetRecord, ...],
     quantization: QuantizationRecord | None,
+    ledger: LedgerRecord | None,
 ) -> ModeRecord:
     supported, reason = judge_mode(evidence)
     exact, exact_reason = judge_exactness(quantization, evidence, fleet)
@@ -114,6 +125,7 @@ def _mode(
         quantization=quantization,
         evidence=evidence,
         fleet=fleet,
+        ledger=ledger,
     )
 
 

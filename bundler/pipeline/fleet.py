@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +11,11 @@ from bundler import console
 from bundler.containers.engine import Engine
 from bundler.containers.image import remove_image
 from bundler.errors import EngineUnavailableError, ImageError
-from bundler.manifest import Evidence, FleetRecord, QuantizationRecord, exactness_obstacles
+from bundler.manifest import Evidence, FleetRecord, ImageRecord, QuantizationRecord, exactness_obstacles
 from bundler.pipeline.proof import image_for, prove
 from bundler.targets import TargetProfile, find_target
 
-__all__ = ["may_be_exact", "prove_in_the_fleet"]
+__all__ = ["foreign_image", "may_be_exact", "prove_in_the_fleet"]
 
 
 def may_be_exact(
@@ -72,6 +73,46 @@ def prove_in_the_fleet(
         for mode in modes:
             records[mode].append(FleetRecord(target=other.name, evidence=evidence[mode]))
     return {mode: tuple(items) for mode, items in records.items()}
+
+
+@contextmanager
+def foreign_image(
+    target: TargetProfile,
+    identifier: str,
+    bundle: Path,
+    files: Sequence[str],
+    image: ImageRecord | None,
+    engine: Engine | EngineUnavailableError,
+    workspace: Path,
+) -> Iterator[tuple[TargetProfile, ImageRecord | None]]:
+    """Give a target of another architecture than this machine's, with an image of the bundle for it, removed afterwards.
+
+    That is the bundle's own target with its own image, or else the first one of its fleet.
+
+    Raises:
+        EngineError: the engine failed, or the image cannot be made.
+    """
+    others = (find_target(name) for name in target.verification.fleet)
+    foreign = (other for other in (target, *others) if other.architecture.machine != platform.machine())
+    other = next(foreign, target)
+    if other == target:
+        yield target, image
+        return
+    reference = f"edge-bundler-fleet/{bundle.resolve().name}:{other.name}"
+    with _removed_afterwards(engine, reference):
+        yield (
+            other,
+            image_for(
+                other,
+                identifier=f"{identifier}-{other.name}",
+                bundle=bundle,
+                files=files,
+                reference=reference,
+                base_image=None,
+                engine=engine,
+                workspace=workspace,
+            ),
+        )
 
 
 def _not_run(target: TargetProfile, reason: str) -> tuple[Evidence, ...]:

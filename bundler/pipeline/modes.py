@@ -27,6 +27,7 @@ from bundler.manifest import AccuracyRecord
 from bundler.models.specs import Mode
 from bundler.packaging.staging import GoldenMode, model_path, samples_of
 from bundler.pipeline.accuracy import AccuracyTest, fp32_accuracy, measure_accuracy, prepare_test, require_accuracy
+from bundler.pipeline.ledger import Trace, trace_torch
 from bundler.pipeline.material import Material
 from bundler.pipeline.network import Network, load_network
 from bundler.pipeline.quantizing import QuantizedModel, calibrated, trained
@@ -42,9 +43,13 @@ Outputs = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedMode:
-    """How an INT8 mode came about, the digest of its outputs at each graph optimization level, and each layer's noise."""
+    """How an INT8 mode came about, the digest of its outputs at each graph optimization level, and each layer's noise.
+
+    `torch` is what torch's own INT8 computes, tensor by tensor.
+    """
 
     attempt: Attempt
+    torch: Trace
     levels: Mapping[OptimizationLevel, str]
     layers: tuple[LayerNoise, ...]
 
@@ -144,7 +149,8 @@ def _quantized(
         torch_outputs = _outputs(model.converted, golden)
         layers = measure_layers(model.reference, model.converted, golden.split(1))
     levels = digest_at_each_level(graph, material.golden[: samples_of(graph, job.target)])
-    quantized = QuantizedMode(attempt=attempt, levels=levels, layers=layers)
+    trace = trace_torch(model, graph, material.golden, torch_outputs, staging.parent)
+    quantized = QuantizedMode(attempt=attempt, torch=trace, levels=levels, layers=layers)
     return _checked(job, material, graph, torch_outputs, reference, attempt.accuracy, quantized)
 
 

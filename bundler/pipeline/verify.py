@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bundler import console
-from bundler.errors import BundleDamagedError, BundleNotFoundError
+from bundler.containers.engine import Engine
+from bundler.errors import BundleDamagedError, BundleNotFoundError, EngineUnavailableError
 from bundler.manifest import (
     Evidence,
     FleetRecord,
@@ -26,7 +27,8 @@ from bundler.packaging.archive import write_archive
 from bundler.packaging.checksums import check_checksums
 from bundler.packaging.papers import write_papers
 from bundler.packaging.placing import place, workshop
-from bundler.pipeline.fleet import may_be_exact, prove_in_the_fleet
+from bundler.pipeline.fleet import foreign_image, may_be_exact, prove_in_the_fleet
+from bundler.pipeline.ledger import host_place, image_place, make_ledger
 from bundler.pipeline.proof import engine_or_reason, image_for, prove
 from bundler.targets import TargetProfile
 
@@ -68,10 +70,11 @@ def find_bundles(output: Path, target: TargetProfile) -> tuple[Path, ...]:
     return bundles
 
 
-def verify_bundle(directory: Path, target: TargetProfile) -> Verification:
+def verify_bundle(directory: Path, target: TargetProfile, *, explain: bool = False) -> Verification:
     """Check every file of a bundle, and execute its runner again on every CPU of the profile.
 
-    A better record is written into the bundle, a worse one never: evidence that passed once stays.
+    A better record is written into the bundle, a worse one never: evidence that passed once stays. With `explain`, the INT8
+    graphs are run tensor by tensor as well, here and on another architecture, and the new ledger is written into the bundle.
 
     Raises:
         BundleDamagedError: a file is changed, missing or new, or the manifest cannot be read; each is named.
@@ -119,9 +122,39 @@ def verify_bundle(directory: Path, target: TargetProfile) -> Verification:
             workspace=folder,
         )
         better = _better(manifest, evidence, fleet, image)
+        if explain:
+            better = _explained(better, directory, target, files, samples, runner, image, engine, folder)
         if better != manifest:
             _rewrite(home, folder, better, target, reference)
     return Verification(directory=directory, evidence=evidence, fleet=fleet, manifest=better, rewritten=better != manifest)
+
+
+def _explained(
+    manifest: Manifest,
+    directory: Path,
+    target: TargetProfile,
+    files: list[str],
+    samples: Mapping[str, int],
+    runner: Mapping[str, Any],
+    image: ImageRecord | None,
+    engine: Engine | EngineUnavailableError,
+    folder: Path,
+) -> Manifest:
+    """Return the manifest with a new ledger of each INT8 mode."""
+    identifier = manifest.bundle
+    with foreign_image(target, identifier, directory, files, image, engine, folder) as (other, its_image):
+        places = [place for place in (host_place(directory, target), image_place(other, its_image, engine)) if place]
+        modes = []
+        for mode in manifest.modes:
+            if mode.quantization is not None:
+                level = str(runner["graph_optimization_level"])
+                ledger = make_ledger(
+                    directory, mode.name, level=level, samples=samples[mode.name], places=places, workspace=folder
+                )
+                modes.append(mode.model_copy(update={"ledger": ledger}))
+            else:
+                modes.append(mode)
+    return manifest.model_copy(update={"modes": tuple(modes)})
 
 
 def _runner_document(directory: Path) -> dict[str, Any]:

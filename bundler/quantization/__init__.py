@@ -13,6 +13,7 @@ from bundler.quantization.noise import LayerNoise, measure_layers
 from bundler.quantization.preparation import load_fuse_prepare
 from bundler.quantization.qconfig import get_platform_aware_qconfig
 from bundler.quantization.stubs import DeQuantStub, FloatFunctional, QuantStub
+from bundler.quantization.tracing import TorchTensor, trace_integers
 from bundler.targets import QuantizationProfile
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "LayerNoise",
     "QuantStub",
     "QuantizationProfile",
+    "TorchTensor",
     "calibrate",
     "convert",
     "correct_biases",
@@ -35,5 +37,6 @@ __all__ = [
     "measure_layers",
     "quantized_engine",
     "round_weights",
+    "trace_integers",
     "with_float_blocks",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Literal, Protocol
 
 from packaging.version import InvalidVersion, Version
@@ -28,7 +29,13 @@ class Executor(Protocol):
 
     def launch(self, cpu: CpuProfile) -> Launch | NotRunnable: ...
 
-    def run(self, launch: Launch, arguments: Sequence[str], on_stderr_line: Callable[[str], None]) -> RunResult: ...
+    def run(self, launch: Launch, arguments: Sequence[str], on_stderr_line: Callable[[str], None]) -> RunResult:
+        """Run the bundle's runner."""
+        ...
+
+    def trace(self, launch: Launch, model: Path, inputs: Path, options: Sequence[str]) -> RunResult:
+        """Run a traced graph; `options` are the graph optimization level and the number of pictures."""
+        ...
 
 
 def prove_on_every_cpu(

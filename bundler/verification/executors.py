@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +16,12 @@ from bundler.containers.container import RunResult, run_container
 from bundler.containers.emulation import Launch, NotRunnable, decide_launch
 from bundler.containers.engine import Engine
 from bundler.errors import ContainerTimeoutError
+from bundler.resources import resource
 from bundler.targets import CpuProfile, TargetProfile
 
 __all__ = ["ContainerExecutor", "HostExecutor"]
+
+_TRACE = "/trace"  # in the container
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,21 @@ class ContainerExecutor:
         return decide_launch(self.engine, self.target, cpu)
 
     def run(self, launch: Launch, arguments: Sequence[str], on_stderr_line: Callable[[str], None]) -> RunResult:
+        return self._run(launch, arguments, on_stderr_line)
+
+    def trace(self, launch: Launch, model: Path, inputs: Path, options: Sequence[str]) -> RunResult:
+        files = {"model.onnx": model, "inputs.npy": inputs, "trace.py": resource("templates", "trace.py")}
+        programs = {**launch.programs, **{f"{_TRACE}/{name}": path for name, path in files.items()}}
+        arguments = [f"{_TRACE}/model.onnx", f"{_TRACE}/inputs.npy", *options]
+        return self._run(replace(launch, programs=programs), arguments, lambda _line: None, script=f"{_TRACE}/trace.py")
+
+    def _run(
+        self,
+        launch: Launch,
+        arguments: Sequence[str],
+        on_stderr_line: Callable[[str], None],
+        script: str | None = None,
+    ) -> RunResult:
         return run_container(
             self.engine,
             self.reference,
@@ -43,6 +61,7 @@ class ContainerExecutor:
             memory_mib=self.target.verification.memory_mib,
             labels={"edge-bundler.target": self.target.name},
             on_stderr_line=on_stderr_line,
+            script=script,
         )
 
 
@@ -58,7 +77,14 @@ class HostExecutor:
         return decide_launch(None, self.target, cpu)
 
     def run(self, launch: Launch, arguments: Sequence[str], on_stderr_line: Callable[[str], None]) -> RunResult:
-        command = [*launch.prefix, sys.executable, str(self.bundle / "runner.py"), *arguments]
+        return self._run(launch, [str(self.bundle / "runner.py"), *arguments], on_stderr_line)
+
+    def trace(self, launch: Launch, model: Path, inputs: Path, options: Sequence[str]) -> RunResult:
+        script = str(resource("templates", "trace.py"))
+        return self._run(launch, [script, str(model), str(inputs), *options], lambda _line: None)
+
+    def _run(self, launch: Launch, arguments: Sequence[str], on_stderr_line: Callable[[str], None]) -> RunResult:
+        command = [*launch.prefix, sys.executable, *arguments]
         seconds = self.target.verification.timeout_seconds
         lines: list[str] = []
         with subprocess.Popen(

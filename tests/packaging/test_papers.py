@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -29,7 +30,7 @@ def written(folder: Path, manifest: Manifest) -> dict[str, str]:
 def test_every_paper_is_written_and_covered_by_the_checksums(tmp_path: Path, manifest: Manifest) -> None:
     papers = written(tmp_path / "bundle", manifest)
     assert papers.keys() == {
-        *("Dockerfile", "README.md", "SHA256SUMS", "compose.yaml", "manifest.json", "requirements.txt"),
+        *("Dockerfile", "README.md", "SHA256SUMS", "compose.yaml", "manifest.json", "report.html", "requirements.txt"),
         "mobilenet_v2-arm64-qnnpack.service",
     }
     check_checksums(tmp_path / "bundle")
@@ -72,3 +73,32 @@ def test_the_readme_warns_of_weights_and_pictures_that_mean_nothing(tmp_path: Pa
     readme = written(tmp_path / "bundle", changed)["README.md"]
     assert "**The weights are not trained** (source: random:0)" in readme
     assert "Synthetic pictures are no substitute" in readme
+
+
+def test_the_report_draws_each_layer_and_holds_the_ledger_and_what_was_tried(tmp_path: Path, manifest: Manifest) -> None:
+    report = written(tmp_path / "bundle", manifest)["report.html"]
+    (mode,) = [mode for mode in manifest.modes if mode.quantization]
+    assert mode.quantization is not None
+    assert mode.ledger is not None
+    drawing = ElementTree.fromstring(re.findall(r"<svg.*?</svg>", report, re.DOTALL)[0])  # noqa: S314  our own
+    assert len(drawing.findall("circle")) + len(drawing.findall("g/circle")) == sum(
+        layer.output_sqnr_db is not None for layer in mode.quantization.layers
+    )
+    assert len(drawing.findall("g/rect")) == sum(layer.weight_sqnr_db is not None for layer in mode.quantization.layers)
+    for mark in drawing.iter("circle"):
+        assert 0 < float(mark.get("cx", "0")) < 960
+        assert 0 < float(mark.get("cy", "0")) < 320
+    assert "<td>features.0.0</td>" in report
+    assert "16375 / 8 / 1" in report
+    assert "torch and ONNX Runtime, x86_64: part first in features.0.0; the same top-1 on 75% of the golden pictures" in report
+    assert "equal in every value" in report
+    assert re.search(r"<td>entropy-ranges</td><td[^>]*>-0\.30</td><td>no</td>", report)
+    assert not re.search(r"(src|href)=", report)  # it needs nothing but itself
+
+
+def test_names_in_the_report_are_text_and_not_html(tmp_path: Path, manifest: Manifest) -> None:
+    weights = manifest.model.weights.model_copy(update={"source": "<script>alert(1)</script>.pth"})
+    foreign = manifest.model_copy(update={"model": manifest.model.model_copy(update={"weights": weights})})
+    report = written(tmp_path / "bundle", foreign)["report.html"]
+    assert "<script>" not in report
+    assert "&lt;script&gt;alert(1)" in report
