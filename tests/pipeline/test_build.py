@@ -23,7 +23,7 @@ from .conftest import BUNDLER, NOWHERE, Run
 
 FILES = {
     *("manifest.json", "README.md", "SHA256SUMS", "Dockerfile", "compose.yaml", "requirements.txt", "runner.py", "runner.json"),
-    *("models/fp32.onnx", "models/int8-ptq.onnx"),
+    *("models/fp32.onnx", "models/int8-ptq.onnx", "ledger/int8-ptq.npz", "report.html"),
     *("golden/inputs.npy", "golden/reference.npy", "golden/fp32.npy", "golden/int8-ptq.npy"),
     *("golden/known-answer.onnx", "golden/known-answer-inputs.npy", "golden/known-answer-expected.npy"),
 }
