@@ -122,7 +122,7 @@ def agree_with_torch(
     A float graph must reach `fp32_min_sqnr_db`. An INT8 graph rounds its requantization differently from torch's kernels, so
     equality is not promised (pytorch#146541): no output may lose more than `torch_sqnr_loss_db` against FP32 compared with
     torch's INT8. An INT8 output must stay within `torch_max_steps` of torch's, or within ten times the noise (median) that
-    quantization itself makes, where that is more: a network of random weights can amplify a rounding as far as that.
+    quantization itself makes on the same picture, where that is more: random weights can amplify a rounding as far as that.
 
     Raises:
         ExportError: it does not.
@@ -134,11 +134,13 @@ def agree_with_torch(
         return TorchAgreement(max_steps=None, equal_share=float(np.mean(outputs == torch_outputs)))
     steps = None
     if graph.output_step is not None:
-        steps = int(steps_apart(torch_outputs, outputs, graph.output_step).max())
-        noise = float(np.median(np.abs(torch_outputs - fp32_outputs))) / graph.output_step
-        allowed = max(profile.torch_max_steps, int(NOISE_MARGIN * noise))
-        if steps > allowed:
-            raise _apart(graph, f"up to {steps} quantization steps from torch's INT8, and {allowed} are allowed")
+        apart = steps_apart(torch_outputs, outputs, graph.output_step).max(1)
+        noise = np.median(np.abs(torch_outputs - fp32_outputs), axis=1) / graph.output_step
+        allowed = np.maximum(profile.torch_max_steps, (NOISE_MARGIN * noise).astype(int))
+        if (apart > allowed).any():
+            worst = int((apart - allowed).argmax())
+            raise _apart(graph, f"up to {apart[worst]} quantization steps from torch's INT8, and {allowed[worst]} are allowed")
+        steps = int(apart.max())
     loss = sqnr_db(fp32_outputs, torch_outputs) - sqnr_db(fp32_outputs, outputs)
     if loss > profile.torch_sqnr_loss_db:
         raise _apart(
