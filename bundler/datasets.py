@@ -16,7 +16,17 @@ from PIL import Image, UnidentifiedImageError
 from bundler import console
 from bundler.errors import CalibrationError
 
-__all__ = ["DEVIATION", "MEAN", "Dataset", "Fit", "Interpolation", "Preprocessing", "load_pictures", "synthetic_pictures"]
+__all__ = [
+    "DEVIATION",
+    "MEAN",
+    "SUFFIXES",
+    "Dataset",
+    "Fit",
+    "Interpolation",
+    "Preprocessing",
+    "load_pictures",
+    "synthetic_pictures",
+]
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, on which torchvision's weights were trained
 DEVIATION = (0.229, 0.224, 0.225)
@@ -63,12 +73,16 @@ class Preprocessing:
         return picture.crop((left, top, left + self.crop, top + self.crop))
 
     def _letterbox(self, picture: Image.Image) -> Image.Image:
-        scale = min(self.crop / picture.width, self.crop / picture.height)
-        width, height = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
+        left, top, width, height = self.letterbox_frame(*picture.size)
         canvas = Image.new("RGB", (self.crop, self.crop), GREY)
-        resized = picture.resize((width, height), Image.Resampling[self.interpolation.upper()])
-        canvas.paste(resized, ((self.crop - width) // 2, (self.crop - height) // 2))
+        canvas.paste(picture.resize((width, height), Image.Resampling[self.interpolation.upper()]), (left, top))
         return canvas
+
+    def letterbox_frame(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Return where a letterboxed picture of that size lies in the input: left, top, width and height in pixels."""
+        scale = min(self.crop / width, self.crop / height)
+        fitted = max(round(width * scale), 1), max(round(height * scale), 1)
+        return (self.crop - fitted[0]) // 2, (self.crop - fitted[1]) // 2, *fitted
 
 
 @dataclass(frozen=True, kw_only=True)

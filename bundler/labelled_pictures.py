@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from bundler.datasets import SUFFIXES, Preprocessing
 from bundler.errors import DataError
 
-__all__ = ["LabelledPictures", "Split", "load_split", "load_validation"]
+__all__ = ["LabelledPictures", "Split", "load_split", "load_validation", "read_picture", "sha256_of_files"]
 
 HELD_OUT = 0.2  # of each class, where a folder is not divided into train/ and val/
 
@@ -35,11 +35,13 @@ class LabelledPictures:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def __str__(self) -> str:
+        return f"{len(self)} pictures of {len(self.classes)} classes"
+
     @cached_property
     def sha256(self) -> str:
         """Covers each file's name and bytes, in their order."""
-        lines = (f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(self.folder)}" for path in self.paths)
-        return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+        return sha256_of_files(self.folder, self.paths)
 
     def batches(self, size: int, *, seed: int | None = None, skip: int = 0) -> Iterator[LabelledBatch]:
         """Yield pictures, float32 [N, 3, crop, crop], and classes, int64 [N]: in order, or shuffled by a seed.
@@ -56,18 +58,34 @@ class LabelledPictures:
             order, mirrored = generator.permutation(order), generator.random(len(self)) < 0.5
         for start in range(skip * size, len(order), size):
             chosen = order[start : start + size]
-            pictures = [self._read(index)[:, :, :: -1 if mirrored[index] else 1] for index in chosen]
+            pictures = [self._read(index, mirrored=bool(mirrored[index])) for index in chosen]
             yield np.stack(pictures), np.array([self.labels[index] for index in chosen])
 
-    def _read(self, index: int) -> NDArray[np.float32]:
-        try:
-            with Image.open(self.paths[index]) as picture:
-                return self.preprocessing(picture)
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-            raise DataError(
-                f"{self.paths[index]} cannot be read: {str(error).splitlines()[0]}",
-                next_step="Remove it or replace it; accuracy counts every picture of the folder.",
-            ) from error
+    def _read(self, index: int, *, mirrored: bool) -> NDArray[np.float32]:
+        pixels, _ = read_picture(self.paths[index], self.preprocessing)
+        return pixels[:, :, :: -1 if mirrored else 1]
+
+
+def read_picture(path: Path, preprocessing: Preprocessing) -> tuple[NDArray[np.float32], tuple[int, int]]:
+    """Return a picture as a network's input, float32 [3, crop, crop], and its own width and height.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            return preprocessing(picture), picture.size
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+        raise DataError(
+            f"{path} cannot be read: {str(error).splitlines()[0]}",
+            next_step="Remove it or replace it; accuracy counts every picture of the folder.",
+        ) from error
+
+
+def sha256_of_files(folder: Path, paths: Iterable[Path]) -> str:
+    """Return a digest of each file's name below the folder and its bytes, in their order."""
+    lines = (f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}" for path in paths)
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from bundler.errors import BundleDamagedError
 __all__ = [
     "MANIFEST_SCHEMA",
     "AccuracyRecord",
+    "BoxesRecord",
     "CalibrationRecord",
     "Evidence",
     "FleetRecord",
@@ -131,12 +132,14 @@ class TrainingRecord(_Record):
 
 
 class RecoveryRecord(_Record):
-    """Something that was tried because INT8 lost more top-1 than was allowed."""
+    """Something that was tried because INT8 lost more accuracy than was allowed."""
 
     step: str
     detail: Annotated[str, Field(description="why it was not tried, with how many pictures, or which layers stay in float")]
-    top1: Annotated[float | None, Field(description="with it; null where it was not tried")]
-    won_points: Annotated[float | None, Field(description="percentage points of top-1 against the best before")]
+    score: Annotated[
+        float | None, Field(description="top-1, mAP or agreement of boxes with it, 0 to 1; null where it was not tried")
+    ]
+    won_points: Annotated[float | None, Field(description="percentage points of the score against the best before")]
     kept: Annotated[bool, Field(description="whether the mode has it; the steps after it stand on it")]
 
 
@@ -161,7 +164,7 @@ class QuantizationRecord(_Record):
         tuple[str, ...], Field(description="what was changed in torch's default qconfig, by the target's profile or to recover")
     ]
     recovery: Annotated[
-        tuple[RecoveryRecord, ...], Field(description="what was tried where more top-1 was lost than allowed, in that order")
+        tuple[RecoveryRecord, ...], Field(description="what was tried where more accuracy was lost than allowed, in that order")
     ] = ()
     optimization_levels: Annotated[
         dict[str, Sha256], Field(description="graph optimization level: digest of the outputs on the build host")
@@ -250,6 +253,15 @@ class AccuracyRecord(_Record):
     drop: Annotated[float | None, Field(description="of top-1 against FP32, below 0 where it is better; null for FP32 itself")]
     drop_interval: tuple[float, float] | None
 
+    @property
+    def score(self) -> float:
+        return self.top1
+
+    @property
+    def lost_points(self) -> float | None:
+        """Percentage points of top-1 lost to FP32, as they are written: 0.07 is 7 and not a bit more. None for FP32 itself."""
+        return None if self.drop is None else round(100 * self.drop, 6)
+
     def __str__(self) -> str:
         low, high = self.top1_interval
         text = f"top-1 {self.top1:.2%} ({low:.1%} to {high:.1%})"
@@ -259,6 +271,49 @@ class AccuracyRecord(_Record):
             low, high = self.drop_interval
             text += f", {100 * self.drop:+.2f} points lost to FP32 ({100 * low:+.2f} to {100 * high:+.2f})"
         return text
+
+
+class BoxesRecord(_Record):
+    """What a detector sees in many pictures, measured in ONNX Runtime on the build host; shares from 0 to 1.
+
+    The agreement is the share of both models' detections (confidence above 0.25, after non-maximum suppression at 0.45) with
+    a partner of the same class and an IoU of at least 0.5 in the other; its 95 % interval comes from drawing the pictures
+    anew. Mean average precision is COCO's, from detections above 0.001 after suppression at 0.6.
+    """
+
+    pictures: int
+    data_sha256: Annotated[Sha256, Field(description="over the names and bytes of pictures and labels, in their order")]
+    boxes: Annotated[int, Field(description="detections of this mode")]
+    agreement: Annotated[float | None, Field(description="with FP32; null for FP32 itself")]
+    agreement_interval: tuple[float, float] | None
+    labelled_boxes: Annotated[int | None, Field(description="null where no labels were given, as what follows")]
+    map50_95: Annotated[float | None, Field(description="mean over IoU from 0.5 to 0.95")]
+    map50: Annotated[float | None, Field(description="at an IoU of 0.5")]
+    drop: Annotated[float | None, Field(description="of map50_95 against FP32, below 0 where it is better")]
+
+    @property
+    def score(self) -> float:
+        score = self.agreement if self.map50_95 is None else self.map50_95
+        return 1.0 if score is None else score
+
+    @property
+    def lost_points(self) -> float | None:
+        """Percentage points of mAP lost to FP32; without labels, of boxes that do not agree. None for FP32 itself."""
+        lost = self.drop
+        if lost is None and self.map50_95 is None and self.agreement is not None:
+            lost = 1 - self.agreement
+        return None if lost is None else round(100 * lost, 6)
+
+    def __str__(self) -> str:
+        facts = [f"{self.boxes} boxes"]
+        if self.agreement is not None and self.agreement_interval is not None:
+            low, high = self.agreement_interval
+            facts.append(f"{self.agreement:.1%} agree with FP32's ({low:.1%} to {high:.1%})")
+        if self.map50_95 is not None:
+            facts.append(f"mAP50-95 {self.map50_95:.2%}, mAP50 {self.map50:.2%}")
+        if self.drop is not None:
+            facts.append(f"{100 * self.drop:+.2f} points of mAP50-95 lost to FP32")
+        return ", ".join(facts)
 
 
 class RunnerRecord(_Record):
@@ -316,7 +371,9 @@ class ModeRecord(_Record):
     onnx: OnnxRecord
     exact: Annotated[bool, Field(description="whether the outputs were the same bits everywhere this mode was executed")]
     exact_reason: str
-    accuracy: Annotated[AccuracyRecord | None, Field(description="null where no labelled pictures were given")] = None
+    accuracy: Annotated[
+        AccuracyRecord | BoxesRecord | None, Field(description="on the user's pictures; null where none were given")
+    ] = None
     quantization: QuantizationRecord | None
     evidence: tuple[Evidence, ...]
     fleet: tuple[FleetRecord, ...] = ()

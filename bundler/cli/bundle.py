@@ -48,9 +48,14 @@ __all__ = ["command"]
     "--data",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Labelled pictures (val/ or class folders): measure accuracy.",
+    help="Measure accuracy on labelled pictures (val/ or class folders; for a detector, YOLO's labels or none).",
 )
-@click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS", help="Fail where INT8 loses more top-1 than that.")
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0),
+    metavar="POINTS",
+    help="Fail where INT8 loses more top-1 (or mAP, or boxes) than that.",
+)
 @click.option("--epochs", type=click.IntRange(min=1), default=8, show_default=True, help="Of the training for int8-qat.")
 @click.option(
     "--learning-rate",

@@ -102,7 +102,7 @@ def _tried(step: RecoveryRecord) -> str:
     what = f"{step.step} ({step.detail})" if step.detail else step.step
     if step.won_points is None:
         return f"{what} was not tried"
-    return f"{what} won {step.won_points:+.2f} points of top-1, {'kept' if step.kept else 'not kept'}"
+    return f"{what} won {step.won_points:+.2f} points, {'kept' if step.kept else 'not kept'}"
 
 
 def _saturating(quantization: QuantizationRecord) -> int:

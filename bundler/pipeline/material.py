@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from bundler import console
 from bundler.datasets import Dataset, load_pictures, synthetic_pictures
+from bundler.labelled_boxes import DetectionPictures, load_detection_pictures
 from bundler.labelled_pictures import LabelledPictures, load_split, load_validation
 from bundler.models.checkpoints import LoadedWeights, load_weights
 from bundler.models.registry import load_parser
@@ -27,7 +28,7 @@ class Material:
     weights: LoadedWeights
     calibration: Dataset
     golden: NDArray[np.float32]
-    labelled: LabelledPictures | None
+    labelled: LabelledPictures | DetectionPictures | None
     training: LabelledPictures | None
 
 
@@ -46,8 +47,11 @@ def gather(job: BuildJob) -> Material:
         seed=job.seed,
     )
     console.step(f"Weights: {weights.source}, {weights.num_classes} classes" + ("" if weights.trained else " (NOT TRAINED)"))
-    labelled, training = None, None
-    if job.data is not None and "int8-qat" in job.modes:
+    labelled: LabelledPictures | DetectionPictures | None = None
+    training = None
+    if job.data is not None and job.variant.task == "detection":
+        labelled = load_detection_pictures(job.data, job.preprocessing, num_classes=weights.num_classes)
+    elif job.data is not None and "int8-qat" in job.modes:
         split = load_split(job.data, job.preprocessing, num_classes=weights.num_classes, seed=job.seed)
         labelled, training = split.validation, split.train
     elif job.data is not None:

@@ -23,10 +23,10 @@ from bundler.export.reference import (
     require_informative,
     run_reference,
 )
-from bundler.manifest import AccuracyRecord
+from bundler.manifest import AccuracyRecord, BoxesRecord
 from bundler.models.specs import Mode
 from bundler.packaging.staging import GoldenMode, model_path, samples_of
-from bundler.pipeline.accuracy import AccuracyTest, fp32_accuracy, measure_accuracy, prepare_test, require_accuracy
+from bundler.pipeline.accuracy import AccuracyTest, prepare_test, require_accuracy
 from bundler.pipeline.ledger import Trace, trace_torch
 from bundler.pipeline.material import Material
 from bundler.pipeline.network import Network, load_network
@@ -59,7 +59,7 @@ class BuiltMode(GoldenMode):
     """A mode's graph with its golden outputs, and how ONNX Runtime agrees with torch; `quantized` is None for a float mode."""
 
     agreement: TorchAgreement
-    accuracy: AccuracyRecord | None
+    accuracy: AccuracyRecord | BoxesRecord | None
     quantized: QuantizedMode | None
 
 
@@ -92,7 +92,7 @@ def build_modes(job: BuildJob, material: Material, staging: Path) -> BuiltModes:
         graph = export_onnx(network.float_model, golden[:2], path, opset=opset, task=job.variant.task, quantized=False)
         if material.labelled is not None:
             test = prepare_test(graph, material.labelled, level=job.target.runtime.graph_optimization_level)
-        accuracy = fp32_accuracy(test) if test is not None else None
+        accuracy = test.fp32 if test is not None else None
         modes["fp32"] = _checked(job, material, graph, reference, reference, accuracy, None)
     for mode in job.modes:
         if mode != "fp32":
@@ -139,7 +139,7 @@ def _quantized(
         model = calibrated(job, network, pictures=material.calibration, profile=profile)
     console.step(f"Exporting {mode}")
     graph = export(model)
-    accuracy = None if test is None else measure_accuracy(test, graph)
+    accuracy = None if test is None else test.measure(graph)
     attempt = Attempt(model=model, calibration=material.calibration, graph=graph, accuracy=accuracy)
     if test is not None and job.max_drop is not None and mode == "int8-ptq":
         attempt = recover(attempt, job, material, network, test=test, max_drop=job.max_drop, export=export)
@@ -160,7 +160,7 @@ def _checked(
     graph: ExportedGraph,
     torch_outputs: Outputs,
     reference: Outputs,
-    accuracy: AccuracyRecord | None,
+    accuracy: AccuracyRecord | BoxesRecord | None,
     quantized: QuantizedMode | None,
 ) -> BuiltMode:
     outputs = run_reference(graph, material.golden, job.target.runtime.graph_optimization_level)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bundler import console
 from bundler.datasets import Dataset
+from bundler.labelled_pictures import LabelledPictures
 from bundler.models.detector import QuantizableDetector
 from bundler.pipeline.material import Material
 from bundler.pipeline.network import Network
@@ -85,7 +86,7 @@ def trained(job: BuildJob, material: Material, network: Network) -> QuantizedMod
     """
     pictures, validation = material.training, material.labelled
     assert pictures is not None  # noqa: S101  the plan refuses int8-qat without data
-    assert validation is not None  # noqa: S101  as above
+    assert isinstance(validation, LabelledPictures)  # noqa: S101  as above, and detectors too
     profile = job.target.quantization
     weights = _equalized(profile, network.float_model, torch.from_numpy(material.golden[:1]))
     prepared = network.prepared(weights, profile, is_qat=True)

@@ -14,8 +14,8 @@ from bundler import console
 from bundler.datasets import Dataset
 from bundler.export.agreement import sqnr_db
 from bundler.export.graph import ExportedGraph
-from bundler.manifest import AccuracyRecord, RecoveryRecord
-from bundler.pipeline.accuracy import AccuracyTest, lost_points, measure_accuracy
+from bundler.manifest import AccuracyRecord, BoxesRecord, RecoveryRecord
+from bundler.pipeline.accuracy import AccuracyTest
 from bundler.pipeline.material import Material, more_pictures
 from bundler.pipeline.network import Network
 from bundler.pipeline.quantizing import QuantizedModel, calibrated
@@ -32,22 +32,23 @@ Export = Callable[[QuantizedModel], ExportedGraph]
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """An INT8 network, the pictures that calibrated it, its graph, how often that is right, and the steps that led to it.
+    """An INT8 network, the pictures that calibrated it, its graph, how accurate that is, and the steps that led to it.
 
-    `accuracy` is None where no labelled pictures were given.
+    `accuracy` is None where no pictures were given to measure it on.
     """
 
     model: QuantizedModel
     calibration: Dataset
     graph: ExportedGraph
-    accuracy: AccuracyRecord | None
+    accuracy: AccuracyRecord | BoxesRecord | None
     steps: tuple[RecoveryRecord, ...] = ()
 
     @property
     def lost_points(self) -> float:
-        """Percentage points of top-1 against FP32."""
+        """Percentage points of accuracy against FP32."""
         assert self.accuracy is not None  # noqa: S101  it was measured
-        return lost_points(self.accuracy)
+        assert self.accuracy.lost_points is not None  # noqa: S101  it is not FP32's own
+        return self.accuracy.lost_points
 
 
 def recover(
@@ -60,9 +61,9 @@ def recover(
     max_drop: float,
     export: Export,
 ) -> Attempt:
-    """Try the profile's steps one after another until no more than `max_drop` points of top-1 are lost.
+    """Try the profile's steps one after another until no more than `max_drop` points are lost.
 
-    A step that wins top-1 is kept, and the next ones stand on it. The result is the best attempt, with the record of every
+    A step that wins some is kept, and the next ones stand on it. The result is the best attempt, with the record of every
     step; whether it is good enough is for the caller to say.
     """
     best = first
@@ -102,17 +103,17 @@ def _better(
 ) -> Attempt:
     """Return the better one of two, with the step in its record; what won nothing is left out again."""
     graph = export(model)
-    accuracy = measure_accuracy(test, graph)
+    accuracy = test.measure(graph)
     tried = Attempt(model=model, calibration=calibration, graph=graph, accuracy=accuracy)
     won = best.lost_points - tried.lost_points
-    record = RecoveryRecord(step=step, detail=detail, top1=accuracy.top1, won_points=won, kept=won > 0)
+    record = RecoveryRecord(step=step, detail=detail, score=accuracy.score, won_points=won, kept=won > 0)
     console.detail(f"{step}{f' ({detail})' if detail else ''}: {won:+.2f} points, {'kept' if record.kept else 'not kept'}")
     return replace(tried if record.kept else best, steps=(*best.steps, record))
 
 
 def _noted(best: Attempt, step: str, reason: str) -> Attempt:
     console.detail(f"{step}: {reason}")
-    record = RecoveryRecord(step=step, detail=reason, top1=None, won_points=None, kept=False)
+    record = RecoveryRecord(step=step, detail=reason, score=None, won_points=None, kept=False)
     return replace(best, steps=(*best.steps, record))
 
 

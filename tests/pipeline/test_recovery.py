@@ -101,7 +101,7 @@ def test_what_wins_is_kept_and_told(build: Build, labelled: tuple[Path, int]) ->
     )
     won = [record.won_points for record in recovery if record.kept and record.won_points is not None]
     assert all(points > 0 for points in won)
-    last = next(record.top1 for record in reversed(recovery) if record.kept)
+    last = next(record.score for record in reversed(recovery) if record.kept)
     assert mode.accuracy.top1 == last
     assert 100 * mode.accuracy.drop <= 6
     assert 100 * mode.accuracy.drop + sum(won) > 10  # points that were lost at first

@@ -1,0 +1,51 @@
+"""What a device calls a detection: the functions of the device runner itself, so that it is told in one place."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundler.resources import resource
+
+__all__ = ["Detections", "detect", "matched", "shown"]
+
+
+class Detections(NamedTuple):
+    """What a detector sees in one picture, best first: classes and scores [K]; left, top, right and bottom [K, 4]."""
+
+    classes: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    boxes: NDArray[np.float64]
+
+
+def detect(rows: NDArray[np.float32], confidence: float, iou: float) -> Detections:
+    """Read a detector's output for one picture [boxes, 5 + classes]; boxes come in pixels of the input.
+
+    A box counts for each class that scores above the confidence; of those of a class that overlap by more than `iou`, the best.
+    """
+    return Detections(*_runner().detect(rows, confidence, iou))
+
+
+def shown(rows: NDArray[np.float32]) -> Detections:
+    """Return what a device shows where it is not told otherwise: confidence above 0.25, suppression at an IoU of 0.45."""
+    runner = _runner()
+    return detect(rows, runner.CONFIDENCE, runner.IOU)
+
+
+def matched(found: Detections, reference: Detections) -> int:
+    """Count the detections that have a partner in the reference: the same class, an IoU of at least 0.5, and no other's."""
+    count: int = _runner().matched(found, reference)
+    return count
+
+
+@cache
+def _runner() -> ModuleType:
+    path = resource("templates", "runner.py")
+    module = ModuleType("runner")
+    module.__file__ = str(path)
+    exec(compile(path.read_text("utf-8"), path, "exec"), module.__dict__)  # noqa: S102  an import would write bytecode beside it
+    return module

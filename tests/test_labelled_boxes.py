@@ -1,0 +1,130 @@
+"""Pictures for detectors: where labels are looked for, what they mean, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bundler.datasets import Preprocessing
+from bundler.errors import DataError
+from bundler.labelled_boxes import DetectionPictures, load_detection_pictures
+
+PLAIN = Preprocessing(resize=64, crop=64, interpolation="bilinear", fit="letterbox", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def load(folder: Path) -> DetectionPictures:
+    return load_detection_pictures(folder, PLAIN, num_classes=3)
+
+
+def write(folder: Path, picture: str, label: str | None = None, text: str = "", size: tuple[int, int] = (40, 20)) -> None:
+    (folder / picture).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size).save(folder / picture)
+    if label is not None:
+        (folder / label).parent.mkdir(parents=True, exist_ok=True)
+        (folder / label).write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("picture", "label"),
+    [
+        ("a.jpg", "a.txt"),
+        ("images/a.jpg", "labels/a.txt"),
+        ("images/val/a.png", "labels/val/a.txt"),  # Ultralytics
+        ("valid/images/a.jpg", "valid/labels/a.txt"),  # Roboflow
+        ("val/day/a.jpg", "val/day/a.txt"),
+    ],
+)
+def test_labels_are_found_as_tools_lay_them_out(tmp_path: Path, picture: str, label: str) -> None:
+    write(tmp_path, picture, label, "2 0.5 0.25 0.5 0.5\n\n0 0.1 0.9 0.2 0.2\n")
+    pictures = load(tmp_path)
+    assert pictures.labels is not None
+    (labels,) = pictures.labels
+    assert labels.classes.tolist() == [2, 0]
+    np.testing.assert_allclose(labels.boxes, [[0.25, 0, 0.75, 0.5], [0, 0.8, 0.2, 1.0]], atol=1e-12)
+    assert str(pictures) == "1 pictures with 2 labelled boxes"
+
+
+def test_of_a_divided_folder_the_validation_pictures_are_measured_on(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        write(tmp_path, f"images/{part}/{part}.jpg", f"labels/{part}/{part}.txt", "0 0.5 0.5 0.5 0.5")
+    assert [path.name for path in load(tmp_path).paths] == ["val.jpg"]
+
+
+def test_a_picture_without_a_label_file_shows_nothing_where_others_have_one(tmp_path: Path) -> None:
+    write(tmp_path, "a.jpg")
+    write(tmp_path, "b.jpg", "b.txt", "1 0.5 0.5 0.5 0.5")
+    write(tmp_path, "c.jpg", "c.txt", "")
+    labels = load(tmp_path).labels
+    assert labels is not None
+    assert [one.classes.tolist() for one in labels] == [[], [1], []]
+    assert [one.boxes.shape for one in labels] == [(0, 4), (1, 4), (0, 4)]
+
+
+def test_without_any_label_file_there_are_no_labels(tmp_path: Path) -> None:
+    write(tmp_path, "class/a.jpg")
+    pictures = load(tmp_path)
+    assert (pictures.labels, pictures.labelled_boxes) == (None, None)
+    assert "without labels (no .txt beside them, or in labels/ beside images/)" in str(pictures)
+
+
+@pytest.mark.parametrize(
+    ("size", "frame"), [((40, 20), (0, 16, 64, 32)), ((20, 80), (24, 0, 16, 64)), ((64, 64), (0, 0, 64, 64))]
+)
+def test_the_frame_is_where_the_picture_lies_in_the_input(
+    tmp_path: Path, size: tuple[int, int], frame: tuple[int, int, int, int]
+) -> None:
+    write(tmp_path, "a.png", size=size)
+    (picture,) = load(tmp_path)
+    assert picture.frame == frame
+    left, top, width, height = frame
+    black = np.zeros((64, 64), dtype=bool)
+    black[top : top + height, left : left + width] = True
+    assert ((picture.pixels == 0).all(0) == black).all()  # grey around it
+
+
+def test_the_digest_covers_labels_too(tmp_path: Path) -> None:
+    digests = set()
+    for text in ("0 0.5 0.5 0.5 0.5", "1 0.5 0.5 0.5 0.5"):
+        write(tmp_path, "a.png", "a.txt", text)
+        digests.add(load(tmp_path).sha256)
+    (tmp_path / "a.txt").unlink()
+    digests.add(load(tmp_path).sha256)
+    assert len(digests) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("0 0.5 0.5 0.5", r"a\.txt, object 1: 4 numbers instead of 5"),
+        ("0 0.5 0.5 0.5 0.5\n0 0.1 0.1 0.2 0.1 0.2 0.3", r"a\.txt, object 2: 7 numbers instead of 5"),  # a polygon
+        ("dog 0.5 0.5 0.5 0.5", r"could not convert string to float: 'dog'"),
+        ("3 0.5 0.5 0.5 0.5", r"class 3, and the network's are 0 to 2"),
+        ("0.5 0.5 0.5 0.5 0.5", r"class 0\.5, and"),
+        ("0 320 240 64 64", r"320 240 64 64 is no box in a picture"),
+        ("0 0.5 0.5 0 0.5", r"0\.5 0\.5 0 0\.5 is no box"),
+        ("0 nan 0.5 0.5 0.5", r"nan 0\.5 0\.5 0\.5 is no box"),
+        ("", r"the 1 label files for .* hold no box"),
+    ],
+)
+def test_labels_that_mean_nothing_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    write(tmp_path, "a.png", "a.txt", text)
+    with pytest.raises(DataError, match=words):
+        load(tmp_path)
+
+
+def test_a_label_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "a.png", "a.txt")
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"a\.txt cannot be read"):
+        load(tmp_path)
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(DataError, match="holds no picture"):
+        load(tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        load(tmp_path / "nowhere")
