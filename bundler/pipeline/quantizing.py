@@ -55,8 +55,7 @@ class QuantizedModel:
 
 def calibrated(job: BuildJob, network: Network, *, pictures: Dataset, profile: QuantizationProfile) -> QuantizedModel:
     """Return the network with ranges from the pictures and rounded weights, as the profile asks (PTQ)."""
-    sample = torch.from_numpy(pictures.pictures[:1])
-    weights = _equalized(profile, network.float_model, sample)
+    weights = _equalized(job, network.float_model, pictures, profile)
     prepared = network.prepared(weights, profile)
     _calibrate(job, prepared, pictures, profile)
     reference = copy.deepcopy(prepared)
@@ -88,7 +87,7 @@ def trained(job: BuildJob, material: Material, network: Network) -> QuantizedMod
     assert pictures is not None  # noqa: S101  the plan refuses int8-qat without data
     assert isinstance(validation, LabelledPictures)  # noqa: S101  as above, and detectors too
     profile = job.target.quantization
-    weights = _equalized(profile, network.float_model, torch.from_numpy(material.golden[:1]))
+    weights = _equalized(job, network.float_model, material.calibration, profile)
     prepared = network.prepared(weights, profile, is_qat=True)
     reference = network.prepared(weights, profile)
     checkpoint = checkpoint_of(job, material)
@@ -137,13 +136,14 @@ def checkpoint_of(job: BuildJob, material: Material) -> Path:
     return folder / f"{job.identifier}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:16]}.pt"
 
 
-def _equalized(profile: QuantizationProfile, model: nn.Module, sample: Tensor) -> Mapping[str, Tensor]:
+def _equalized(job: BuildJob, model: nn.Module, pictures: Dataset, profile: QuantizationProfile) -> Mapping[str, Tensor]:
     """Return the weights that are quantized: where the profile asks for it, with channels that one scale fits."""
     if "equalized-channels" not in profile.refinements:
         return model.state_dict()
     equal = copy.deepcopy(model)
-    changed = equalize_channels(equal, sample)
-    console.step(f"Equalizing channels: {changed} of them changed")
+    with console.progress("measuring channels", len(pictures)) as advance:
+        streams = equalize_channels(equal, _counted(pictures, job.calibration.batch_size, advance))
+    console.step(f"Equalizing channels: {streams} streams between layers")
     return equal.state_dict()
 
 

@@ -1,11 +1,13 @@
-"""Channels of neighbouring convolutions brought to one size, so that one scale fits them all (cross-layer equalization).
+"""Channels of neighbouring layers brought to one size, so that one scale fits them all (cross-layer equalization).
 
 Nagel et al. 2019 (arXiv:1906.04721), section 4.1: where only a ReLU lies between two layers, a channel may be divided by a
-number in front of it and multiplied behind it. Here they are powers of two, which change no bit of what a network computes.
+number in front of it and multiplied behind it. Additions and pooling pass such a factor on as well, so that all that write to
+a residual connection and all that read from it share theirs. How large a channel becomes is measured, not guessed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,133 +16,212 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Pair", "channel_pairs", "equalize_channels"]
+__all__ = ["Stream", "channel_streams", "equalize_channels"]
 
-ROUNDS = 8  # until nothing changes: a layer's sizes change with those of its neighbours
+PASSING = {  # operators with f(s x) = s f(x) for s > 0, channel by channel
+    "relu",
+    "leaky_relu",
+    "add",
+    "mean",
+    "max_pool2d_with_indices",
+    "avg_pool2d",
+    "_adaptive_avg_pool2d",
+    "view",
+    "_unsafe_view",
+}
+SMALLEST = 1e-3  # of the largest channel: one that hardly shows in the pictures must have room on the device
 
-Producer = nn.Conv2d | nn.BatchNorm2d
+Writer = nn.Conv2d | nn.BatchNorm2d
+Reader = nn.Conv2d | nn.Linear
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
-    """Two layers between which only a ReLU lies, or nothing; with a BatchNorm, it stands for the convolution before it."""
+class Stream:
+    """Tensors that share their channels' factors: the layers that write them, and the layers that read them.
 
-    producer: Producer
-    consumer: nn.Conv2d
+    With a BatchNorm, it writes for the convolution before it. `operators` are those whose results will be quantized, numbered
+    in the order of execution.
+    """
+
+    writers: tuple[Writer, ...]
+    readers: tuple[Reader, ...]
+    operators: tuple[int, ...]
+
+    def divide(self, factors: Tensor) -> None:
+        """Divide each channel by its factor where it is written, and multiply where it is read; positive factors [C]."""
+        for writer in self.writers:
+            writer.weight.data.div_(factors.reshape(-1, *[1] * (writer.weight.ndim - 1)))
+            if writer.bias is not None:
+                writer.bias.data.div_(factors)
+        for reader in self.readers:
+            weight = _by_input_channel(reader)
+            weight.mul_(factors.reshape(weight.shape[0], 1, -1, 1, 1))
 
 
-def equalize_channels(model: nn.Module, sample: Tensor) -> int:
-    """Equalize a float model in place, before its layers are fused; it computes what it did, bit for bit.
+def equalize_channels(model: nn.Module, batches: Iterable[Tensor]) -> int:
+    """Equalize a float model in place, before its layers are fused; it computes what it did, up to rounding in float.
 
     Args:
-        model: in eval mode. Where its BatchNorms are folded already, the weights must tell how large a channel becomes.
-        sample: a picture to find out with which layers follow each other, float32 [1, 3, H, W].
+        model: in eval mode.
+        batches: pictures that show how large each channel becomes, float32 [N, 3, H, W].
 
     Returns:
-        How many channels were changed.
+        How many streams were equalized.
     """
-    pairs = channel_pairs(model, sample)
-    changed: dict[tuple[int, int], None] = {}
-    for _ in range(ROUNDS):
-        moved = False
-        for index, pair in enumerate(pairs):
-            factors = _factors(pair)
-            for channel in torch.nonzero(factors != 1).flatten().tolist():
-                changed[index, channel] = None
-                moved = True
-            _divide(pair.producer, factors)
-            _by_input_channel(pair.consumer).mul_(factors.reshape(pair.consumer.groups, 1, -1, 1, 1))
-        if not moved:
-            break
-    return len(changed)
+    pictures = list(batches)
+    streams = channel_streams(model, pictures[0][:1])
+    sizes = _measure(model, pictures, {index for stream in streams for index in stream.operators})
+    for stream in streams:
+        stream.divide(_factors(stream, sizes))
+    return len(streams)
 
 
-def channel_pairs(model: nn.Module, sample: Tensor) -> tuple[Pair, ...]:
-    """Return the pairs of a float model in eval mode, found by watching which results reach which operator."""
+def channel_streams(model: nn.Module, sample: Tensor) -> tuple[Stream, ...]:
+    """Return the streams of a float model in eval mode, found by watching which results reach which operator.
+
+    Args:
+        model: whose layers are watched.
+        sample: a picture, float32 [1, 3, H, W].
+    """
     watch = _Dataflow(model)
     with torch.no_grad(), watch:
-        model(sample)
-    return watch.pairs()
+        outputs = model(sample)
+    return watch.streams(outputs)
 
 
 class _Dataflow(TorchDispatchMode):
-    """Records each operator with what it reads, while a model runs."""
+    """Records each operator with what it reads, while a model runs, and joins those whose results share their channels."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._layers: dict[int, nn.Module] = {
             module.weight.data_ptr(): module
             for module in model.modules()
-            if isinstance(module, nn.Conv2d | nn.BatchNorm2d) and module.weight is not None
+            if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear) and module.weight is not None
         }
         self._kept: list[Any] = []  # a tensor that is freed would give its identity to another
         self._written_by: dict[int, int] = {}
-        self._read_by: dict[int, list[int]] = {}
-        self._operators: list[tuple[str, nn.Module | None]] = []
+        self._joined: list[int] = []  # each operator's representative, or that one's
+        self._names: list[str] = []
+        self._written: dict[int, nn.Module] = {}
+        self._read: list[tuple[int, nn.Module]] = []
+        self._readers: dict[int, list[int]] = {}
+        self._fixed: set[int] = set()  # whose results' size matters to someone
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        index = len(self._operators)
+        index, name = len(self._names), func.overloadpacket.__name__.rstrip("_")
         tensors = [item for item in tree_leaves((args, kwargs)) if isinstance(item, Tensor)]
         layer = next((self._layers[item.data_ptr()] for item in tensors if item.data_ptr() in self._layers), None)
-        self._operators.append((func.overloadpacket.__name__.rstrip("_"), layer))
-        for item in tensors:
-            if id(item) in self._written_by:
-                self._read_by.setdefault(self._written_by[id(item)], []).append(index)
+        sources = [self._written_by[id(item)] for item in tensors if id(item) in self._written_by]
+        shapes = {item.shape[:2] for item in tensors if id(item) in self._written_by}
+        self._names.append(name)
+        self._joined.append(index)
+        for source in sources:
+            self._readers.setdefault(source, []).append(index)
         results = func(*args, **(kwargs or {}))
         self._kept += [tensors, results]
-        for item in tree_leaves(results):
-            if isinstance(item, Tensor):
-                self._written_by[id(item)] = index
+        written = [item for item in tree_leaves(results) if isinstance(item, Tensor)]
+        if layer is not None:
+            if name == "t":  # of a Linear's weight
+                return results
+            self._written[index] = layer
+            self._read += [(source, layer) for source in sources]
+        elif name in PASSING and len(sources) == len(tensors) and shapes == {written[0].shape[:2]}:
+            for source in sources:
+                self._joined[self._root(source)] = index
+            if name == "add" and len(sources) != 2:
+                self._fixed.add(index)
+        else:
+            self._fixed.update((*sources, index))
+        for item in written:
+            self._written_by[id(item)] = index
         return results
 
-    def pairs(self) -> tuple[Pair, ...]:
+    def streams(self, outputs: Any) -> tuple[Stream, ...]:
+        """Return what may be equalized; the model's outputs may not be."""
+        self._fixed.update(self._written_by[id(item)] for item in tree_leaves(outputs) if id(item) in self._written_by)
+        fixed = {self._root(index) for index in self._fixed}
+        layers = [*self._written.values()]
         found = []
-        for index, (_, producer) in enumerate(self._operators):
-            reader = self._only_reader(index)
-            if reader is not None and self._operators[reader][0] == "relu":
-                reader = self._only_reader(reader)
-            consumer = None if reader is None else self._operators[reader][1]
-            if isinstance(producer, nn.Conv2d | nn.BatchNorm2d) and isinstance(consumer, nn.Conv2d):
-                found.append(Pair(producer=producer, consumer=consumer))
-        # A layer that runs more than once has more than one neighbour.
-        layers = [layer for _, layer in self._operators]
-        return tuple(pair for pair in found if layers.count(pair.producer) == layers.count(pair.consumer) == 1)
+        for root in {self._root(index) for index in self._written}:
+            members = [index for index in range(len(self._names)) if self._root(index) == root]
+            writers = [self._written[index] for index in members if index in self._written]
+            readers = [layer for source, layer in self._read if self._root(source) == root]
+            # A layer that runs more than once, with one set of weights, has more neighbours than these.
+            once = all(layers.count(layer) == 1 for layer in (*writers, *readers))
+            if root in fixed or not readers or not once:
+                continue
+            if all(isinstance(layer, Writer) for layer in writers) and all(isinstance(layer, Reader) for layer in readers):
+                quantized = tuple(index for index in members if not self._is_fused(index))
+                found.append(Stream(writers=tuple(writers), readers=tuple(readers), operators=quantized))  # type: ignore[arg-type]
+        return tuple(sorted(found, key=lambda stream: stream.operators))
 
-    def _only_reader(self, index: int) -> int | None:
-        readers = self._read_by.get(index, [])
-        return readers[0] if len(readers) == 1 else None
+    def _is_fused(self, index: int) -> bool:
+        """Return whether nothing but a ReLU sees the result."""
+        readers = self._readers.get(index, [])
+        return len(readers) == 1 and self._names[readers[0]] == "relu"
 
-
-def _factors(pair: Pair) -> Tensor:
-    """Return by what each channel is divided in front, a power of two: √(how large it is there / how large behind)."""
-    ratio = _size_in_front(pair.producer) / _size_behind(pair.consumer)
-    ratio = torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0).log2()
-    return torch.exp2(((ratio - ratio.mean()) / 2).round())
-
-
-def _size_in_front(producer: Producer) -> Tensor:
-    """Return how large each channel becomes: of a BatchNorm's result, three standard deviations and the mean."""
-    weight = producer.weight.detach().abs()
-    if isinstance(producer, nn.BatchNorm2d):
-        return 3 * weight + producer.bias.detach().abs()
-    return weight.flatten(1).amax(1)
+    def _root(self, index: int) -> int:
+        while self._joined[index] != index:
+            index = self._joined[index]
+        return index
 
 
-def _size_behind(consumer: nn.Conv2d) -> Tensor:
+class _Sizes(TorchDispatchMode):
+    """Keeps the largest magnitude of each channel in the results of some operators, over every run of the model."""
+
+    def __init__(self, operators: set[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._operators = operators
+        self._next = 0
+        self.largest: dict[int, Tensor] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        if self._next in self._operators:
+            result = next(item for item in tree_leaves(results) if isinstance(item, Tensor))
+            size = result.abs().transpose(0, 1).flatten(1).amax(1)
+            before = self.largest.get(self._next)
+            self.largest[self._next] = size if before is None else torch.maximum(size, before)
+        self._next += 1
+        return results
+
+    def begin(self) -> None:
+        self._next = 0
+
+
+def _measure(model: nn.Module, batches: Sequence[Tensor], operators: set[int]) -> dict[int, Tensor]:
+    sizes = _Sizes(operators)
+    for batch in batches:
+        sizes.begin()
+        with torch.no_grad(), sizes:
+            model(batch)
+    return sizes.largest
+
+
+def _factors(stream: Stream, sizes: dict[int, Tensor]) -> Tensor:
+    """Return by what each channel is divided in front: √(how large it is there / how large behind), 1 on average."""
+    front = torch.stack([_share(sizes[index]) for index in stream.operators]).amax(0)
+    behind = torch.stack([_size_behind(reader) for reader in stream.readers]).amax(0)
+    ratio = (front / behind).log2()
+    return torch.exp2((ratio - ratio.mean()) / 2)
+
+
+def _share(sizes: Tensor) -> Tensor:
+    """Return sizes as shares of the largest, and none below what leaves room."""
+    return (sizes / sizes.amax().clamp(min=torch.finfo(torch.float32).tiny)).clamp(min=SMALLEST)
+
+
+def _size_behind(reader: Reader) -> Tensor:
     """Return the largest weight of each input channel, of output channels that have one scale each and so count alike."""
-    weight = _by_input_channel(consumer).abs()
+    weight = _by_input_channel(reader).abs()
     largest = weight.amax((2, 3, 4), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    return (weight / largest).amax((1, 3, 4)).flatten()
+    return _share((weight / largest).amax((1, 3, 4)).flatten())
 
 
-def _divide(producer: Producer, factors: Tensor) -> None:
-    weight = producer.weight.data
-    weight.div_(factors.reshape(-1, *[1] * (weight.ndim - 1)))
-    if producer.bias is not None:
-        producer.bias.data.div_(factors)
-
-
-def _by_input_channel(convolution: nn.Conv2d) -> Tensor:
+def _by_input_channel(layer: Reader) -> Tensor:
     """Return a view of the weights, [groups, outputs of a group, inputs of a group, kH, kW]."""
-    weight = convolution.weight.data
-    return weight.view(convolution.groups, -1, *weight.shape[1:])
+    weight = layer.weight.data
+    if isinstance(layer, nn.Linear):
+        return weight.view(1, *weight.shape, 1, 1)
+    return weight.view(layer.groups, -1, *weight.shape[1:])

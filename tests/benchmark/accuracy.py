@@ -33,7 +33,7 @@ from bundler.labelled_pictures import LabelledPictures, load_validation
 from bundler.models.checkpoints import load_weights
 from bundler.models.registry import find_model, load_parser
 from bundler.quantization import calibrate, convert, equalize_channels, quantized_engine, round_weights
-from bundler.quantization.equalization import channel_pairs
+from bundler.quantization.equalization import channel_streams
 from bundler.targets import find_target
 
 Logits = NDArray[np.float32]
@@ -121,12 +121,9 @@ def main(
 def scale_ill(model: nn.Module, sample: torch.Tensor, *, seed: int) -> None:
     """Multiply the channels between two layers by factors from 0.05 to 20, in place, and divide by them behind."""
     generator = torch.Generator().manual_seed(seed)
-    for pair in channel_pairs(model, sample):
-        factors = torch.exp(torch.empty(len(pair.producer.weight)).uniform_(-3, 3, generator=generator))
-        for parameter in pair.producer.parameters():
-            parameter.data *= factors.reshape(-1, *[1] * (parameter.ndim - 1))
-        weight = pair.consumer.weight.data
-        weight.view(pair.consumer.groups, -1, *weight.shape[1:]).div_(factors.reshape(pair.consumer.groups, 1, -1, 1, 1))
+    for stream in channel_streams(model, sample):
+        if len(stream.writers) == len(stream.readers) == 1:
+            stream.divide(torch.exp(torch.empty(len(stream.writers[0].weight)).uniform_(-3, 3, generator=generator)))
 
 
 def _measured_on(labelled: LabelledPictures, count: int) -> tuple[Logits, NDArray[np.int64]]:
@@ -137,7 +134,7 @@ def _measured_on(labelled: LabelledPictures, count: int) -> tuple[Logits, NDArra
 def _ours(network: nn.Module, parser: Any, num_classes: int, calibrating: Logits, folder: Path) -> dict[str, Path]:
     graphs = {}
     batches = torch.from_numpy(calibrating).split(8)
-    equalize_channels(network, batches[0][:1])
+    equalize_channels(network, batches)
     for alias in ("x86", "arm64"):
         target = find_target(alias).quantization
         prepared = parser(weights=network.state_dict(), num_classes=num_classes, quantize=True, target=target)
