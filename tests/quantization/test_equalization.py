@@ -16,7 +16,7 @@ from bundler.quantization.equalization import channel_streams
 from bundler.targets import TargetProfile
 
 # Writers and readers of each stream. A ResNet18 has one within each block and one for each stage's residual connection, from
-# the stem's maximum to the mean before the last layer. In a MobileNetV2, what the blocks write has no activation; the rest clips.
+# the stem's maximum to the mean before the last layer. In a MobileNetV2, only what blocks write has no ReLU6, which clips.
 STREAMS = {
     "resnet18": [(1, 1)] * 8 + [(3, 4), (3, 3), (3, 3), (3, 2)],
     "mobilenet_v2": [(1, 1)] * 2 + [(2, 2), (3, 3), (3, 3), (3, 3), (4, 4)],
