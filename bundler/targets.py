@@ -38,7 +38,7 @@ class _Profile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-Ranges = Literal["minmax-ranges", "percentile-ranges", "entropy-ranges"]
+Ranges = Literal["minmax-ranges", "mse-ranges", "percentile-ranges", "entropy-ranges"]
 Refinement = (
     Literal[
         "8-bit-activations",
@@ -70,9 +70,14 @@ class QuantizationProfile(_Profile):
 
     @property
     def ranges(self) -> Ranges | None:
-        """How the ranges of activations are chosen; None is torch's own search for the smallest squared error."""
+        """How the ranges of activations are chosen; None is torch's own, as `mse-ranges`."""
         chosen = (ranges for ranges in _RANGES if ranges in self.refinements)
         return next(chosen, None)
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether weights have a scale for each output channel, as fbgemm's qconfig has by itself."""
+        return self.qconfig == "fbgemm" or "per-channel-weights" in self.refinements
 
     def refined(self, refinement: Refinement) -> QuantizationProfile:
         """Return the profile with one refinement more, and what that needs; of two ways to choose ranges, the new one."""

@@ -142,7 +142,8 @@ def _equalized(job: BuildJob, model: nn.Module, pictures: Dataset, profile: Quan
         return model.state_dict()
     equal = copy.deepcopy(model)
     with console.progress("measuring channels", len(pictures)) as advance:
-        streams = equalize_channels(equal, _counted(pictures, job.calibration.batch_size, advance))
+        batches = _counted(pictures, job.calibration.batch_size, advance)
+        streams = equalize_channels(equal, batches, per_channel=profile.per_channel)
     console.step(f"Equalizing channels: {streams} streams between layers")
     return equal.state_dict()
 

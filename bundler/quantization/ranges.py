@@ -1,4 +1,4 @@
-"""Other ways to choose the range of an activation than torch's, which looks for the smallest squared error (issue 4).
+"""Ways to choose the range of an activation: torch's, which looks for the smallest squared error, and others (issue 4).
 
 Each reads the histogram of 2048 bins that torch's observer keeps.
 """
@@ -81,6 +81,7 @@ def _divergence(histogram: Tensor, low: int, high: int, levels: int) -> float:
 
 RANGE_OBSERVERS: dict[Ranges, Any] = {
     "minmax-ranges": MinMaxRangeObserver,
+    "mse-ranges": HistogramObserver,
     "percentile-ranges": PercentileObserver,
     "entropy-ranges": EntropyObserver,
 }
