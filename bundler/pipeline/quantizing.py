@@ -144,7 +144,7 @@ def _equalized(job: BuildJob, model: nn.Module, pictures: Dataset, profile: Quan
     with console.progress("measuring channels", len(pictures)) as advance:
         batches = _counted(pictures, job.calibration.batch_size, advance)
         streams = equalize_channels(equal, batches, per_channel=profile.per_channel)
-    console.step(f"Equalizing channels: {streams} streams between layers")
+    console.step(f"Equalized the channels between layers: {streams or 'no'} streams")
     return equal.state_dict()
 
 
