@@ -122,7 +122,7 @@ def agree_with_torch(
     A float graph must reach `fp32_min_sqnr_db`. An INT8 graph rounds its requantization differently from torch's kernels, so
     equality is not promised (pytorch#146541): no output may lose more than `torch_sqnr_loss_db` against FP32 compared with
     torch's INT8. An INT8 output must stay within `torch_max_steps` of torch's, or within ten times the noise (median) that
-    quantization itself makes on the same picture, where that is more: random weights can amplify a rounding as far as that.
+    quantization makes in either of them on the same picture, where that is more: random weights can amplify a rounding as far.
 
     Raises:
         ExportError: it does not.
@@ -135,7 +135,8 @@ def agree_with_torch(
     steps = None
     if graph.output_step is not None:
         apart = steps_apart(torch_outputs, outputs, graph.output_step).max(1)
-        noise = np.median(np.abs(torch_outputs - fp32_outputs), axis=1) / graph.output_step
+        noisier = np.maximum(*(np.median(np.abs(own - fp32_outputs), axis=1) for own in (torch_outputs, outputs)))
+        noise = noisier / graph.output_step
         allowed = np.maximum(profile.torch_max_steps, (NOISE_MARGIN * noise).astype(int))
         if (apart > allowed).any():
             worst = int((apart - allowed).argmax())
