@@ -58,7 +58,6 @@ def test_the_published_preprocessing_unless_a_size_is_given() -> None:
         ({"input_size": 16}, BundlerError, "too small"),
         ({"num_classes": 1}, BundlerError, "nothing to tell apart"),
         ({"max_drop": 1.0}, BundlerError, "no pictures to measure"),
-        ({"model": "yolov5n", "data": Path()}, BundlerError, "is a detector"),
     ],
 )
 def test_the_impossible_is_refused(changes: dict[str, Any], error: type[BundlerError], words: str) -> None:
