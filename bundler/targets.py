@@ -74,11 +74,6 @@ class QuantizationProfile(_Profile):
         chosen = (ranges for ranges in _RANGES if ranges in self.refinements)
         return next(chosen, None)
 
-    @property
-    def per_channel(self) -> bool:
-        """Whether weights have a scale for each output channel, as fbgemm's qconfig has by itself."""
-        return self.qconfig == "fbgemm" or "per-channel-weights" in self.refinements
-
     def refined(self, refinement: Refinement) -> QuantizationProfile:
         """Return the profile with one refinement more, and what that needs; of two ways to choose ranges, the new one."""
         kept = [item for item in self.refinements if refinement not in _RANGES or item not in _RANGES]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["informative_problem", "sqnr_db", "steps_apart", "top1_agreement"]
+__all__ = ["informative_problem", "sqnr_db", "top1_agreement"]
 
 Outputs = NDArray[np.float32]
 COORDINATES = 4  # of a box, before its scores
@@ -25,12 +25,6 @@ def sqnr_db(reference: Outputs, outputs: Outputs) -> float:
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal else -math.inf
-
-
-def steps_apart(expected: Outputs, outputs: Outputs, step: float) -> NDArray[np.int64]:
-    """Return how many quantization steps each value is off; outputs of an INT8 graph are whole multiples of the step."""
-    steps: NDArray[np.int64] = np.rint(np.abs(outputs.astype(np.float64) - expected) / step).astype(np.int64)
-    return steps
 
 
 def _parts(reference: Outputs, outputs: Outputs) -> list[tuple[Outputs, Outputs]]:

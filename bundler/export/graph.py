@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnxruntime as ort
 
 from bundler.errors import ExportError
+from bundler.export.logits import LogitsRounding
 from bundler.export.saturation import SaturationProof, prove_saturation
 from bundler.export.ties import TieProof
 from bundler.models.specs import Task
@@ -48,8 +48,8 @@ class ExportedGraph:
     """A checked ONNX graph with one input `image` [batch, 3, H, W] and one output.
 
     That is `logits` [batch, classes] or `detections` [batch, boxes, 5 + classes]. `float_operators` counts what ONNX Runtime
-    still computes in float in a quantized graph; `output_step` is the quantization step of its output, None where the output is
-    computed in float. `ties` and `saturation` prove, operator by operator, that other processors give the same bits.
+    still computes in float in a quantized graph; `rounding` is how torch rounds the logits of a quantized one, None of
+    detections. `ties` and `saturation` prove, operator by operator, that other processors give the same bits.
     """
 
     path: Path
@@ -60,9 +60,14 @@ class ExportedGraph:
     quantize_nodes: int
     dequantize_nodes: int
     float_operators: dict[str, int]
-    output_step: float | None
+    rounding: LogitsRounding | None
     ties: tuple[TieProof, ...] = ()
     saturation: tuple[SaturationProof, ...] = ()
+
+    @property
+    def output_step(self) -> float | None:
+        """The unit in which outputs are told apart, a quantization step of torch's; None where the output is in float."""
+        return self.rounding.step if self.rounding else None
 
     @property
     def float_layers(self) -> int:
@@ -77,6 +82,7 @@ def ensure_graph(
     task: Task = "classification",
     quantized: bool,
     float_layers: int = 0,
+    rounding: LogitsRounding | None = None,
     ties: tuple[TieProof, ...] = (),
 ) -> ExportedGraph:
     """Check an exported file and return what it holds.
@@ -109,7 +115,7 @@ def ensure_graph(
         quantize_nodes=quantize,
         dequantize_nodes=dequantize,
         float_operators=dict(sorted(float_operators.items())),
-        output_step=_output_step(path, model, OUTPUTS[task]) if quantized and task == "classification" else None,
+        rounding=rounding,
         ties=ties,
         saturation=prove_saturation(path) if quantized else (),
     )
@@ -149,16 +155,6 @@ def _float_operators(path: Path) -> Counter[str]:
             if node.op_type not in _MOVING:
                 counted[node.op_type] += 1
     return counted
-
-
-def _output_step(path: Path, model: onnx.ModelProto, output: str) -> float:
-    """Return the scale with which the output is dequantized."""
-    producers = {name: node for node in model.graph.node for name in node.output}
-    last = producers[output]
-    if last.op_type != "DequantizeLinear":
-        raise _broken(path, f"its output comes from {last.op_type} {last.name!r} and not from a DequantizeLinear")
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == last.input[1])
-    return float(np.float32(onnx.numpy_helper.to_array(tensor)))
 
 
 def _broken(path: Path, reason: str) -> ExportError:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bundler.errors import ExportError
 from bundler.export.graph import BATCH, INPUT, OUTPUTS, ExportedGraph, ensure_graph
+from bundler.export.logits import release_logits
 from bundler.export.symbolics import register_symbolics
 from bundler.export.tidying import tidy_graph
 from bundler.export.ties import settle_ties
@@ -70,8 +71,11 @@ def export_onnx(
                 next_step="Report it with the model's name and `bundler doctor --json`.",
             ) from error
     tidy_graph(path)
+    rounding = release_logits(path, OUTPUTS[task]) if quantized and task == "classification" else None
     ties = settle_ties(path) if quantized else ()
-    return ensure_graph(path, opset=opset, task=task, quantized=quantized, float_layers=float_layers, ties=ties)
+    return ensure_graph(
+        path, opset=opset, task=task, quantized=quantized, float_layers=float_layers, rounding=rounding, ties=ties
+    )
 
 
 @contextmanager

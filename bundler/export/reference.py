@@ -11,7 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bundler.errors import ExportError
-from bundler.export.agreement import informative_problem, sqnr_db, steps_apart
+from bundler.export.agreement import informative_problem, sqnr_db
 from bundler.export.graph import INPUT, ExportedGraph
 from bundler.targets import ExportProfile, OptimizationLevel
 
@@ -39,7 +39,7 @@ _LEVELS: dict[OptimizationLevel, ort.GraphOptimizationLevel] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TorchAgreement:
-    """ONNX Runtime against torch on the golden inputs: steps apart (of an INT8 output), and the share of equal values."""
+    """ONNX Runtime against torch on the golden inputs: steps apart (of INT8 logits), and the share of equal values."""
 
     max_steps: int | None
     equal_share: float
@@ -133,11 +133,11 @@ def agree_with_torch(
             raise _apart(graph, f"{reached:.1f} dB from torch, and {wanted:.0f} dB are asked for")
         return TorchAgreement(max_steps=None, equal_share=float(np.mean(outputs == torch_outputs)))
     steps = None
-    if graph.output_step is not None:
-        apart = steps_apart(torch_outputs, outputs, graph.output_step).max(1)
+    if graph.rounding is not None:
+        outputs = graph.rounding.applied(outputs)  # to compare like with like
+        apart = np.rint(np.abs(outputs.astype(np.float64) - torch_outputs) / graph.rounding.step).astype(int).max(1)
         noisier = np.maximum(*(np.median(np.abs(own - fp32_outputs), axis=1) for own in (torch_outputs, outputs)))
-        noise = noisier / graph.output_step
-        allowed = np.maximum(profile.torch_max_steps, (NOISE_MARGIN * noise).astype(int))
+        allowed = np.maximum(profile.torch_max_steps, (NOISE_MARGIN * noisier / graph.rounding.step).astype(int))
         if (apart > allowed).any():
             worst = int((apart - allowed).argmax())
             raise _apart(graph, f"up to {apart[worst]} quantization steps from torch's INT8, and {allowed[worst]} are allowed")
@@ -147,7 +147,7 @@ def agree_with_torch(
         raise _apart(
             graph, f"{loss:.1f} dB further from FP32 than torch's INT8, and {profile.torch_sqnr_loss_db} dB are allowed"
         )
-    return TorchAgreement(max_steps=steps, equal_share=float(np.mean(outputs == torch_outputs)))
+    return TorchAgreement(max_steps=steps, equal_share=float(np.mean(np.isclose(outputs, torch_outputs, rtol=1e-6, atol=0))))
 
 
 def _apart(graph: ExportedGraph, figure: str) -> ExportError:

@@ -63,6 +63,14 @@ def _mish(graph: Any, quantized: Any, scale: Any, zero_point: Any) -> Any:
     return graph.op("prim::TupleConstruct", shaped, scale, zero_point)
 
 
+def _global_average(graph: Any, quantized: Any, scale: Any, zero_point: Any) -> Any:
+    tensor = symbolic_helper.dequantize_helper(graph, quantized)[0]
+    zero = graph.op("Constant", value_t=torch.tensor(int(_constant(zero_point)), dtype=torch.uint8))
+    given = graph.op("Constant", value_t=torch.tensor(_constant(scale), dtype=torch.float32))
+    result = graph.op("QuantizeLinear", graph.op("GlobalAveragePool", tensor), given, zero)
+    return graph.op("prim::TupleConstruct", result, given, zero)
+
+
 def _constant(value: Any) -> float:
     """Return the number behind a scale or zero point, which the exporter may have wrapped in a Cast."""
     node = value.node()
@@ -75,4 +83,5 @@ def register_symbolics(opset: int) -> None:
     """Register them with the exporter; doing it again changes nothing."""
     register_custom_op_symbolic("quantized::relu6", _relu6, opset)
     register_custom_op_symbolic("aten::hardsigmoid", _hardsigmoid, opset)
+    register_custom_op_symbolic("edge_bundler::global_average", _global_average, opset)
     register_custom_op_symbolic("edge_bundler::mish", _mish, opset)

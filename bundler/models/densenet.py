@@ -16,6 +16,7 @@ from bundler.quantization import (
     QuantStub,
     fuse_modules,
     load_fuse_prepare,
+    make_quantizable,
 )
 
 from torchvision.models.densenet import DenseNet, _DenseBlock, _DenseLayer, _Transition
@@ -69,6 +70,7 @@ class QuantizableDenseNet(DenseNet):  # type: ignore[misc]
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.quant = QuantStub()
         self.dequant = DeQuantStub()
+        make_quantizable(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.features(self.quant(x)))

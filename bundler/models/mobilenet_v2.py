@@ -14,6 +14,7 @@ from bundler.quantization import (
     QuantStub,
     fuse_modules,
     load_fuse_prepare,
+    make_quantizable,
 )
 
 from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
@@ -46,18 +47,20 @@ class QuantizableMobileNetV2(MobileNetV2):  # type: ignore[misc]
     """torchvision's MobileNetV2 between quantization stubs; a float model until it is converted.
 
     torchvision's own quantizable class swaps ReLU6 for ReLU, which is another function. Here it stays: Conv + BatchNorm are
-    fused, and the observer before each ReLU6 is capped (`bundler.quantization.relu6`).
+    fused, and the observer before each ReLU6 is capped (`bundler.quantization.clipping`).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.quant = QuantStub()
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dequant = DeQuantStub()
+        make_quantizable(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.quant(x)
-        x = self._forward_impl(x)
-        logits: Tensor = self.dequant(x)
+        x = self.features(self.quant(x))
+        x = self.avgpool(x).flatten(1)
+        logits: Tensor = self.dequant(self.classifier(x))
         return logits
 
     def fuse_model(self, is_qat: bool | None = None) -> None:

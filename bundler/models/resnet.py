@@ -14,6 +14,7 @@ from bundler.quantization import (
     QuantStub,
     fuse_modules,
     load_fuse_prepare,
+    make_quantizable,
 )
 
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -84,6 +85,7 @@ class QuantizableResNet(ResNet):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.quant = QuantStub()
         self.dequant = DeQuantStub()
+        make_quantizable(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.quant(x)

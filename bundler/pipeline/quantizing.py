@@ -24,10 +24,8 @@ from bundler.quantization import (
     QuantizationProfile,
     calibrate,
     convert,
-    correct_biases,
     count_layers,
     equalize_channels,
-    quantized_engine,
     round_weights,
 )
 from bundler.quantization.training import TrainingProgress, TrainingRecord, train
@@ -59,16 +57,9 @@ def calibrated(job: BuildJob, network: Network, *, pictures: Dataset, profile: Q
     prepared = network.prepared(weights, profile)
     _calibrate(job, prepared, pictures, profile)
     reference = copy.deepcopy(prepared)
-    if "compensated-rounding" in profile.refinements:
-        _round(job, prepared, pictures)
-    converted = convert(prepared, profile)
-    if "corrected-biases" in profile.refinements:
-        batches = (torch.from_numpy(batch) for batch in pictures.batches(job.calibration.batch_size))
-        with quantized_engine(profile.engine):
-            corrected = correct_biases(reference, converted, batches)
-        console.step(f"Correcting biases: {corrected} of them")
+    _round(job, prepared, pictures, profile)
     return QuantizedModel(
-        converted=converted,
+        converted=convert(prepared, profile),
         reference=reference,
         weights=weights,
         profile=profile,
@@ -143,7 +134,7 @@ def _equalized(job: BuildJob, model: nn.Module, pictures: Dataset, profile: Quan
     equal = copy.deepcopy(model)
     with console.progress("measuring channels", len(pictures)) as advance:
         batches = _counted(pictures, job.calibration.batch_size, advance)
-        streams = equalize_channels(equal, batches, per_channel=profile.per_channel)
+        streams = equalize_channels(equal, batches)
     console.step(f"Equalized the channels between layers: {streams or 'no'} streams")
     return equal.state_dict()
 
@@ -159,11 +150,21 @@ def _calibrate(job: BuildJob, prepared: nn.Module, pictures: Dataset, profile: Q
         calibrate(prepared, _counted(pictures, job.calibration.batch_size, advance))
 
 
-def _round(job: BuildJob, prepared: nn.Module, pictures: Dataset) -> None:
-    console.step("Rounding the weights so that each error is made up for by the next ones (GPTQ)")
+def _round(job: BuildJob, prepared: nn.Module, pictures: Dataset, profile: QuantizationProfile) -> None:
+    chosen = {name: name in profile.refinements for name in ("compensated-rounding", "corrected-biases")}
+    if not any(chosen.values()):
+        return
+    console.step(f"Rounding the weights, layer after layer: {', '.join(name for name, asked in chosen.items() if asked)}")
     batches = (torch.from_numpy(batch) for batch in pictures.batches(job.calibration.batch_size))
     with console.progress("rounding", count_layers(prepared)) as advance:
-        round_weights(prepared, batches, seed=job.seed, on_layer=lambda: advance(1))
+        round_weights(
+            prepared,
+            batches,
+            compensated=chosen["compensated-rounding"],
+            corrected=chosen["corrected-biases"],
+            seed=job.seed,
+            on_layer=lambda: advance(1),
+        )
 
 
 def _counted(pictures: Dataset, batch_size: int, advance: Callable[[int], Any]) -> Iterator[Tensor]:

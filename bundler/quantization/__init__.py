@@ -1,17 +1,16 @@
 """Eager-mode INT8 quantization; every `torch.ao` name of the project lives in this package."""
 
-from bundler.quantization.activations import make_quantizable
-from bundler.quantization.bias import correct_biases
 from bundler.quantization.calibration import calibrate
 from bundler.quantization.conversion import convert
 from bundler.quantization.engine import quantized_engine
 from bundler.quantization.equalization import equalize_channels
 from bundler.quantization.float_layers import FloatBlock, find_float_blocks, with_float_blocks
 from bundler.quantization.fusion import fuse_modules
-from bundler.quantization.gptq import count_layers, round_weights
 from bundler.quantization.noise import LayerNoise, measure_layers
 from bundler.quantization.preparation import load_fuse_prepare
 from bundler.quantization.qconfig import get_platform_aware_qconfig
+from bundler.quantization.replacing import make_quantizable
+from bundler.quantization.rounding import count_layers, round_weights
 from bundler.quantization.stubs import DeQuantStub, FloatFunctional, QuantStub
 from bundler.quantization.tracing import TorchTensor, trace_integers
 from bundler.targets import QuantizationProfile
@@ -26,7 +25,6 @@ __all__ = [
     "TorchTensor",
     "calibrate",
     "convert",
-    "correct_biases",
     "count_layers",
     "equalize_channels",
     "find_float_blocks",

@@ -11,7 +11,6 @@ from torch import nn
 from torch.ao.nn.intrinsic import BNReLU2d
 from torch.ao.quantization.quantization_mappings import get_default_static_quant_module_mappings
 
-from bundler.quantization.activations import QUANTIZED_ACTIVATIONS
 from bundler.quantization.batch_norm import QuantizedBatchNormReLU
 from bundler.quantization.engine import quantized_engine
 from bundler.targets import QuantizationProfile
@@ -25,7 +24,7 @@ def convert(prepared: nn.Module, target: QuantizationProfile) -> nn.Module:
     Weights are packed for the target's engine, so the result runs only inside `quantized_engine(target.engine)`.
     """
     mapping: dict[Any, Any] = get_default_static_quant_module_mappings()
-    mapping |= QUANTIZED_ACTIVATIONS | {BNReLU2d: QuantizedBatchNormReLU}
+    mapping |= {BNReLU2d: QuantizedBatchNormReLU}
     with quantized_engine(target.engine), warnings.catch_warnings():
         # Torch announces the end of quantized tensors. A user can do nothing about it; pyproject.toml bounds the torch.
         warnings.filterwarnings("ignore", r"torch\.quantize_per_tensor, torch\.quantize_per_channel", UserWarning)

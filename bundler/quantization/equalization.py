@@ -29,8 +29,6 @@ PASSING = {  # operators with f(s x) = s f(x) for s > 0, channel by channel
     "view",
     "_unsafe_view",
 }
-SHARED = 0.5  # weight of the size in front where a layer's weights share one scale: the paper's square root
-OWN = 0.8  # where each output channel has its own, and only activations share one; measured on a MobileNetV2 and a ResNet18
 SMALLEST = 1e-3  # of the largest channel: one that hardly shows in the pictures must have room on the device
 
 Writer = nn.Conv2d | nn.BatchNorm2d
@@ -60,13 +58,12 @@ class Stream:
             weight.mul_(factors.reshape(weight.shape[0], 1, -1, 1, 1))
 
 
-def equalize_channels(model: nn.Module, batches: Iterable[Tensor], *, per_channel: bool) -> int:
+def equalize_channels(model: nn.Module, batches: Iterable[Tensor]) -> int:
     """Equalize a float model in place, before its layers are fused; it computes what it did, up to rounding in float.
 
     Args:
         model: in eval mode.
         batches: pictures that show how large each channel becomes, float32 [N, 3, H, W].
-        per_channel: whether the weights will have a scale for each output channel, or one for all.
 
     Returns:
         How many streams were equalized.
@@ -75,7 +72,7 @@ def equalize_channels(model: nn.Module, batches: Iterable[Tensor], *, per_channe
     streams = channel_streams(model, pictures[0][:1])
     sizes = _measure(model, pictures, {index for stream in streams for index in stream.operators})
     for stream in streams:
-        stream.divide(_factors(stream, sizes, OWN if per_channel else SHARED))
+        stream.divide(_factors(stream, sizes))
     return len(streams)
 
 
@@ -202,11 +199,11 @@ def _measure(model: nn.Module, batches: Sequence[Tensor], operators: set[int]) -
     return sizes.largest
 
 
-def _factors(stream: Stream, sizes: dict[int, Tensor], front_weight: float) -> Tensor:
-    """Return by what each channel is divided in front: how large it is there, and how small behind; 1 on average."""
+def _factors(stream: Stream, sizes: dict[int, Tensor]) -> Tensor:
+    """Return by what each channel is divided in front, 1 on average: the root of its size there over its size behind."""
     front = torch.stack([_share(sizes[index]) for index in stream.operators]).amax(0)
     behind = torch.stack([_size_behind(reader) for reader in stream.readers]).amax(0)
-    exponents = front_weight * front.log2() - (1 - front_weight) * behind.log2()
+    exponents = (front.log2() - behind.log2()) / 2
     return torch.exp2(exponents - exponents.mean())
 
 

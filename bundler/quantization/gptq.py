@@ -6,96 +6,36 @@ add up to more than a processor without VNNI can multiply (`bundler.quantization
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.ao.quantization import QConfig
-from torch.ao.quantization.observer import PerChannelMinMaxObserver
 
 from bundler.quantization.qconfig import is_depthwise
 from bundler.quantization.saturation import LARGEST_SUM
 
-__all__ = ["count_layers", "round_weights"]
+__all__ = ["Layer", "round_for_inputs"]
 
 Layer = nn.Conv2d | nn.Linear
 
-POSITIONS = 64  # of each picture and layer, drawn at random: neighbouring positions tell nearly the same
+ROWS = 4096  # of a layer's inputs that are looked at, from all pictures together
+POSITIONS = 64  # of each picture at least
 DAMPING = 0.01  # of the mean of the diagonal (the paper's value), so that inputs that are always zero do no harm
 SLACK = 4  # by which the first rounding stays below the largest sum, for the corrections that follow
 BLOCK = 128  # columns that take over the errors of all earlier ones at once (section 3.3 of the paper)
 LARGEST = 127  # of a symmetric int8 weight
 
 
-def count_layers(prepared: nn.Module) -> int:
-    """Return how many layers `round_weights` will round."""
-    return sum(1 for _ in _layers(prepared))
-
-
-def round_weights(
-    prepared: nn.Module, batches: Iterable[Tensor], *, seed: int = 0, on_layer: Callable[[], None] = lambda: None
-) -> None:
-    """Round the weights of a calibrated model, in place, and pin their scales for the conversion.
+def round_for_inputs(layer: Layer, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return a layer's weights as multiples of their scales, in their own shape, and the scales, float32 [O].
 
     Args:
-        prepared: as `load_fuse_prepare` returns it, after `calibrate`.
-        batches: float32 [N, 3, H, W] each, normalised: what the errors are measured on.
-        seed: of the positions that are drawn.
-        on_layer: called when a layer is done.
+        layer: with its float weights.
+        x: what it will be given, float32 [N, C, H, W] or [N, C].
+        generator: draws positions in the pictures, of which neighbours tell nearly the same.
     """
-    layers = dict(_layers(prepared))
-    grams = _gram_matrices(prepared, layers, batches, torch.Generator().manual_seed(seed))
-    for name, layer in layers.items():
-        weight, scale = _rounded(layer, grams.pop(name))
-        layer.weight.data = weight
-        qconfig = cast("QConfig", layer.qconfig)
-        pinned = QConfig(activation=qconfig.activation, weight=_Pinned.with_args(scale=scale))
-        layer.qconfig = pinned  # type: ignore[assignment]
-        on_layer()
-
-
-class _Pinned(PerChannelMinMaxObserver):
-    """Answers with the scales with which the weights were rounded."""
-
-    def __init__(self, *, scale: Tensor, **kwargs: Any) -> None:
-        super().__init__(ch_axis=0, dtype=torch.qint8, qscheme=torch.per_channel_symmetric, **kwargs)
-        self.scale = scale
-
-    def calculate_qparams(self, **_kwargs: Any) -> tuple[Tensor, Tensor]:
-        return self.scale, torch.zeros(len(self.scale), dtype=torch.int64)
-
-
-def _layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
-    """Yield what will be INT8: convolutions and linear layers with a qconfig."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and getattr(module, "qconfig", None) is not None:
-            yield name, module
-
-
-def _gram_matrices(
-    model: nn.Module, layers: dict[str, Layer], batches: Iterable[Tensor], generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Return, for each layer, what its inputs have in common: X·Xᵀ, float32 [groups, K, K]."""
-    grams: dict[str, Tensor] = {}
-
-    def watch(name: str, layer: Layer) -> Callable[..., None]:
-        def add(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            rows = _rows(layer, inputs[0], generator)
-            gram = rows.transpose(1, 2) @ rows
-            grams[name] = grams[name] + gram if name in grams else gram
-
-        return add
-
-    hooks = [layer.register_forward_pre_hook(watch(name, layer)) for name, layer in layers.items()]
-    try:
-        with torch.inference_mode():
-            for batch in batches:
-                model(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return grams
+    rows = _rows(layer, x, generator)
+    return _rounded(layer, rows.transpose(1, 2) @ rows)
 
 
 def _rows(layer: Layer, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -107,7 +47,7 @@ def _rows(layer: Layer, x: Tensor, generator: torch.Generator) -> Tensor:
     padded = nn.functional.pad(x, (pad_x, pad_x, pad_y, pad_y))
     down = (padded.shape[2] - reach_y * (height - 1) - 1) // step_y + 1
     across = (padded.shape[3] - reach_x * (width - 1) - 1) // step_x + 1
-    drawn = torch.randperm(down * across, generator=generator)[:POSITIONS]
+    drawn = torch.randperm(down * across, generator=generator)[: max(ROWS // len(x), POSITIONS)]
     top, left = (drawn // across) * step_y, (drawn % across) * step_x
     y = top[:, None, None] + reach_y * torch.arange(height)[None, :, None]
     x_ = left[:, None, None] + reach_x * torch.arange(width)[None, None, :]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.ao.nn.quantized import Linear as QuantizedLinear
 from torch.ao.nn.quantized import QFunctional
 
 __all__ = ["LayerNoise", "measure_layers"]
@@ -50,6 +51,8 @@ class _Power:
 def measure_layers(reference: nn.Module, converted: nn.Module, batches: Iterable[Tensor]) -> tuple[LayerNoise, ...]:
     """Run both on the same pictures and compare what each layer gives; the engine that converted must be set.
 
+    Of a classifier's last matrix product, the sums are compared, as the exported graph gives them (`bundler.export.logits`).
+
     Args:
         reference: the prepared network with its float weights, before they were rounded; its observers learn nothing here.
         converted: the INT8 network that was made of it.
@@ -64,7 +67,11 @@ def measure_layers(reference: nn.Module, converted: nn.Module, batches: Iterable
     expected: dict[str, list[Tensor]] = {}
     outputs: dict[str, list[Tensor]] = {}
     powers: dict[str, _Power] = {}
-    hooks = [converted.get_submodule(name).register_forward_hook(_keep(name, outputs)) for name in layers]
+    products = [name for name, module in layers.items() if isinstance(module, QuantizedLinear)]
+    hooks = [
+        converted.get_submodule(name).register_forward_hook(_keep(name, outputs, summed=products[-1:] == [name]))
+        for name in layers
+    ]
     hooks += [originals[name].register_forward_hook(_keep(name, expected)) for name in layers]
     try:
         with torch.inference_mode(), _not_observing(reference):
@@ -75,8 +82,7 @@ def measure_layers(reference: nn.Module, converted: nn.Module, batches: Iterable
                 converted(batch)
                 for name, results in outputs.items():
                     for before, after in zip(expected.get(name, ()), results, strict=False):
-                        if after.is_quantized:
-                            powers.setdefault(name, _Power()).add(before, after.dequantize())
+                        powers.setdefault(name, _Power()).add(before, after)
     finally:
         for hook in hooks:
             hook.remove()
@@ -108,12 +114,18 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
-def _keep(name: str, store: dict[str, list[Tensor]]) -> Any:
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+def _keep(name: str, store: dict[str, list[Tensor]], *, summed: bool = False) -> Any:
+    """Return a hook that keeps what a module gives, in float; `summed` is a matrix product before it is rounded to 8 bits."""
+
+    def keep(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor):
-            store.setdefault(name, []).append(output)
+            store.setdefault(name, []).append(_sums(module, inputs[0]) if summed else output.dequantize())
 
     return keep
+
+
+def _sums(product: Any, x: Tensor) -> Tensor:
+    return nn.functional.linear(x.dequantize(), product.weight().dequantize(), product.bias())
 
 
 def _weight_sqnr_db(original: nn.Module, layer: Any) -> float | None:

@@ -134,7 +134,7 @@ def _measured_on(labelled: LabelledPictures, count: int) -> tuple[Logits, NDArra
 def _ours(network: nn.Module, parser: Any, num_classes: int, calibrating: Logits, folder: Path) -> dict[str, Path]:
     graphs = {}
     batches = torch.from_numpy(calibrating).split(8)
-    equalize_channels(network, batches, per_channel=True)
+    equalize_channels(network, batches)
     for alias in ("x86", "arm64"):
         target = find_target(alias).quantization
         prepared = parser(weights=network.state_dict(), num_classes=num_classes, quantize=True, target=target)

@@ -43,7 +43,8 @@ def test_every_convolution_runs_in_integers(int8: Exported, tmp_path: Path) -> N
     assert kinds.count("QLinearConv") == 52
     assert kinds.count("QLinearAdd") == 10
     assert kinds.count("QGemm") == 1
-    assert (kinds.count("QuantizeLinear"), kinds.count("DequantizeLinear")) == (1, 1)
+    assert kinds.count("QuantizeLinear") == 1
+    assert kinds.count("DequantizeLinear") == 0  # the last product gives its sums
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -91,5 +92,5 @@ def test_an_operator_without_a_form_in_onnx_is_refused_by_name(
 
 
 def test_a_float_model_is_not_taken_for_a_quantized_one(fp32: Exported, golden: Tensor, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="0 QuantizeLinear"):
+    with pytest.raises(ExportError, match="comes from Gemm .* not from a DequantizeLinear"):
         export_onnx(fp32.model, golden[:2], tmp_path / "a.onnx", opset=13, quantized=True)

@@ -50,7 +50,7 @@ def test_the_function_stays(name: str, weights_of: Callable[[str], Mapping[str, 
     with torch.inference_mode():
         before = {key: value.clone() for key, value in ill.state_dict().items()}
         expected = model(golden).numpy()
-        assert equalize_channels(ill, golden.split(2), per_channel=True) > 2
+        assert equalize_channels(ill, golden.split(2)) > 2
         assert sqnr_db(expected, ill(golden).numpy()) > 80  # float32 rounds; scaled by factors it rounds differently
     assert any(not torch.equal(before[key], value) for key, value in ill.state_dict().items())
 
@@ -70,7 +70,7 @@ def test_channels_are_of_one_size_afterwards(weights_of: Callable[[str], Mapping
         return float(sizes[sizes > 0].log2().std())
 
     before = spread(ill)
-    equalize_channels(ill, golden.split(2), per_channel=True)
+    equalize_channels(ill, golden.split(2))
     assert spread(ill) < 0.6 * before
 
 
@@ -84,7 +84,7 @@ def test_an_ill_scaled_network_is_as_good_as_before(
     if fused:
         ill.fuse_model(is_qat=False)  # type: ignore[operator]
     equal = copy.deepcopy(ill)
-    equalize_channels(equal, [calibration], per_channel=target.quantization.per_channel)
+    equalize_channels(equal, [calibration])
 
     def ratio(model: nn.Module) -> float:
         prepared = parser(weights=model.state_dict(), num_classes=10, quantize=True, target=target.quantization)
@@ -125,6 +125,6 @@ def test_channels_of_zero_are_left_alone() -> None:
     x = torch.rand(2, 3, 8, 8)
     with torch.inference_mode():
         expected = model(x)
-        assert equalize_channels(model, [x], per_channel=False) == 1
+        assert equalize_channels(model, [x]) == 1
         torch.testing.assert_close(model(x), expected)
     assert all(parameter.isfinite().all() for parameter in model.parameters())

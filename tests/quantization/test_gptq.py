@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bundler.export.agreement import sqnr_db
-from bundler.models.registry import find_model, load_parser
-from bundler.quantization import calibrate, convert, quantized_engine
-from bundler.quantization.gptq import _compensated, _rows, _within_sums, round_weights
+from bundler.quantization.gptq import _compensated, _rows, _within_sums
 from bundler.quantization.saturation import LARGEST_SUM, largest_pair_sums
-from bundler.targets import TargetProfile, find_target
 
 
 @pytest.mark.parametrize(
@@ -66,45 +60,3 @@ def test_inputs_that_are_always_zero_do_no_harm() -> None:
         integers = _compensated(weight[None], scale[None], gram[None], paired=False)[0]
         assert integers.isfinite().all()
         assert float((integers - weight / scale.unsqueeze(1)).abs().max()) < 64
-
-
-@pytest.mark.parametrize(("name", "alias"), [("mobilenet_v2", "x86"), ("resnet18", "arm64")])
-def test_a_network_comes_nearer_to_fp32(
-    name: str,
-    alias: str,
-    weights_of: Callable[[str], Mapping[str, Tensor]],
-    calibration: Tensor,
-    golden: Tensor,
-) -> None:
-    parser, target = load_parser(find_model(name)[1]), find_target(alias)
-    pictures = torch.cat([calibration, golden])
-
-    def outputs(*, rounded: bool) -> Tensor:
-        prepared = parser(weights=weights_of(name), num_classes=10, quantize=True, target=target.quantization)
-        calibrate(prepared, [pictures])
-        if rounded:
-            round_weights(prepared, [pictures])
-        converted = convert(prepared, target.quantization)
-        with quantized_engine(target.quantization.engine), torch.inference_mode():
-            answers: Tensor = converted(pictures)
-        for module in converted.modules():
-            if rounded and isinstance(module, torch.ao.nn.quantized.Conv2d) and module.groups == 1:
-                assert int(largest_pair_sums(module.weight().int_repr().short()).max()) <= LARGEST_SUM
-        return answers
-
-    reference = parser(weights=weights_of(name), num_classes=10)(pictures).detach().numpy()
-    plain, better = (sqnr_db(reference, outputs(rounded=rounded).numpy()) for rounded in (False, True))
-    assert better > plain + 0.5
-
-
-def test_the_same_seed_gives_the_same_weights(
-    weights_of: Callable[[str], Mapping[str, Tensor]], target: TargetProfile, calibration: Tensor
-) -> None:
-    parser = load_parser(find_model("mobilenet_v2")[1])
-    models = []
-    for _ in range(2):
-        prepared = parser(weights=weights_of("mobilenet_v2"), num_classes=10, quantize=True, target=target.quantization)
-        calibrate(prepared, [calibration])
-        round_weights(prepared, [calibration], seed=1)
-        models.append({name: value.clone() for name, value in prepared.named_parameters()})
-    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
