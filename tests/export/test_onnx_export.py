@@ -92,5 +92,5 @@ def test_an_operator_without_a_form_in_onnx_is_refused_by_name(
 
 
 def test_a_float_model_is_not_taken_for_a_quantized_one(fp32: Exported, golden: Tensor, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="comes from Gemm .* not from a DequantizeLinear"):
+    with pytest.raises(ExportError, match=r"comes from Gemm .* not from a DequantizeLinear"):
         export_onnx(fp32.model, golden[:2], tmp_path / "a.onnx", opset=13, quantized=True)

@@ -88,7 +88,7 @@ def test_biases_alone_take_up_what_the_nearest_weights_shift(
             scale, zero_point = prepared.quant.activation_post_process.calculate_qparams()  # type: ignore[union-attr, operator]
             pictures = torch.fake_quantize_per_tensor_affine(calibration, scale, zero_point.int(), 0, 255)
             given = exact._conv_forward(pictures, layer.weight().dequantize(), bias)  # type: ignore[operator]
-            wanted = exact(calibration)
+            wanted = exact._conv_forward(calibration, exact.weight, exact.bias)
         return float(((given - wanted).mean((0, 2, 3)) / wanted.std((0, 2, 3))).square().mean().sqrt())
 
     before, after = shift(exact.bias), shift(_of_the_first(prepared).bias)
