@@ -20,6 +20,9 @@ from bundler.targets import TargetProfile
 STREAMS = {
     "resnet18": [(1, 1)] * 8 + [(3, 4), (3, 3), (3, 3), (3, 2)],
     "mobilenet_v2": [(1, 1)] * 2 + [(2, 2), (3, 3), (3, 3), (3, 3), (4, 4)],
+    # Of a DenseNet121, what lies within a layer or behind a norm has one reader; what a block of n layers concatenates is
+    # read by all norms that follow, n + 1 - i for the i-th tensor.
+    "densenet121": [(1, 1)] * 120 + [(1, layers + 1 - i) for layers in (6, 12, 24, 16) for i in range(layers + 1)],
 }
 
 
@@ -116,6 +119,37 @@ class Branch(nn.Module):
 def test_what_is_read_twice_clipped_or_run_twice_is_left_alone() -> None:
     model = Branch().eval()
     assert channel_streams(model, torch.rand(1, 3, 4, 4)) == ()
+
+
+class Concatenated(nn.Module):
+    """Concatenated tensors that a BatchNorm reads, and others that a convolution reads, or both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third, self.fourth = (nn.Conv2d(3, 3, 1) for _ in range(4))
+        self.norm, self.last = nn.BatchNorm2d(6), nn.Conv2d(6, 3, 1)
+        self.norm.running_var = torch.rand(6) * 1e-4  # the epsilon counts
+        self.norm.running_mean = torch.rand(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalised = self.norm(torch.cat([self.first(x), torch.relu(self.second(x))], 1))
+        third = self.third(x)
+        return torch.as_tensor(self.last(torch.cat([third, self.fourth(x)], 1)) + torch.sigmoid(normalised[:, :3]) + third)
+
+
+def test_a_batch_norm_takes_in_the_factors_of_what_is_concatenated() -> None:
+    model, x = Concatenated().eval(), torch.rand(2, 3, 4, 4)
+    streams = channel_streams(model, x)
+    assert [stream.writers for stream in streams] == [(model.first,), (model.second,)]
+    with torch.inference_mode():
+        model.first.weight.data[1] *= 100
+        expected = model(x)
+        equalize_channels(model, [x])
+        torch.testing.assert_close(model(x), expected)
+        for convolution in (model.first, model.second):
+            values = torch.relu(convolution(x)) if convolution is model.second else convolution(x)
+            largest = values.abs().amax((0, 2, 3))
+            torch.testing.assert_close(largest[largest > 0], torch.ones(int((largest > 0).sum())))
 
 
 def test_channels_of_zero_are_left_alone() -> None:
