@@ -19,6 +19,7 @@ help: ## list what can be made
 	@echo "              [INPUT_SIZE=224] [NUM_CLASSES=1000] [INT8_SCOPE=whole] [BASE_IMAGE=image] [OUTPUT=dist]"
 	@echo "              [DATA=folder] [MAX_DROP=0.5]"
 	@echo "  make verify TARGET=x86 [OUTPUT=dist]"
+	@echo "  make bench [MODEL=mobilenet_v2 WEIGHTS=file.pth CALIBRATION=folder DATA=folder [EMULATED=200] [ILL_SCALED=seed]]"
 	@echo
 	@echo "  BUNDLER_NO_SYSTEM=1 forbids every change to this machine outside the repository."
 
@@ -61,7 +62,8 @@ lint: $(READY) ## ruff, mypy and the import ladder
 
 bench: $(READY) engine ## how long things take; with MODEL, WEIGHTS, CALIBRATION and DATA, how accurate INT8 is beside quantize_static
 	@$(if $(DATA),.venv/bin/python tests/benchmark/accuracy.py "$(MODEL)" --weights "$(WEIGHTS)" --calibration "$(CALIBRATION)" --data "$(DATA)" \
-	  $(if $(INPUT_SIZE),--input-size "$(INPUT_SIZE)") $(if $(NUM_CLASSES),--num-classes "$(NUM_CLASSES)"),.venv/bin/python tests/benchmark/bench.py)
+	  $(if $(INPUT_SIZE),--input-size "$(INPUT_SIZE)") $(if $(NUM_CLASSES),--num-classes "$(NUM_CLASSES)") \
+	  $(if $(EMULATED),--emulated "$(EMULATED)") $(if $(ILL_SCALED),--ill-scaled "$(ILL_SCALED)"),.venv/bin/python tests/benchmark/bench.py)
 
 clean: ## remove .venv, dist and caches of the repository; the system and the engine's images stay
 	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

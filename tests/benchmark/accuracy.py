@@ -1,23 +1,26 @@
 """`make bench MODEL=… WEIGHTS=… CALIBRATION=… DATA=…`: our INT8 beside ONNX Runtime's own static quantization, in one run.
 
-Each is calibrated with the same pictures and measured on the same labelled ones, on this machine and as Haswell, where 8-bit
-products saturate (`--cpu`): top-1, what it lost to FP32, and SQNR of the logits. `--ill-scaled SEED` multiplies the channels
-between two convolutions by factors from 0.05 to 20 first, which changes nothing in float (issue 4).
+Each is calibrated with the same pictures. On this machine all labelled pictures are measured: top-1, what it lost to FP32, and
+SQNR of the logits; on every emulated CPU of every target, a part of them, with whether the outputs are those of this machine,
+bit for bit. `--ill-scaled SEED` multiplies the channels between two layers by factors from 0.05 to 20 first, which changes
+nothing in float (issue 4).
 """
 
 from __future__ import annotations
 
-import shutil
-import subprocess
+import base64
+import io
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -25,28 +28,30 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
 from bundler import console
-from bundler.datasets import Preprocessing, load_pictures
+from bundler.containers.emulation import Launch
+from bundler.containers.engine import Engine, connect
+from bundler.containers.image import remove_image
 from bundler.export.agreement import sqnr_db
 from bundler.export.graph import INPUT
 from bundler.export.onnx_export import export_onnx
-from bundler.labelled_pictures import LabelledPictures, load_validation
-from bundler.models.checkpoints import load_weights
-from bundler.models.registry import find_model, load_parser
-from bundler.quantization import calibrate, convert, equalize_channels, quantized_engine, round_weights
+from bundler.labelled_pictures import LabelledPictures
+from bundler.packaging.checksums import sha256_of
+from bundler.pipeline.material import gather
+from bundler.pipeline.network import load_network
+from bundler.pipeline.proof import image_for
+from bundler.pipeline.quantizing import calibrated
+from bundler.plan import BuildJob, CalibrationRequest, plan_build
+from bundler.quantization import quantized_engine
 from bundler.quantization.equalization import channel_streams
-from bundler.targets import find_target
+from bundler.recipe import TrainingRecipe
+from bundler.targets import TargetProfile, load_targets
+from bundler.verification.executors import ContainerExecutor
 
 Logits = NDArray[np.float32]
+Graphs = dict[str, Path]
 
-# Runs a graph on a batch of inputs, as a process of its own, so that an emulator can run it.
-_RUN = """
-import sys, numpy as np, onnxruntime as ort
-options = ort.SessionOptions()
-options.log_severity_level = 3
-session = ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-inputs = np.load(sys.argv[2])
-np.save(sys.argv[3], np.concatenate([session.run(None, {"image": inputs[i:i+1]})[0] for i in range(len(inputs))]))
-"""
+NATIVE = "native"
+LEVEL = "all"  # graph optimization level, as the profiles' runner has it
 
 
 class _Pictures(CalibrationDataReader):  # type: ignore[misc]
@@ -65,9 +70,8 @@ class _Pictures(CalibrationDataReader):  # type: ignore[misc]
 @click.option("--input-size", type=int)
 @click.option("--calibration", type=click.Path(path_type=Path), required=True)
 @click.option("--data", type=click.Path(path_type=Path), required=True)
-@click.option("--pictures", type=int, help="Measure on this many of the labelled pictures.")
+@click.option("--emulated", type=int, default=200, show_default=True, help="Pictures on each emulated CPU; 0 for none.")
 @click.option("--ill-scaled", type=int, metavar="SEED")
-@click.option("--cpu", "cpus", multiple=True, help="Measure as this CPU of QEMU too, such as Haswell.")
 @click.option("--json", "as_json", is_flag=True)
 def main(
     *,
@@ -77,78 +81,83 @@ def main(
     input_size: int | None,
     calibration: Path,
     data: Path,
-    pictures: int | None,
+    emulated: int,
     ill_scaled: int | None,
-    cpus: tuple[str, ...],
     as_json: bool,
 ) -> None:
     warnings.simplefilter("ignore")
-    _, variant = find_model(model)
-    parser = load_parser(variant)
-    preprocessing = Preprocessing(
-        resize=input_size or variant.resize, crop=input_size or variant.crop, interpolation=variant.interpolation
-    )
-    loaded = load_weights(weights, variant, parser=parser, num_classes=num_classes, pictures=lambda: np.empty(0), seed=0)
-    labelled = load_validation(data, preprocessing, num_classes=loaded.num_classes)
-    calibrating = load_pictures(calibration, preprocessing, count=64, seed=0).pictures
-    inputs, labels = _measured_on(labelled, pictures or len(labelled))
-    network = parser(weights=loaded.state_dict, num_classes=loaded.num_classes)
-    if ill_scaled is not None:
-        scale_ill(network, torch.from_numpy(inputs[:1]), seed=ill_scaled)
+    jobs = [
+        plan_build(
+            model,
+            target.name,
+            modes=("int8-ptq",),
+            int8_scope=None,
+            weights=weights,
+            num_classes=num_classes,
+            input_size=input_size,
+            calibration=CalibrationRequest(folder=calibration, pictures=64, batch_size=8),
+            data=data,
+            max_drop=None,
+            recipe=TrainingRecipe(),
+            base_image=None,
+            output=Path("dist"),
+            seed=0,
+        )
+        for target in load_targets()
+    ]
     with tempfile.TemporaryDirectory(prefix="edge-bundler-bench-") as text:
         folder = Path(text)
-        graphs = {"fp32": folder / "fp32.onnx"}
-        export_onnx(network, torch.from_numpy(inputs[:2]), graphs["fp32"], opset=13, quantized=False)
-        graphs |= _ours(network, parser, loaded.num_classes, calibrating, folder)
-        graphs |= _theirs(graphs["fp32"], calibrating, folder)
-        np.save(folder / "inputs.npy", inputs)
-        measured = []
-        reference = _run(graphs["fp32"], folder, "native")
-        for cpu in ("native", *cpus):
-            for name, path in graphs.items():
-                logits = reference if name == "fp32" else _run(path, folder, cpu)
-                measured.append(_figures(name, cpu, logits, reference, labels))
+        (folder / "models").mkdir()
+        graphs, inputs, labels = _graphs(jobs, folder, ill_scaled)
+        logits = {name: _run_here(path, inputs) for name, path in graphs.items()}
+        rows = [_figures(name, NATIVE, values, logits, labels) for name, values in logits.items()]
+        if emulated:
+            np.save(folder / "inputs.npy", inputs[:emulated])
+            rows += _on_every_cpu(graphs, logits, labels, folder, emulated)
     if as_json:
-        console.json_result(measured)
+        console.json_result(rows)
     else:
-        rows = [
-            (row["what"], row["cpu"], f"{row['top1']:.2f} %", f"{row['drop']:+.2f}", f"{row['sqnr_db']:.2f}")
-            for row in measured
-        ]
-        console.table(("what", "cpu", "top-1", "points lost", "SQNR dB"), rows)
+        _print(rows)
 
 
-def scale_ill(model: nn.Module, sample: torch.Tensor, *, seed: int) -> None:
+def scale_ill(network: nn.Module, sample: torch.Tensor, *, seed: int) -> None:
     """Multiply the channels between two layers by factors from 0.05 to 20, in place, and divide by them behind."""
     generator = torch.Generator().manual_seed(seed)
-    for stream in channel_streams(model, sample):
+    for stream in channel_streams(network, sample):
         if len(stream.writers) == len(stream.readers) == 1:
             stream.divide(torch.exp(torch.empty(len(stream.writers[0].weight)).uniform_(-3, 3, generator=generator)))
 
 
-def _measured_on(labelled: LabelledPictures, count: int) -> tuple[Logits, NDArray[np.int64]]:
-    images, labels = next(labelled.batches(count, seed=0))
-    return images, labels
+def _graphs(jobs: list[BuildJob], folder: Path, ill_scaled: int | None) -> tuple[Graphs, Logits, NDArray[np.int64]]:
+    """Write FP32, ours for each target, and theirs; of graphs with the same bytes, the first under all their names."""
+    graphs: Graphs = {}
+    for job in jobs:
+        material = gather(job)
+        network = load_network(job, material)
+        labelled = material.labelled
+        assert isinstance(labelled, LabelledPictures)
+        inputs, labels = next(labelled.batches(len(labelled), seed=0))
+        sample = torch.from_numpy(inputs[:2])
+        if ill_scaled is not None:
+            scale_ill(network.float_model, sample[:1], seed=ill_scaled)
+        if "FP32" not in graphs:
+            graphs["FP32"] = folder / "models" / "fp32.onnx"
+            export_onnx(network.float_model, sample, graphs["FP32"], opset=job.target.export.opset, quantized=False)
+        profile = job.target.quantization
+        ours = calibrated(job, network, pictures=material.calibration, profile=profile)
+        graphs[f"ours for {job.target.name}"] = path = folder / "models" / f"{job.target.name}.onnx"
+        with quantized_engine(profile.engine):
+            export_onnx(ours.converted, sample, path, opset=job.target.export.opset, quantized=True)
+    console.step("Quantizing with quantize_static")
+    with redirect_stdout(sys.stderr):  # stdout is for results, and it prints
+        graphs |= _theirs(graphs["FP32"], material.calibration.pictures, folder)
+    named: dict[str, list[str]] = {}
+    for name, path in graphs.items():
+        named.setdefault(sha256_of(path), []).append(name)
+    return {", ".join(names): graphs[names[0]] for names in named.values()}, inputs, labels
 
 
-def _ours(network: nn.Module, parser: Any, num_classes: int, calibrating: Logits, folder: Path) -> dict[str, Path]:
-    graphs = {}
-    batches = torch.from_numpy(calibrating).split(8)
-    equalize_channels(network, batches)
-    for alias in ("x86", "arm64"):
-        target = find_target(alias).quantization
-        prepared = parser(weights=network.state_dict(), num_classes=num_classes, quantize=True, target=target)
-        calibrate(prepared, batches)
-        round_weights(prepared, batches)
-        converted = convert(prepared, target)
-        path = folder / f"{alias}.onnx"
-        with quantized_engine(target.engine):
-            export_onnx(converted, batches[0][:2], path, opset=13, quantized=True)
-        graphs[f"ours for {alias}"] = path
-    return graphs
-
-
-def _theirs(fp32: Path, calibrating: Logits, folder: Path) -> dict[str, Path]:
+def _theirs(fp32: Path, calibrating: Logits, folder: Path) -> Graphs:
     """Quantize as ONNX Runtime's guide says: pre-processed, QDQ, uint8 activations and int8 weights."""
     graphs = {}
     prepared = folder / "pre.onnx"
@@ -156,10 +165,10 @@ def _theirs(fp32: Path, calibrating: Logits, folder: Path) -> dict[str, Path]:
     for method in (CalibrationMethod.MinMax, CalibrationMethod.Entropy):
         for reduce_range in (False, True):
             name = f"quantize_static {method.name}{' reduce_range' if reduce_range else ''}"
-            path = folder / f"{method.name}-{reduce_range}.onnx"
+            graphs[name] = folder / "models" / f"{method.name}-{reduce_range}.onnx"
             quantize_static(
                 str(prepared),
-                str(path),
+                str(graphs[name]),
                 _Pictures(calibrating),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
@@ -168,22 +177,81 @@ def _theirs(fp32: Path, calibrating: Logits, folder: Path) -> dict[str, Path]:
                 weight_type=QuantType.QInt8,
                 calibrate_method=method,
             )
-            graphs[name] = path
     return graphs
 
 
-def _run(graph: Path, folder: Path, cpu: str) -> Logits:
-    outputs = folder / "outputs.npy"
-    prefix = [] if cpu == "native" else [str(shutil.which("qemu-x86_64-static")), "-cpu", cpu]
-    command = [*prefix, sys.executable, "-c", _RUN, str(graph), str(folder / "inputs.npy"), str(outputs)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    logits: Logits = np.load(outputs)
-    return logits
+def _run_here(graph: Path, inputs: Logits) -> Logits:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(None, {INPUT: inputs[index : index + 1]})[0] for index in range(len(inputs))])
 
 
-def _figures(name: str, cpu: str, logits: Logits, reference: Logits, labels: NDArray[np.int64]) -> dict[str, Any]:
-    top1, before = (100 * float((values.argmax(1) == labels).mean()) for values in (logits, reference))
-    return {"what": name, "cpu": cpu, "top1": top1, "drop": before - top1, "sqnr_db": sqnr_db(reference, logits)}
+def _on_every_cpu(
+    graphs: Graphs, logits: Mapping[str, Logits], labels: NDArray[np.int64], folder: Path, pictures: int
+) -> list[dict[str, Any]]:
+    """Run all but FP32 in each target's device image, on each of its emulated CPUs."""
+    rows = []
+    native = {name: values[:pictures] for name, values in logits.items()}
+    with connect() as engine:
+        for target in load_targets():
+            reference = f"edge-bundler-bench:{target.name}"
+            _make_image(engine, target, reference, folder)
+            executor = ContainerExecutor(engine=engine, reference=reference, target=target)
+            for cpu in target.verification.cpus:
+                launch = executor.launch(cpu)
+                if cpu.name == NATIVE or not isinstance(launch, Launch):
+                    continue
+                for name, path in list(graphs.items())[1:]:
+                    console.step(f"{name} on {cpu.name}")
+                    result = executor.trace(launch, path, folder / "inputs.npy", [LEVEL, str(pictures)])
+                    if result.exit_code:
+                        raise click.ClickException(f"{name} does not run on {cpu.name}: {result.death or result.stderr}")
+                    with np.load(io.BytesIO(base64.b64decode(result.stdout))) as printed:
+                        outputs = printed["outputs"]
+                    figures = _figures(name, cpu.name, outputs, native, labels[:pictures])
+                    rows.append({**figures, "same_bits": bool(np.array_equal(outputs, native[name]))})
+            remove_image(engine, reference)
+    return rows
+
+
+def _make_image(engine: Engine, target: TargetProfile, reference: str, folder: Path) -> None:
+    image_for(
+        target,
+        identifier=reference,
+        bundle=folder,
+        files=["models/fp32.onnx"],
+        reference=reference,
+        base_image=None,
+        engine=engine,
+        workspace=folder,
+    )
+
+
+def _figures(name: str, cpu: str, outputs: Logits, native: Mapping[str, Logits], labels: NDArray[np.int64]) -> dict[str, Any]:
+    reference = native["FP32"]
+    top1, before = (100 * float((values.argmax(1) == labels).mean()) for values in (outputs, reference))
+    figures = {"top1": top1, "drop": before - top1, "sqnr_db": sqnr_db(reference, outputs)}
+    return {"what": name, "cpu": cpu, "pictures": len(outputs), **figures, "same_bits": None}
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    bits = {None: "", True: "same", False: "OTHER"}
+    console.table(
+        ("what", "cpu", "pictures", "top-1", "points lost", "SQNR dB", "bits"),
+        [
+            (
+                row["what"],
+                row["cpu"],
+                str(row["pictures"]),
+                f"{row['top1']:.2f} %",
+                f"{row['drop']:+.2f}",
+                f"{row['sqnr_db']:.2f}",
+                bits[row["same_bits"]],
+            )
+            for row in rows
+        ],
+    )
 
 
 if __name__ == "__main__":
