@@ -136,7 +136,9 @@ def _graphs(jobs: list[BuildJob], folder: Path, ill_scaled: int | None) -> tuple
         network = load_network(job, material)
         labelled = material.labelled
         assert isinstance(labelled, LabelledPictures)
-        inputs, labels = next(labelled.batches(len(labelled), seed=0))
+        inputs, labels = next(labelled.batches(len(labelled)))
+        order = np.random.default_rng(0).permutation(len(labels))  # a part of them has all classes
+        inputs, labels = inputs[order], labels[order]
         sample = torch.from_numpy(inputs[:2])
         if ill_scaled is not None:
             scale_ill(network.float_model, sample[:1], seed=ill_scaled)
