@@ -14,6 +14,7 @@ import pytest
 
 from bundler.export.agreement import sqnr_db
 from bundler.export.graph import ExportedGraph
+from bundler.export.logits import LogitsRounding
 from bundler.packaging.checksums import sha256_of
 from bundler.packaging.staging import GoldenMode, StagedBundle, stage
 from bundler.targets import find_target
@@ -32,7 +33,7 @@ def mode(directory: Path, name: str, step: float | None) -> GoldenMode:
         quantize_nodes=1,
         dequantize_nodes=1,
         float_operators={},
-        output_step=step,
+        rounding=None if step is None else LogitsRounding(step=step, lowest=-128 * step, highest=127 * step),
     )
     outputs = np.random.default_rng(0).normal(size=(4, 10)).astype(np.float32)
     return GoldenMode(graph=graph, outputs=outputs)
@@ -76,7 +77,7 @@ def test_the_runner_gets_its_bounds_and_fewer_pictures_for_float(tmp_path: Path)
 def test_what_computes_mostly_in_float_runs_as_few_pictures_as_float(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     int8 = mode(tmp_path, "int8-ptq", 0.25)
-    backbone = replace(int8, graph=replace(int8.graph, float_operators={"FusedConv": 23}, output_step=None))
+    backbone = replace(int8, graph=replace(int8.graph, float_operators={"FusedConv": 23}, rounding=None))
     numbers = np.random.default_rng(1).normal(size=(4, 10)).astype(np.float32)
     pictures = np.zeros((4, 3, 2, 2), np.float32)
     modes = {"int8-ptq": backbone}

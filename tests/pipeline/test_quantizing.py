@@ -69,7 +69,8 @@ def test_stopped_by_ctrl_c_it_goes_on_and_leaves_a_record_and_no_checkpoint(
     assert (training.pictures, training.validation_pictures, training.epochs, len(training.top1)) == (24, 12, 3, 3)
     best = max(training.top1_before, *training.top1)
     assert [training.top1_before, *training.top1][training.best_epoch] == best
-    assert abs(mode.accuracy.top1 - best) <= 1 / 12  # what training simulated is what ONNX Runtime computes, up to rounding
+    # What training simulated is what ONNX Runtime computes, up to rounding: one of 12 pictures may be on the edge.
+    assert round(12 * abs(mode.accuracy.top1 - best)) <= 1
 
 
 def test_a_training_that_runs_away_is_an_error_with_its_own_code(run: Run, arguments: list[str], tmp_path: Path) -> None:
