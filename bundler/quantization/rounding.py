@@ -22,7 +22,7 @@ from bundler.quantization.gptq import Layer, round_for_inputs
 
 __all__ = ["count_layers", "round_weights"]
 
-PIXELS = 64 * 224 * 224  # of the pictures that run at once: 3 GB in the widest networks of the scope table
+PIXELS = 64 * 224 * 224  # of the pictures that run at once, so that larger ones do not need more memory
 LEVELS = (0, 255)  # of quint8, which is what every activation becomes
 
 
