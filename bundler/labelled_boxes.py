@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +12,20 @@ from numpy.typing import NDArray
 
 from bundler.datasets import SUFFIXES, Preprocessing
 from bundler.errors import DataError
-from bundler.labelled_pictures import read_picture, sha256_of_files
+from bundler.labelled_pictures import HELD_OUT, read_batches, read_picture, sha256_of_files
 
-__all__ = ["DetectionPicture", "DetectionPictures", "Labels", "load_detection_pictures"]
+__all__ = [
+    "DetectionPicture",
+    "DetectionPictures",
+    "DetectionSplit",
+    "Labels",
+    "load_detection_pictures",
+    "load_detection_split",
+]
 
-VALIDATION = ("images/val", "val", "valid")  # as Ultralytics', hand-made and Roboflow's folders call it
+# As Ultralytics', hand-made and Roboflow's folders call it.
+TRAINING = ("images/train", "train")
+VALIDATION = ("images/val", "val", "valid")
 SLACK = 1e-3  # by which tools let a box stick out of its picture
 
 
@@ -63,6 +72,11 @@ class DetectionPictures:
         """Covers each file's name and bytes, pictures and labels, in their order."""
         return sha256_of_files(self.folder, (*self.paths, *self.label_paths))
 
+    def batches(self, size: int, *, seed: int | None = None, skip: int = 0) -> Iterator[tuple[NDArray[np.float32]]]:
+        """Yield pictures alone, float32 [N, 3, crop, crop], as `read_batches` does."""
+        for _, pictures in read_batches(self.paths, self.preprocessing, size, seed=seed, skip=skip):
+            yield (pictures,)
+
     def __iter__(self) -> Iterator[DetectionPicture]:
         """Yield the pictures in their order.
 
@@ -72,6 +86,14 @@ class DetectionPictures:
         for path in self.paths:
             pixels, size = read_picture(path, self.preprocessing)
             yield DetectionPicture(pixels=pixels, frame=self.preprocessing.letterbox_frame(*size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionSplit:
+    """Pictures to train on, whose labels nobody reads, and others to measure with."""
+
+    train: DetectionPictures
+    validation: DetectionPictures
 
 
 def load_detection_pictures(folder: Path, preprocessing: Preprocessing, *, num_classes: int) -> DetectionPictures:
@@ -84,12 +106,50 @@ def load_detection_pictures(folder: Path, preprocessing: Preprocessing, *, num_c
     Raises:
         DataError: there is no picture, a label cannot be read or is none of the network's classes, or no file has a label.
     """
+    return _labelled(folder, _listed(_part(folder, VALIDATION) or folder), preprocessing, num_classes)
+
+
+def load_detection_split(folder: Path, preprocessing: Preprocessing, *, num_classes: int, seed: int) -> DetectionSplit:
+    """List the pictures of `images/train` or `train`, and those that `load_detection_pictures` lists.
+
+    Of a folder that is not divided, a fifth is held out to measure with, chosen by the seed.
+
+    Raises:
+        DataError: as `load_detection_pictures`; or one part is there without the other, or there is a single picture.
+    """
+    training, validation = _part(folder, TRAINING), _part(folder, VALIDATION)
+    if (training is None) != (validation is None):
+        found, lacking = ("train", "val") if validation is None else ("val", "train")
+        raise DataError(f"{folder} has {found}/ and no {lacking}/", next_step="Give both, or pictures alone.")
+    if training is not None and validation is not None:
+        learned, measured = _listed(training), _listed(validation)
+    else:
+        paths = _listed(folder)
+        if len(paths) < 2:
+            raise DataError(f"{folder} has a single picture", next_step="Give at least 2, to train on and to measure with.")
+        held_out = set(np.random.default_rng(seed).permutation(len(paths))[: max(round(len(paths) * HELD_OUT), 1)].tolist())
+        learned = tuple(path for index, path in enumerate(paths) if index not in held_out)
+        measured = tuple(path for index, path in enumerate(paths) if index in held_out)
+    return DetectionSplit(
+        train=DetectionPictures(folder=folder, paths=learned, label_paths=(), labels=None, preprocessing=preprocessing),
+        validation=_labelled(folder, measured, preprocessing, num_classes),
+    )
+
+
+def _part(folder: Path, names: Sequence[str]) -> Path | None:
     if not folder.is_dir():
         raise DataError(f"the data folder {folder} does not exist", next_step="Give a folder of pictures.")
-    chosen = next((folder / name for name in VALIDATION if (folder / name).is_dir()), folder)
-    paths = tuple(sorted(path for path in chosen.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()))
+    return next((folder / name for name in names if (folder / name).is_dir()), None)
+
+
+def _listed(folder: Path) -> tuple[Path, ...]:
+    paths = tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()))
     if not paths:
-        raise DataError(f"{chosen} holds no picture", next_step=f"Put some in: {', '.join(sorted(SUFFIXES))}.")
+        raise DataError(f"{folder} holds no picture", next_step=f"Put some in: {', '.join(sorted(SUFFIXES))}.")
+    return paths
+
+
+def _labelled(folder: Path, paths: tuple[Path, ...], preprocessing: Preprocessing, num_classes: int) -> DetectionPictures:
     places = [_label_path(path, folder) for path in paths]
     label_paths = tuple(place for place in places if place is not None)
     labels = None
@@ -97,7 +157,7 @@ def load_detection_pictures(folder: Path, preprocessing: Preprocessing, *, num_c
         labels = tuple(_NOTHING if place is None else _read_labels(place, num_classes) for place in places)
         if not any(len(own.classes) for own in labels):
             raise DataError(
-                f"the {len(label_paths)} label files for {chosen} hold no box",
+                f"the {len(label_paths)} label files for the pictures of {folder} hold no box",
                 next_step="Fill them, or remove them: boxes are then compared with FP32's alone.",
             )
     return DetectionPictures(folder=folder, paths=paths, label_paths=label_paths, labels=labels, preprocessing=preprocessing)

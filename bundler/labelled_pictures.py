@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,16 @@ from PIL import Image, UnidentifiedImageError
 from bundler.datasets import SUFFIXES, Preprocessing
 from bundler.errors import DataError
 
-__all__ = ["LabelledPictures", "Split", "load_split", "load_validation", "read_picture", "sha256_of_files"]
+__all__ = [
+    "HELD_OUT",
+    "LabelledPictures",
+    "Split",
+    "load_split",
+    "load_validation",
+    "read_batches",
+    "read_picture",
+    "sha256_of_files",
+]
 
 HELD_OUT = 0.2  # of each class, where a folder is not divided into train/ and val/
 
@@ -44,26 +53,30 @@ class LabelledPictures:
         return sha256_of_files(self.folder, self.paths)
 
     def batches(self, size: int, *, seed: int | None = None, skip: int = 0) -> Iterator[LabelledBatch]:
-        """Yield pictures, float32 [N, 3, crop, crop], and classes, int64 [N]: in order, or shuffled by a seed.
+        """Yield pictures, float32 [N, 3, crop, crop], and classes, int64 [N], as `read_batches` does."""
+        for chosen, pictures in read_batches(self.paths, self.preprocessing, size, seed=seed, skip=skip):
+            yield pictures, np.array([self.labels[index] for index in chosen])
 
-        The first `skip` batches are passed over without being read. Shuffled pictures are to be learned from, and so half of
-        them are mirrored.
 
-        Raises:
-            DataError: a picture cannot be read.
-        """
-        order, mirrored = np.arange(len(self)), np.zeros(len(self), dtype=bool)
-        if seed is not None:
-            generator = np.random.default_rng(seed)
-            order, mirrored = generator.permutation(order), generator.random(len(self)) < 0.5
-        for start in range(skip * size, len(order), size):
-            chosen = order[start : start + size]
-            pictures = [self._read(index, mirrored=bool(mirrored[index])) for index in chosen]
-            yield np.stack(pictures), np.array([self.labels[index] for index in chosen])
+def read_batches(
+    paths: Sequence[Path], preprocessing: Preprocessing, size: int, *, seed: int | None, skip: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Yield places in `paths`, int64 [N], and the pictures there, float32 [N, 3, crop, crop]: in order, or shuffled by a seed.
 
-    def _read(self, index: int, *, mirrored: bool) -> NDArray[np.float32]:
-        pixels, _ = read_picture(self.paths[index], self.preprocessing)
-        return pixels[:, :, :: -1 if mirrored else 1]
+    The first `skip` batches are passed over without being read. Shuffled pictures are to be learned from, and so half of them
+    are mirrored.
+
+    Raises:
+        DataError: a picture cannot be read.
+    """
+    order, mirrored = np.arange(len(paths)), np.zeros(len(paths), dtype=bool)
+    if seed is not None:
+        generator = np.random.default_rng(seed)
+        order, mirrored = generator.permutation(order), generator.random(len(paths)) < 0.5
+    for start in range(skip * size, len(order), size):
+        chosen = order[start : start + size]
+        pictures = [read_picture(paths[index], preprocessing)[0][:, :, :: -1 if mirrored[index] else 1] for index in chosen]
+        yield chosen, np.stack(pictures)
 
 
 def read_picture(path: Path, preprocessing: Preprocessing) -> tuple[NDArray[np.float32], tuple[int, int]]:

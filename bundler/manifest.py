@@ -116,7 +116,7 @@ class CalibrationRecord(_Record):
 
 
 class TrainingRecord(_Record):
-    """Quantization-aware training: top-1 of the fake-quantized model on the validation pictures before and after each epoch."""
+    """Quantization-aware training; scores are the fake-quantized model's on the validation pictures."""
 
     pictures: int
     validation_pictures: int
@@ -126,8 +126,9 @@ class TrainingRecord(_Record):
     learning_rate: Annotated[float, Field(description="at the beginning; it falls like a cosine")]
     statistics_epochs: Annotated[int, Field(description="for how many epochs BatchNorm statistics were updated")]
     observers_epochs: Annotated[int, Field(description="for how many epochs the ranges of activations were")]
-    top1_before: float
-    top1: tuple[float, ...]
+    measure: Annotated[Literal["top1", "boxes"], Field(description="top-1, or the share of boxes that agree with FP32's")]
+    score_before: float
+    scores: tuple[float, ...]
     best_epoch: Annotated[int, Field(description="whose weights these are; 0 where none was better than before")]
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bundler.datasets import Preprocessing
 from bundler.errors import ImpossibleRequestError, ModeUnavailableError
 from bundler.models.registry import ScopeRow, find_model
 from bundler.models.specs import Int8Scope, Mode, ModelSpec
-from bundler.recipe import TrainingRecipe
+from bundler.recipe import CLASSIFIERS, DETECTORS, TrainingRecipe
 from bundler.targets import TargetProfile, find_target
 
 __all__ = ["BuildJob", "CalibrationRequest", "plan_build"]
@@ -77,7 +77,8 @@ def plan_build(
     calibration: CalibrationRequest,
     data: Path | None,
     max_drop: float | None,
-    recipe: TrainingRecipe,
+    epochs: int,
+    learning_rate: float | None,
     base_image: str | None,
     output: Path,
     seed: int,
@@ -87,7 +88,8 @@ def plan_build(
     With `input_size`, a picture's shorter side is resized to that many pixels and nothing but the overhang is cropped; for a
     detector, the whole picture is fitted into that many. Without `int8_scope`, of a detector the backbone becomes INT8.
     `data` holds pictures to measure accuracy on; an INT8 mode may lose up to `max_drop` percentage points: of top-1, of a
-    detector's mAP, or without labels, of boxes that agree with FP32's.
+    detector's mAP, or without labels, of boxes that agree with FP32's. A training for INT8 takes `epochs`, and starts with the
+    usual learning rate of classifiers or detectors where none is given.
 
     Raises:
         UnknownModelError, UnknownTargetError: with the nearest names.
@@ -99,9 +101,7 @@ def plan_build(
     chosen = tuple(mode for mode in variant.modes if mode in (modes or DEFAULT_MODES))
     for asked in modes:
         if asked not in variant.modes:
-            trained = "training a detector is beyond this program; `parser(quantize=True, is_qat=True)` prepares one for yours"
-            reason = trained if asked == "int8-qat" else "there is no such mode"
-            raise ModeUnavailableError(model, asked, reason, variant.modes)
+            raise ModeUnavailableError(model, asked, "there is no such mode", variant.modes)
     if int8_scope is not None and int8_scope not in variant.int8_scopes:
         raise ImpossibleRequestError(
             f"{model} has no backbone apart from the rest; its INT8 is the whole network",
@@ -117,6 +117,7 @@ def plan_build(
             f"an input of {input_size} pixels is too small for {model}",
             next_step=f"Give --input-size {SMALLEST_INPUT} or more.",
         )
+    usual = DETECTORS if variant.task == "detection" else CLASSIFIERS
     fewest = 1 if variant.task == "detection" else 2
     if num_classes is not None and num_classes < fewest:
         raise ImpossibleRequestError(
@@ -124,8 +125,9 @@ def plan_build(
         )
     if "int8-qat" in chosen and data is None:
         raise ImpossibleRequestError(
-            "int8-qat learns from labelled pictures, and none are given",
-            next_step="Give --data DIR, with train/ and val/ class folders or one sub-folder for each class.",
+            "int8-qat learns from pictures, and none are given",
+            next_step="Give --data DIR, with train/ and val/ in it, or "
+            + ("pictures alone." if variant.task == "detection" else "one sub-folder for each class."),
         )
     if max_drop is not None and data is None:
         raise ImpossibleRequestError("--max-drop has no pictures to measure accuracy on", next_step="Give some: --data DIR.")
@@ -148,7 +150,7 @@ def plan_build(
         calibration=calibration,
         data=data,
         max_drop=max_drop,
-        recipe=recipe,
+        recipe=replace(usual, epochs=epochs, learning_rate=learning_rate or usual.learning_rate),
         base_image=base_image,
         output=output,
         seed=seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["TrainingRecipe"]
+__all__ = ["CLASSIFIERS", "DETECTORS", "TrainingRecipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +27,14 @@ class TrainingRecipe:
     @property
     def statistics_epochs(self) -> int:
         """For how many epochs BatchNorm statistics follow the pictures."""
-        return max(round(self.epochs * self.statistics_share), 1)
+        return max(round(self.epochs * self.statistics_share), 1) if self.statistics_share else 0
 
     @property
     def observers_epochs(self) -> int:
         """For how many epochs the ranges of activations do."""
         return max(round(self.epochs * self.observers_share), 1)
+
+
+CLASSIFIERS = TrainingRecipe()
+# Large inputs make small batches, whose statistics would not be those that the teacher works with.
+DETECTORS = TrainingRecipe(batch_size=8, learning_rate=1e-4, statistics_share=0.0)

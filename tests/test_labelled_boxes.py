@@ -10,7 +10,7 @@ from PIL import Image
 
 from bundler.datasets import Preprocessing
 from bundler.errors import DataError
-from bundler.labelled_boxes import DetectionPictures, load_detection_pictures
+from bundler.labelled_boxes import DetectionPictures, DetectionSplit, load_detection_pictures, load_detection_split
 
 PLAIN = Preprocessing(resize=64, crop=64, interpolation="bilinear", fit="letterbox", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -51,6 +51,62 @@ def test_of_a_divided_folder_the_validation_pictures_are_measured_on(tmp_path: P
     for part in ("train", "val"):
         write(tmp_path, f"images/{part}/{part}.jpg", f"labels/{part}/{part}.txt", "0 0.5 0.5 0.5 0.5")
     assert [path.name for path in load(tmp_path).paths] == ["val.jpg"]
+
+
+def split(folder: Path) -> DetectionSplit:
+    return load_detection_split(folder, PLAIN, num_classes=3, seed=0)
+
+
+@pytest.mark.parametrize(("train", "val"), [("images/train", "images/val"), ("train/images", "valid/images"), ("train", "val")])
+def test_to_train_both_parts_of_a_divided_folder_are_read(tmp_path: Path, train: str, val: str) -> None:
+    write(tmp_path, f"{train}/a.jpg", f"{train.replace('images', 'labels')}/a.txt", "nobody reads this")
+    write(tmp_path, f"{val}/b.jpg", f"{val.replace('images', 'labels')}/b.txt", "0 0.5 0.5 0.5 0.5")
+    parts = split(tmp_path)
+    assert [path.name for path in parts.train.paths] == ["a.jpg"]
+    assert [path.name for path in parts.validation.paths] == ["b.jpg"]
+    assert (parts.train.labels, parts.validation.labelled_boxes) == (None, 1)
+
+
+def test_to_train_a_fifth_of_a_folder_that_is_not_divided_is_held_out(tmp_path: Path) -> None:
+    for index in range(10):
+        write(tmp_path, f"{index}.jpg", f"{index}.txt", "0 0.5 0.5 0.5 0.5")
+    parts = split(tmp_path)
+    assert (len(parts.train), len(parts.validation), parts.validation.labelled_boxes) == (8, 2, 2)
+    assert not set(parts.train.paths) & set(parts.validation.paths)
+    assert split(tmp_path).train.paths == parts.train.paths
+
+
+@pytest.mark.parametrize(
+    ("pictures", "words"),
+    [
+        (("train/a.jpg", "train/b.jpg"), "has train/ and no val/"),
+        (("images/val/a.jpg",), "has val/ and no train/"),
+        (("a.jpg",), "a single picture"),
+        ((), "does not exist"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(tmp_path: Path, pictures: tuple[str, ...], words: str) -> None:
+    for picture in pictures:
+        write(tmp_path / "data", picture)
+    with pytest.raises(DataError, match=words):
+        split(tmp_path / "data")
+
+
+def test_pictures_to_learn_from_are_mirrored_by_half_and_resumed_where_they_stopped(tmp_path: Path) -> None:
+    for index in range(12):
+        pixels = np.zeros((64, 64, 3), np.uint8)
+        pixels[:, :32] = 10 * (index + 1)  # bright on the left
+        Image.fromarray(pixels).save(tmp_path / f"{index:02}.png")
+    pictures = load(tmp_path)
+    whole = [batch for (batch,) in pictures.batches(5, seed=3)]
+    assert [len(batch) for batch in whole] == [5, 5, 2]
+    left = [bool(picture[0, 0, 0] > 0) for batch in whole for picture in batch]
+    assert 2 < sum(left) < 10
+    assert sorted(round(float(picture.max()) * 255) for batch in whole for picture in batch) == list(range(10, 130, 10))
+    resumed = [batch for (batch,) in pictures.batches(5, seed=3, skip=1)]
+    assert all(np.array_equal(one, other) for one, other in zip(whole[1:], resumed, strict=True))
+    (in_order,) = (batch for (batch,) in pictures.batches(12))
+    assert all(picture[0, 0, 0] > 0 for picture in in_order)
 
 
 def test_a_picture_without_a_label_file_shows_nothing_where_others_have_one(tmp_path: Path) -> None:

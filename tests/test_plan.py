@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from bundler.errors import BundlerError, ModeUnavailableError, UnknownModelError, UnknownTargetError
 from bundler.plan import BuildJob, CalibrationRequest, plan_build
-from bundler.recipe import TrainingRecipe
+from bundler.recipe import CLASSIFIERS, DETECTORS, TrainingRecipe
 
 
 def plan(model: str = "resnet50", target: str = "arm64", **changes: Any) -> BuildJob:
@@ -22,7 +23,8 @@ def plan(model: str = "resnet50", target: str = "arm64", **changes: Any) -> Buil
         "calibration": CalibrationRequest(folder=None, pictures=8, batch_size=4),
         "data": None,
         "max_drop": None,
-        "recipe": TrainingRecipe(),
+        "epochs": 8,
+        "learning_rate": None,
         "base_image": None,
         "output": Path("dist"),
         "seed": 0,
@@ -45,6 +47,13 @@ def test_the_published_preprocessing_unless_a_size_is_given() -> None:
     assert (sized.resize, sized.crop) == (64, 64)
 
 
+@pytest.mark.parametrize(("model", "usual"), [("resnet50", CLASSIFIERS), ("yolov5n", DETECTORS)])
+def test_a_detector_is_trained_otherwise_than_a_classifier(model: str, usual: TrainingRecipe) -> None:
+    asked: dict[str, Any] = {"model": model, "modes": ("int8-qat",), "data": Path()}
+    assert plan(**asked).recipe == usual
+    assert plan(**asked, epochs=3, learning_rate=0.5).recipe == replace(usual, epochs=3, learning_rate=0.5)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
@@ -52,8 +61,8 @@ def test_the_published_preprocessing_unless_a_size_is_given() -> None:
         ({"int8_scope": "backbone"}, BundlerError, "no backbone apart"),
         ({"model": "yolov5n", "input_size": 100}, BundlerError, "no multiple"),
         ({"target": "arm65"}, UnknownTargetError, "arm65"),
-        ({"modes": ("int8-qat",)}, BundlerError, "learns from labelled pictures"),
-        ({"model": "yolov5n", "modes": ("int8-qat",)}, ModeUnavailableError, "training a detector is beyond"),
+        ({"modes": ("int8-qat",)}, BundlerError, "learns from pictures"),
+        ({"model": "yolov5n", "modes": ("int8-qat",)}, BundlerError, "learns from pictures"),
         ({"modes": ("fp32", "int4")}, ModeUnavailableError, "no such mode"),
         ({"input_size": 16}, BundlerError, "too small"),
         ({"num_classes": 1}, BundlerError, "nothing to tell apart"),

@@ -12,7 +12,6 @@ from bundler.cli.summary import print_summary
 from bundler.models.specs import Int8Scope
 from bundler.pipeline.build import build_bundle
 from bundler.plan import CalibrationRequest, plan_build
-from bundler.recipe import TrainingRecipe
 
 __all__ = ["command"]
 
@@ -60,9 +59,7 @@ __all__ = ["command"]
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
-    default=1e-3,
-    show_default=True,
-    help="Of the training for int8-qat, at its beginning.",
+    help="Of the training for int8-qat, at its beginning.  [default: 0.001; detectors: 0.0001]",
 )
 @click.option("--num-classes", type=int, metavar="N", help="Classes of the weights.  [default: 1000; detectors: 80]")
 @click.option("--input-size", type=int, metavar="N", help="Pixels of the square input.  [default: as the weights ask]")
@@ -89,7 +86,7 @@ def command(
     data: Path | None,
     max_drop: float | None,
     epochs: int,
-    learning_rate: float,
+    learning_rate: float | None,
     base_image: str | None,
     output: Path,
     seed: int,
@@ -113,7 +110,8 @@ def command(
         calibration=CalibrationRequest(folder=calibration, pictures=calibration_pictures, batch_size=batch_size),
         data=data,
         max_drop=max_drop,
-        recipe=TrainingRecipe(epochs=epochs, learning_rate=learning_rate),
+        epochs=epochs,
+        learning_rate=learning_rate,
         base_image=base_image,
         output=output,
         seed=seed,

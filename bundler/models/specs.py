@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from bundler.datasets import DEVIATION, MEAN, Fit, Interpolation
 
@@ -31,6 +31,8 @@ class ModelSpec:
         num_classes: where nothing else is asked for.
     """
 
+    modes: ClassVar[tuple[Mode, ...]] = ("fp32", "int8-ptq", "int8-qat")  # that a bundle can carry
+
     name: str
     parser: str
     resize: int
@@ -41,11 +43,6 @@ class ModelSpec:
     std: tuple[float, float, float] = DEVIATION
     task: Task = "classification"
     num_classes: int = 1000
-
-    @property
-    def modes(self) -> tuple[Mode, ...]:
-        """The modes that a bundle can carry. To train a detector takes boxes, losses and augmentation of its own."""
-        return ("fp32", "int8-ptq") if self.task == "detection" else ("fp32", "int8-ptq", "int8-qat")
 
     @property
     def int8_scopes(self) -> tuple[Int8Scope, ...]:

@@ -206,8 +206,9 @@ def _training(job: BuildJob, material: Material, done: training.TrainingRecord) 
         learning_rate=recipe.learning_rate,
         statistics_epochs=recipe.statistics_epochs,
         observers_epochs=recipe.observers_epochs,
-        top1_before=done.top1_before,
-        top1=done.top1,
+        measure="boxes" if job.variant.task == "detection" else "top1",
+        score_before=done.score_before,
+        scores=done.scores,
         best_epoch=done.best_epoch,
     )
 

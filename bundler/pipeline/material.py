@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bundler import console
 from bundler.datasets import Dataset, load_pictures, synthetic_pictures
-from bundler.labelled_boxes import DetectionPictures, load_detection_pictures
+from bundler.labelled_boxes import DetectionPictures, load_detection_pictures, load_detection_split
 from bundler.labelled_pictures import LabelledPictures, load_split, load_validation
 from bundler.models.checkpoints import LoadedWeights, load_weights
 from bundler.models.registry import load_parser
@@ -29,7 +29,7 @@ class Material:
     calibration: Dataset
     golden: NDArray[np.float32]
     labelled: LabelledPictures | DetectionPictures | None
-    training: LabelledPictures | None
+    training: LabelledPictures | DetectionPictures | None
 
 
 def gather(job: BuildJob) -> Material:
@@ -48,14 +48,15 @@ def gather(job: BuildJob) -> Material:
     )
     console.step(f"Weights: {weights.source}, {weights.num_classes} classes" + ("" if weights.trained else " (NOT TRAINED)"))
     labelled: LabelledPictures | DetectionPictures | None = None
-    training = None
-    if job.data is not None and job.variant.task == "detection":
-        labelled = load_detection_pictures(job.data, job.preprocessing, num_classes=weights.num_classes)
-    elif job.data is not None and "int8-qat" in job.modes:
-        split = load_split(job.data, job.preprocessing, num_classes=weights.num_classes, seed=job.seed)
+    training: LabelledPictures | DetectionPictures | None = None
+    detector = job.variant.task == "detection"
+    if job.data is not None and "int8-qat" in job.modes:
+        load_parts = load_detection_split if detector else load_split
+        split = load_parts(job.data, job.preprocessing, num_classes=weights.num_classes, seed=job.seed)
         labelled, training = split.validation, split.train
     elif job.data is not None:
-        labelled = load_validation(job.data, job.preprocessing, num_classes=weights.num_classes)
+        load_measured = load_detection_pictures if detector else load_validation
+        labelled = load_measured(job.data, job.preprocessing, num_classes=weights.num_classes)
     request, golden = job.calibration, job.target.verification.golden_inputs
     if request.folder is None:
         console.warn("calibrating with SYNTHETIC pictures; --calibration DIR takes pictures like those the device will see")

@@ -134,7 +134,8 @@ def _quantized(
 
     numbers = count(1)
     if mode == "int8-qat":
-        model = trained(job, material, network)
+        assert test is not None  # noqa: S101  the plan refuses int8-qat without data
+        model = trained(job, material, network, test)
     else:
         model = calibrated(job, network, pictures=material.calibration, profile=profile)
     console.step(f"Exporting {mode}")

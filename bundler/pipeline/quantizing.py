@@ -17,8 +17,11 @@ from bundler import console
 from bundler.datasets import Dataset
 from bundler.labelled_pictures import LabelledPictures
 from bundler.models.detector import QuantizableDetector
+from bundler.pipeline.accuracy import AccuracyTest
+from bundler.pipeline.boxes import BoxesTest
 from bundler.pipeline.material import Material
 from bundler.pipeline.network import Network
+from bundler.pipeline.objectives import Classification, Detection
 from bundler.plan import BuildJob
 from bundler.quantization import (
     QuantizationProfile,
@@ -68,15 +71,16 @@ def calibrated(job: BuildJob, network: Network, *, pictures: Dataset, profile: Q
     )
 
 
-def trained(job: BuildJob, material: Material, network: Network) -> QuantizedModel:
+def trained(job: BuildJob, material: Material, network: Network, test: AccuracyTest) -> QuantizedModel:
     """Return the network trained for INT8 (QAT); interrupted, it goes on where it was when the same command is given again.
+
+    The test holds what the best epoch is chosen by.
 
     Raises:
         TrainingError: it cannot go on.
     """
-    pictures, validation = material.training, material.labelled
+    pictures, objective = material.training, _objective(job, material, network, test)
     assert pictures is not None  # noqa: S101  the plan refuses int8-qat without data
-    assert isinstance(validation, LabelledPictures)  # noqa: S101  as above, and detectors too
     profile = job.target.quantization
     weights = _equalized(job, network.float_model, material.calibration, profile)
     prepared = network.prepared(weights, profile, is_qat=True)
@@ -85,6 +89,7 @@ def trained(job: BuildJob, material: Material, network: Network) -> QuantizedMod
     console.step(f"Training for INT8 on {len(pictures)} pictures, {job.recipe.epochs} epochs")
     if checkpoint.exists():
         console.detail(f"going on from {checkpoint}")
+    measure = "boxes as FP32's" if isinstance(objective, Detection) else "top-1"
     total = job.recipe.epochs * math.ceil(len(pictures) / job.recipe.batch_size)
     with console.progress("training", total) as advance:
         done = 0
@@ -92,19 +97,18 @@ def trained(job: BuildJob, material: Material, network: Network) -> QuantizedMod
         def report(now: TrainingProgress) -> None:
             nonlocal done
             reached = (now.epoch - 1) * now.steps + now.step
-            advance(reached - done, f"epoch {now.epoch}: loss {now.loss:.3f}, top-1 {now.top1:.1%}")
+            advance(reached - done, f"epoch {now.epoch}: loss {now.loss:.3f}, {measure} {now.score:.1%}")
             done = reached
 
         record = train(
             prepared,
             pictures,
-            validation,
+            objective,
             job.recipe,
-            teacher=network.float_model,
             checkpoint=checkpoint,
             seed=job.seed,
             report=report,
-            on_epoch=lambda epoch, top1: console.detail(f"epoch {epoch}: top-1 {top1:.2%} on the validation pictures"),
+            on_epoch=lambda epoch, score: console.detail(f"epoch {epoch}: {measure} {score:.2%} on the validation pictures"),
         )
     return QuantizedModel(
         converted=convert(prepared, profile),
@@ -112,15 +116,29 @@ def trained(job: BuildJob, material: Material, network: Network) -> QuantizedMod
         weights=weights,
         profile=profile,
         layers=count_layers(prepared),
-        float_layers=0,
+        float_layers=_stay_in_float(prepared),
         training=record,
+    )
+
+
+def _objective(job: BuildJob, material: Material, network: Network, test: AccuracyTest) -> Classification | Detection:
+    if isinstance(test, BoxesTest):
+        teacher = network.float_model
+        assert isinstance(teacher, QuantizableDetector)  # noqa: S101  boxes are a detector's
+        return Detection(teacher=teacher, validation=test.pictures, seen=test.seen.shown)
+    assert isinstance(material.labelled, LabelledPictures)  # noqa: S101  top-1 is of such
+    return Classification(
+        teacher=network.float_model,
+        teacher_share=job.recipe.teacher_share,
+        validation=material.labelled,
+        batch_size=job.recipe.batch_size,
     )
 
 
 def checkpoint_of(job: BuildJob, material: Material) -> Path:
     """Return the file from which a training goes on, named after all that it depends on."""
     assert material.training is not None  # noqa: S101  the plan refuses int8-qat without data
-    choices = (job.recipe, job.target.quantization, job.preprocessing, job.seed)
+    choices = (job.int8_scope, job.recipe, job.target.quantization, job.preprocessing, job.seed)
     parts = [job.identifier, material.weights.sha256, material.training.sha256, *map(repr, choices)]
     folder = cache_directory() / "training"
     folder.mkdir(exist_ok=True)

@@ -1,7 +1,4 @@
-"""Quantization-aware training: a prepared network learns to live with INT8, and can be stopped and resumed at any step.
-
-A float teacher adds what labels do not say (Hinton et al. 2015, arXiv:1503.02531).
-"""
+"""Quantization-aware training: a prepared network learns to live with INT8, and can be stopped and resumed at any step."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ from torch.ao.quantization import disable_observer, enable_observer
 from bundler.errors import TrainingError
 from bundler.recipe import TrainingRecipe
 
-__all__ = ["Pictures", "TrainingProgress", "TrainingRecord", "train"]
+__all__ = ["Objective", "Pictures", "TrainingProgress", "TrainingRecord", "train"]
 
 SAVE_SECONDS = 120.0  # what a crash may cost at most
 CALIBRATION_BATCHES = 8  # before the first step, so that ranges fit from the start
@@ -32,50 +29,66 @@ GRADIENT_NORM = 1.0  # of all gradients together: a fake quantization at its edg
 
 
 class Pictures(Protocol):
-    """Labelled pictures in batches: float32 [N, 3, H, W] and classes int64 [N], shuffled by a seed where one is given."""
+    """Pictures in batches, float32 [N, 3, H, W], with whatever labels they have; shuffled by a seed where one is given."""
 
     def __len__(self) -> int: ...
     @property
     def sha256(self) -> str: ...
     def batches(
         self, size: int, *, seed: int | None = None, skip: int = 0
-    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]: ...
+    ) -> Iterator[tuple[NDArray[np.float32], *tuple[NDArray[Any], ...]]]: ...
+
+
+class Objective(Protocol):
+    """What is learned: a loss on a batch of the pictures, and a score, 0 to 1, by which the best epoch is chosen."""
+
+    @property
+    def validation(self) -> Pictures:
+        """What the score is measured on; nothing is learned from them."""
+
+    def loss(self, model: nn.Module, images: Tensor, *labels: Tensor) -> tuple[Tensor, float | None]:
+        """Return what is to become smaller, a scalar, and the batch's own score where it has one."""
+
+    def score(self, model: nn.Module) -> float:
+        """Measure a model in eval mode."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingProgress:
-    """Where a training stands, after each step: mean loss and top-1 of the epoch so far, and an estimate of what is left."""
+    """Where a training stands, after each step: the epoch's mean loss so far, a score, and an estimate of what is left.
+
+    The score is the epoch's own so far, or that of the last epoch where batches have none.
+    """
 
     epoch: int
     step: int
     steps: int
     loss: float
-    top1: float
+    score: float
     seconds_left: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """Top-1 on the validation pictures before, and after each epoch; the best epoch, from 1, was kept (0: as it was before)."""
+    """The score before, and after each epoch; the best epoch, from 1, was kept (0: as it was before)."""
 
     pictures: int
     validation_pictures: int
-    top1_before: float
-    top1: tuple[float, ...]
+    score_before: float
+    scores: tuple[float, ...]
     best_epoch: int
 
 
 def train(
     prepared: nn.Module,
     pictures: Pictures,
-    validation: Pictures,
+    objective: Objective,
     recipe: TrainingRecipe,
     *,
-    teacher: nn.Module,
     checkpoint: Path,
     seed: int,
     report: Callable[[TrainingProgress], None],
-    on_epoch: Callable[[int, float], None] = lambda _epoch, _top1: None,
+    on_epoch: Callable[[int, float], None] = lambda _epoch, _score: None,
 ) -> TrainingRecord:
     """Train a network that `load_fuse_prepare` prepared for QAT, in place; afterwards it is the one of the best epoch.
 
@@ -85,13 +98,12 @@ def train(
     Args:
         prepared: fake-quantized, in train mode.
         pictures: to train on.
-        validation: to choose the epoch by.
+        objective: what to learn from them, and to choose the epoch by.
         recipe: learning rate and epochs.
-        teacher: the float model, in eval mode.
         checkpoint: file to resume from and to write.
         seed: of the order of the pictures.
         report: called after every step.
-        on_epoch: called after every epoch with its number, from 1 (0: before the first), and top-1 on the validation pictures.
+        on_epoch: called after every epoch with its number, from 1 (0: before the first), and the score.
 
     Raises:
         TrainingError: the checkpoint is of another training or damaged; the loss is not finite any more.
@@ -99,29 +111,29 @@ def train(
     torch.manual_seed(seed)
     steps = math.ceil(len(pictures) / recipe.batch_size)
     optimizer = torch.optim.SGD(_groups(prepared, recipe), lr=recipe.learning_rate, momentum=recipe.momentum)
-    state = _State(fingerprint=_fingerprint(prepared, pictures, validation, recipe, seed))
+    state = _State(fingerprint=_fingerprint(prepared, pictures, objective.validation, recipe, seed))
     if checkpoint.exists():
         state.load(checkpoint, prepared, optimizer)
     else:
         state.calibrate(prepared, pictures, recipe)
-        state.consider(prepared, _top1(prepared, validation, recipe.batch_size, frozen=False), epoch=0)
-        on_epoch(0, state.top1[0])
+        state.consider(prepared, _score(prepared, objective, frozen=False), epoch=0)
+        on_epoch(0, state.scores[0])
     clock = _Clock(left=(recipe.epochs - state.epoch) * steps - state.step)
     try:
         while state.epoch < recipe.epochs:
             _freeze(prepared, state.epoch, recipe)
             order = seed * 1_000_003 + state.epoch
-            for images, labels in pictures.batches(recipe.batch_size, seed=order, skip=state.step):
+            for batch in pictures.batches(recipe.batch_size, seed=order, skip=state.step):
                 _set_learning_rate(optimizer, recipe, (state.epoch * steps + state.step) / (recipe.epochs * steps))
-                loss, right = _step(prepared, teacher, optimizer, torch.from_numpy(images), torch.from_numpy(labels), recipe)
-                state.count(loss, right, len(labels))
+                loss, score = _step(prepared, objective, optimizer, *map(torch.from_numpy, batch))
+                state.count(loss, score, len(batch[0]))
                 report(state.progress(steps, clock.tick()))
                 if clock.is_time_to_save():
                     state.save(checkpoint, prepared, optimizer)
             frozen = state.epoch + 1 > recipe.observers_epochs
-            state.consider(prepared, _top1(prepared, validation, recipe.batch_size, frozen=frozen), epoch=state.epoch + 1)
+            state.consider(prepared, _score(prepared, objective, frozen=frozen), epoch=state.epoch + 1)
             state.next_epoch()
-            on_epoch(state.epoch, state.top1[-1])
+            on_epoch(state.epoch, state.scores[-1])
             state.save(checkpoint, prepared, optimizer)
     except KeyboardInterrupt:
         state.save(checkpoint, prepared, optimizer)
@@ -130,9 +142,9 @@ def train(
     prepared.eval()
     return TrainingRecord(
         pictures=len(pictures),
-        validation_pictures=len(validation),
-        top1_before=state.top1[0],
-        top1=tuple(state.top1[1:]),
+        validation_pictures=len(objective.validation),
+        score_before=state.scores[0],
+        scores=tuple(state.scores[1:]),
         best_epoch=state.best_epoch,
     )
 
@@ -143,8 +155,9 @@ class _State:
     def __init__(self, *, fingerprint: str) -> None:
         self.fingerprint = fingerprint
         self.epoch = self.step = 0
-        self.loss_sum, self.right, self.seen = 0.0, 0, 0
-        self.top1: list[float] = []
+        self.loss_sum, self.seen = 0.0, 0
+        self.score_sum: float | None = 0.0
+        self.scores: list[float] = []
         self.best: Mapping[str, Tensor] = {}
         self.best_epoch = 0
 
@@ -152,26 +165,26 @@ class _State:
         """Show some pictures to the observers, so that training starts from ranges that fit."""
         model.eval()
         with torch.no_grad():
-            for index, (images, _) in enumerate(pictures.batches(recipe.batch_size, seed=0)):
+            for index, (images, *_) in enumerate(pictures.batches(recipe.batch_size, seed=0)):
                 model(torch.from_numpy(images))
                 if index == CALIBRATION_BATCHES - 1:
                     break
 
-    def consider(self, model: nn.Module, top1: float, *, epoch: int) -> None:
-        if not self.top1 or top1 > max(self.top1):
+    def consider(self, model: nn.Module, score: float, *, epoch: int) -> None:
+        if not self.scores or score > max(self.scores):
             self.best = {key: value.detach().clone() for key, value in model.state_dict().items()}
             self.best_epoch = epoch
-        self.top1.append(top1)
+        self.scores.append(score)
 
-    def count(self, loss: float, right: int, pictures: int) -> None:
+    def count(self, loss: float, score: float | None, pictures: int) -> None:
         self.step += 1
         self.loss_sum += loss * pictures
-        self.right += right
+        self.score_sum = None if score is None or self.score_sum is None else self.score_sum + score * pictures
         self.seen += pictures
 
     def next_epoch(self) -> None:
         self.epoch, self.step = self.epoch + 1, 0
-        self.loss_sum, self.right, self.seen = 0.0, 0, 0
+        self.loss_sum, self.score_sum, self.seen = 0.0, 0.0, 0
 
     def progress(self, steps: int, seconds_left: float) -> TrainingProgress:
         return TrainingProgress(
@@ -179,7 +192,7 @@ class _State:
             step=self.step,
             steps=steps,
             loss=self.loss_sum / self.seen,
-            top1=self.right / self.seen,
+            score=self.scores[-1] if self.score_sum is None else self.score_sum / self.seen,
             seconds_left=seconds_left,
         )
 
@@ -263,36 +276,24 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, recipe: TrainingRecipe,
 
 
 def _step(
-    model: nn.Module,
-    teacher: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    recipe: TrainingRecipe,
-) -> tuple[float, int]:
-    with torch.inference_mode():
-        taught = nn.functional.log_softmax(teacher(images), 1)
+    model: nn.Module, objective: Objective, optimizer: torch.optim.Optimizer, images: Tensor, *labels: Tensor
+) -> tuple[float, float | None]:
     optimizer.zero_grad(set_to_none=True)
-    logits = model(images)
-    labelled = nn.functional.cross_entropy(logits, labels)
-    copied = nn.functional.kl_div(nn.functional.log_softmax(logits, 1), taught.clone(), reduction="batchmean", log_target=True)
-    loss = (1 - recipe.teacher_share) * labelled + recipe.teacher_share * copied
+    loss, score = objective.loss(model, images, *labels)
     if not loss.isfinite():
         raise TrainingError("the loss is not finite any more", next_step="Train with a lower --learning-rate.")
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
     optimizer.step()
-    return loss.item(), int((logits.argmax(1) == labels).sum())
+    return loss.item(), score
 
 
-def _top1(model: nn.Module, pictures: Pictures, batch_size: int, *, frozen: bool) -> float:
-    """Return the fake-quantized model's share of right answers; no observer learns from the validation pictures."""
+def _score(model: nn.Module, objective: Objective, *, frozen: bool) -> float:
+    """Return the fake-quantized model's score; no observer learns from the validation pictures."""
     model.eval()
     model.apply(disable_observer)
-    right = 0
     with torch.no_grad():  # tensors of the inference mode could not be trained on
-        for images, labels in pictures.batches(batch_size):
-            right += int((model(torch.from_numpy(images)).argmax(1).numpy() == labels).sum())
+        score = objective.score(model)
     if not frozen:
         model.apply(enable_observer)
-    return right / len(pictures)
+    return score

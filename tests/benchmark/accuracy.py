@@ -43,7 +43,6 @@ from bundler.pipeline.quantizing import calibrated
 from bundler.plan import BuildJob, CalibrationRequest, plan_build
 from bundler.quantization import quantized_engine
 from bundler.quantization.equalization import channel_streams
-from bundler.recipe import TrainingRecipe
 from bundler.targets import TargetProfile, load_targets
 from bundler.verification.executors import ContainerExecutor
 
@@ -98,7 +97,8 @@ def main(
             calibration=CalibrationRequest(folder=calibration, pictures=64, batch_size=8),
             data=data,
             max_drop=None,
-            recipe=TrainingRecipe(),
+            epochs=1,
+            learning_rate=None,
             base_image=None,
             output=Path("dist"),
             seed=0,

@@ -52,8 +52,7 @@ def test_models_lists_the_whole_scope_table() -> None:
     assert {row["name"] for row in document} == set(models())
     assert {row["row"] for row in document} == {row.name for row in SCOPE}
     for row in document:
-        trained = [] if row["name"].startswith("yolo") else ["int8-qat"]
-        assert row["modes"] == ["fp32", "int8-ptq", *trained]
+        assert row["modes"] == ["fp32", "int8-ptq", "int8-qat"]
         assert row["reason"] == ""
     assert len(bundler("models").stdout.splitlines()) == len(models()) + 1
 
@@ -73,8 +72,9 @@ def test_targets_and_doctor_print_one_json_document() -> None:
         (["bundle", "resnet18", "--target", "am64"], 4, "Did you mean arm64"),
         (["bundle", "yolov3", "--target", "arm64", "--weights", "pretrained"], 6, "no weights of yolov3 are published"),
         (["bundle", "yolov3", "--target", "arm64", "--input-size", "100"], 2, "no multiple"),
-        (["bundle", "resnet18", "--target", "arm64", "--mode", "int8-qat"], 2, "--data DIR"),
-        (["bundle", "yolov5n", "--target", "arm64", "--mode", "int8-qat"], 5, "training a detector is beyond"),
+        (["bundle", "resnet18", "--target", "arm64", "--mode", "int8-qat"], 2, "one sub-folder for each class"),
+        (["bundle", "yolov5n", "--target", "arm64", "--mode", "int8-qat"], 2, "or pictures alone"),
+        (["bundle", "yolov5n", "--target", "arm64", "--mode", "int4"], 5, "there is no such mode"),
         (["bundle", "resnet18", "--target", "arm64", "--weights", "nothing.pth"], 6, "nothing.pth"),
         (["bundle", "resnet18", "--target", "arm64", "--weights", "random", "--calibration", "nothing"], 7, "nothing"),
         (["bundle", "resnet18"], 2, "--target"),

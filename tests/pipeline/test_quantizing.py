@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bundler.manifest import read_manifest
+from bundler.manifest import AccuracyRecord, BoxesRecord, read_manifest
 
 from .conftest import BUNDLER, NOWHERE, Run
 
@@ -62,13 +62,13 @@ def test_stopped_by_ctrl_c_it_goes_on_and_leaves_a_record_and_no_checkpoint(
     assert not checkpoint.exists()
     (mode,) = read_manifest(tmp_path / "dist" / "arm64-qnnpack" / "resnet18").modes
     assert mode.quantization is not None
-    assert mode.accuracy is not None
+    assert isinstance(mode.accuracy, AccuracyRecord)
     assert mode.quantization.calibration is None
     training = mode.quantization.training
     assert training is not None
-    assert (training.pictures, training.validation_pictures, training.epochs, len(training.top1)) == (24, 12, 3, 3)
-    best = max(training.top1_before, *training.top1)
-    assert [training.top1_before, *training.top1][training.best_epoch] == best
+    assert (training.pictures, training.validation_pictures, training.epochs, len(training.scores)) == (24, 12, 3, 3)
+    best = max(training.score_before, *training.scores)
+    assert [training.score_before, *training.scores][training.best_epoch] == best
     # What training simulated is what ONNX Runtime computes, up to rounding: one of 12 pictures may be on the edge.
     assert round(12 * abs(mode.accuracy.top1 - best)) <= 1
 
@@ -79,16 +79,28 @@ def test_a_training_that_runs_away_is_an_error_with_its_own_code(run: Run, argum
     assert "lower --learning-rate" in message
 
 
-@pytest.mark.parametrize(
-    ("model", "options", "words"),
-    [
-        ("resnet18", (), "none are given"),
-        ("yolov5n", ("--data", "."), "training a detector is beyond this program"),
-    ],
-)
-def test_what_cannot_be_trained_is_refused(
-    run: Run, small: tuple[str, ...], model: str, options: tuple[str, ...], words: str, tmp_path: Path
+def test_a_detector_learns_from_fp32_on_pictures_without_labels(
+    run: Run, small: tuple[str, ...], unproved: Path, tmp_path: Path
 ) -> None:
-    asked = ("--target", "arm64", "--mode", "int8-qat", *small, *options, "--output", str(tmp_path / "dist"))
-    message = run("bundle", model, *asked, code=2 if model == "resnet18" else 5).stderr
-    assert words in message
+    generator = np.random.default_rng(5)
+    for index in range(20):
+        coarse = Image.fromarray(generator.integers(0, 256, (5, 7, 3), dtype=np.uint8))
+        (tmp_path / "data").mkdir(exist_ok=True)
+        coarse.resize((96, 72), Image.Resampling.BICUBIC).save(tmp_path / "data" / f"{index}.png")
+    training = ("--mode", "int8-qat", "--data", str(tmp_path / "data"), "--epochs", "2")
+    output = ("--output", str(tmp_path / "dist"))
+    told = run("bundle", "yolov5n", "--target", str(unproved), *small, *training, *output, code=3).stderr
+    assert "epoch 2: boxes as FP32's" in told
+    (mode,) = read_manifest(tmp_path / "dist" / "arm64-qnnpack" / "yolov5n").modes
+    assert mode.quantization is not None
+    assert mode.scope == "backbone"
+    training_record = mode.quantization.training
+    assert training_record is not None
+    assert (training_record.measure, training_record.pictures, training_record.validation_pictures) == ("boxes", 16, 4)
+    assert (training_record.batch_size, training_record.statistics_epochs) == (8, 0)
+    assert len(training_record.scores) == 2
+    assert isinstance(mode.accuracy, BoxesRecord)
+    assert mode.accuracy.agreement is not None
+    # Training simulated what ONNX Runtime computes, up to rounding; random weights see many boxes that are hardly sure.
+    best = max(training_record.score_before, *training_record.scores)
+    assert abs(mode.accuracy.agreement - best) < 0.05

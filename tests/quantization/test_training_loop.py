@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bundler.errors import TrainingError
 from bundler.models.mobilenet_v2 import mobilenet_v2
+from bundler.pipeline.objectives import Classification
 from bundler.quantization import convert, quantized_engine
 from bundler.quantization import training as module
 from bundler.quantization.training import TrainingProgress, TrainingRecord, train
@@ -56,6 +57,12 @@ def labelled(teacher: nn.Module, calibration: Tensor) -> InMemory:
         return InMemory(small, teacher(small).argmax(1))
 
 
+def objective(teacher: nn.Module, labelled: InMemory) -> Classification:
+    return Classification(
+        teacher=teacher, teacher_share=RECIPE.teacher_share, validation=labelled, batch_size=RECIPE.batch_size
+    )
+
+
 def prepared(weights: Mapping[str, Tensor], target: TargetProfile) -> nn.Module:
     return mobilenet_v2(weights=weights, num_classes=10, quantize=True, is_qat=True, target=target.quantization)
 
@@ -76,9 +83,8 @@ def whole(
     record = train(
         model,
         labelled,
-        labelled,
+        objective(teacher, labelled),
         RECIPE,
-        teacher=teacher,
         checkpoint=path,
         seed=0,
         report=lambda progress: losses.append(progress.loss),
@@ -95,9 +101,8 @@ def run(weights_of: Callable[[str], Mapping[str, Tensor]], teacher: nn.Module, l
         report: Callable[[TrainingProgress], None] = lambda _progress: None,
     ) -> tuple[nn.Module, TrainingRecord]:
         model = prepared(weights_of("mobilenet_v2"), find_target("x86"))
-        record = train(
-            model, labelled, labelled, recipe, teacher=teacher, checkpoint=tmp_path / checkpoint, seed=0, report=report
-        )
+        checked = objective(teacher, labelled)
+        record = train(model, labelled, checked, recipe, checkpoint=tmp_path / checkpoint, seed=0, report=report)
         return model, record
 
     return run_training
@@ -110,9 +115,9 @@ def test_it_learns_what_the_labels_say_and_keeps_the_best_epoch(whole: Whole, la
     model, record, losses, _ = whole
     assert len(losses) == 12
     assert losses[-1] < losses[0]
-    assert len(record.top1) == 3
-    best = max(record.top1_before, *record.top1)
-    assert [record.top1_before, *record.top1][record.best_epoch] == best
+    assert len(record.scores) == 3
+    best = max(record.score_before, *record.scores)
+    assert [record.score_before, *record.scores][record.best_epoch] == best
     target = find_target("x86")
     converted = convert(model, target.quantization)
     with quantized_engine(target.quantization.engine), torch.inference_mode():
