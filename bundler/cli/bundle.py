@@ -47,7 +47,8 @@ __all__ = ["command"]
     "--data",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Measure accuracy on labelled pictures (val/ or class folders; for a detector, YOLO's labels or none).",
+    help="Measure accuracy on labelled pictures (val/ or class folders; for a detector, YOLO's labels or none); "
+    "int8-qat learns from train/, or from four fifths of them.",
 )
 @click.option(
     "--max-drop",
