@@ -24,7 +24,7 @@ from bundler.recipe import DETECTORS
 from bundler.targets import find_target
 from bundler.verification.detections import shown
 
-RECIPE = replace(DETECTORS, epochs=4, learning_rate=3e-4)
+RECIPE = replace(DETECTORS, epochs=6, learning_rate=5e-4)
 
 
 @pytest.fixture(scope="module")
@@ -92,4 +92,5 @@ def test_training_makes_the_noise_less(case: Case, split: DetectionSplit, tmp_pa
         on_epoch=measure,
     )
     assert (record.pictures, record.validation_pictures) == (32, 8)
-    assert min(noises[1:]) < 0.8 * noises[0]
+    # 0.61 to 0.80 of it were left with two seeds and either scope; 1.01 to 1.12 where nothing was learned (a rate of 1e-9).
+    assert noises[-1] < 0.9 * noises[0]
