@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from bundler.datasets import SUFFIXES, Preprocessing
 from bundler.errors import DataError
-from bundler.labelled_pictures import HELD_OUT, read_batches, read_picture, sha256_of_files
+from bundler.labelled_pictures import HELD_OUT, Split, read_batches, read_picture, sha256_of_files
 
 __all__ = [
     "DetectionPicture",
     "DetectionPictures",
-    "DetectionSplit",
     "Labels",
     "load_detection_pictures",
     "load_detection_split",
@@ -88,14 +87,6 @@ class DetectionPictures:
             yield DetectionPicture(pixels=pixels, frame=self.preprocessing.letterbox_frame(*size))
 
 
-@dataclass(frozen=True, kw_only=True)
-class DetectionSplit:
-    """Pictures to train on, whose labels nobody reads, and others to measure with."""
-
-    train: DetectionPictures
-    validation: DetectionPictures
-
-
 def load_detection_pictures(folder: Path, preprocessing: Preprocessing, *, num_classes: int) -> DetectionPictures:
     """List the pictures of `folder`, or of its `images/val`, `val` or `valid`, with the labels found for them.
 
@@ -109,10 +100,12 @@ def load_detection_pictures(folder: Path, preprocessing: Preprocessing, *, num_c
     return _labelled(folder, _listed(_part(folder, VALIDATION) or folder), preprocessing, num_classes)
 
 
-def load_detection_split(folder: Path, preprocessing: Preprocessing, *, num_classes: int, seed: int) -> DetectionSplit:
+def load_detection_split(
+    folder: Path, preprocessing: Preprocessing, *, num_classes: int, seed: int
+) -> Split[DetectionPictures]:
     """List the pictures of `images/train` or `train`, and those that `load_detection_pictures` lists.
 
-    Of a folder that is not divided, a fifth is held out to measure with, chosen by the seed.
+    Of a folder that is not divided, a fifth is held out to measure with, chosen by the seed. Labels to train on are not read.
 
     Raises:
         DataError: as `load_detection_pictures`; or one part is there without the other, or there is a single picture.
@@ -130,7 +123,7 @@ def load_detection_split(folder: Path, preprocessing: Preprocessing, *, num_clas
         held_out = set(np.random.default_rng(seed).permutation(len(paths))[: max(round(len(paths) * HELD_OUT), 1)].tolist())
         learned = tuple(path for index, path in enumerate(paths) if index not in held_out)
         measured = tuple(path for index, path in enumerate(paths) if index in held_out)
-    return DetectionSplit(
+    return Split(
         train=DetectionPictures(folder=folder, paths=learned, label_paths=(), labels=None, preprocessing=preprocessing),
         validation=_labelled(folder, measured, preprocessing, num_classes),
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,9 @@ __all__ = [
     "sha256_of_files",
 ]
 
-HELD_OUT = 0.2  # of each class, where a folder is not divided into train/ and val/
+HELD_OUT = 0.2  # of each class, or of all, where a folder is not divided into train/ and val/
 
+Part = TypeVar("Part")
 LabelledBatch = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
@@ -102,11 +104,11 @@ def sha256_of_files(folder: Path, paths: Iterable[Path]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
+class Split(Generic[Part]):
     """Pictures to train on, and others to measure with."""
 
-    train: LabelledPictures
-    validation: LabelledPictures
+    train: Part
+    validation: Part
 
 
 def load_validation(folder: Path, preprocessing: Preprocessing, *, num_classes: int) -> LabelledPictures:
@@ -118,7 +120,7 @@ def load_validation(folder: Path, preprocessing: Preprocessing, *, num_classes: 
     return _listed(folder / "val" if (folder / "val").is_dir() else folder, preprocessing, num_classes)
 
 
-def load_split(folder: Path, preprocessing: Preprocessing, *, num_classes: int, seed: int) -> Split:
+def load_split(folder: Path, preprocessing: Preprocessing, *, num_classes: int, seed: int) -> Split[LabelledPictures]:
     """List `folder/train` and `folder/val`; of a folder without them, a fifth of each class is held out, chosen by the seed.
 
     Raises:
@@ -161,7 +163,7 @@ def _listed(folder: Path, preprocessing: Preprocessing, num_classes: int) -> Lab
     )
 
 
-def _divided(pictures: LabelledPictures, seed: int) -> Split:
+def _divided(pictures: LabelledPictures, seed: int) -> Split[LabelledPictures]:
     generator = np.random.default_rng(seed)
     train: list[int] = []
     validation: list[int] = []

@@ -10,7 +10,8 @@ from PIL import Image
 
 from bundler.datasets import Preprocessing
 from bundler.errors import DataError
-from bundler.labelled_boxes import DetectionPictures, DetectionSplit, load_detection_pictures, load_detection_split
+from bundler.labelled_boxes import DetectionPictures, load_detection_pictures, load_detection_split
+from bundler.labelled_pictures import Split
 
 PLAIN = Preprocessing(resize=64, crop=64, interpolation="bilinear", fit="letterbox", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -53,7 +54,7 @@ def test_of_a_divided_folder_the_validation_pictures_are_measured_on(tmp_path: P
     assert [path.name for path in load(tmp_path).paths] == ["val.jpg"]
 
 
-def split(folder: Path) -> DetectionSplit:
+def split(folder: Path) -> Split[DetectionPictures]:
     return load_detection_split(folder, PLAIN, num_classes=3, seed=0)
 
 

@@ -15,7 +15,7 @@ from bundler.labelled_boxes import DetectionPicture, DetectionPictures
 from bundler.manifest import BoxesRecord
 from bundler.pipeline.average_precision import mean_average_precision
 from bundler.targets import OptimizationLevel
-from bundler.verification.detections import Detections, detect, matched, shown
+from bundler.verification.detections import Detections, agreeing, detect, shown
 
 __all__ = ["BoxesTest", "Seen", "prepare_boxes"]
 
@@ -55,7 +55,7 @@ class BoxesTest:
         seen = _look(graph, self.pictures, self.level)
         record = _record(self.pictures, seen)
         pairs = zip(seen.shown, self.seen.shown, strict=True)
-        agreed = np.array([(2 * matched(own, other), len(own.scores) + len(other.scores)) for own, other in pairs])
+        agreed = np.array([agreeing(own, other) for own, other in pairs])
         share, interval = _share(agreed)
         drop = None
         if record.map50_95 is not None and self.fp32.map50_95 is not None:

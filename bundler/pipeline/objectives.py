@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bundler.labelled_boxes import DetectionPictures
 from bundler.models.detector import BOX, QuantizableDetector
 from bundler.quantization.training import Pictures
-from bundler.verification.detections import Detections, matched, shown
+from bundler.verification.detections import Detections, agreeing, shown
 
 __all__ = ["Classification", "Detection"]
 
@@ -73,7 +73,6 @@ class Detection:
         same = count = 0
         for picture, reference in zip(self.validation, self.seen, strict=True):
             (rows,) = model(torch.from_numpy(picture.pixels[None])).numpy()
-            found = shown(rows)
-            same += 2 * matched(found, reference)
-            count += len(found.scores) + len(reference.scores)
+            agreed, both = agreeing(shown(rows), reference)
+            same, count = same + agreed, count + both
         return same / count

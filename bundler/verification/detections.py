@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bundler.resources import resource
 
-__all__ = ["Detections", "detect", "matched", "shown"]
+__all__ = ["Detections", "agreeing", "detect", "matched", "shown"]
 
 
 class Detections(NamedTuple):
@@ -40,6 +40,11 @@ def matched(found: Detections, reference: Detections) -> int:
     """Count the detections that have a partner in the reference: the same class, an IoU of at least 0.5, and no other's."""
     count: int = _runner().matched(found, reference)
     return count
+
+
+def agreeing(found: Detections, reference: Detections) -> tuple[int, int]:
+    """Count the detections of both that have a partner among the other's, and all of both."""
+    return 2 * matched(found, reference), len(found.scores) + len(reference.scores)
 
 
 @cache

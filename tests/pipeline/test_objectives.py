@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from bundler.datasets import Preprocessing
-from bundler.labelled_boxes import DetectionSplit, load_detection_split
+from bundler.labelled_boxes import DetectionPictures, load_detection_split
+from bundler.labelled_pictures import Split
 from bundler.models.registry import find_model
 from bundler.models.specs import Int8Scope
 from bundler.models.yolov5 import QuantizableYoloV5, yolov5n
@@ -28,7 +29,7 @@ RECIPE = replace(DETECTORS, epochs=6, learning_rate=5e-4)
 
 
 @pytest.fixture(scope="module")
-def split(tmp_path_factory: pytest.TempPathFactory) -> DetectionSplit:
+def split(tmp_path_factory: pytest.TempPathFactory) -> Split[DetectionPictures]:
     """Colour fields, 32 to learn from and 8 to measure on."""
     folder = tmp_path_factory.mktemp("fields")
     generator = np.random.default_rng(7)
@@ -46,7 +47,9 @@ Case = tuple[QuantizableYoloV5, QuantizableYoloV5, Detection]
 
 
 @pytest.fixture(params=["backbone", "whole"])
-def case(request: pytest.FixtureRequest, weights_of: Callable[[str], Mapping[str, Tensor]], split: DetectionSplit) -> Case:
+def case(
+    request: pytest.FixtureRequest, weights_of: Callable[[str], Mapping[str, Tensor]], split: Split[DetectionPictures]
+) -> Case:
     """The float network, the one that is trained, and what it is trained for."""
     scope: Int8Scope = request.param
     options: dict[str, Any] = {"weights": weights_of("yolov5n"), "num_classes": 10, "int8_scope": scope}
@@ -73,7 +76,7 @@ def test_the_float_network_has_nothing_to_learn(case: Case) -> None:
         assert objective.score(teacher) == 1
 
 
-def test_training_makes_the_noise_less(case: Case, split: DetectionSplit, tmp_path: Path) -> None:
+def test_training_makes_the_noise_less(case: Case, split: Split[DetectionPictures], tmp_path: Path) -> None:
     _, prepared, objective = case
     noises: list[float] = []
 
