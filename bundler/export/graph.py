@@ -11,9 +11,10 @@ from pathlib import Path
 
 import onnx
 import onnxruntime as ort
+from onnx import TensorProto, helper
 
 from bundler.errors import ExportError
-from bundler.export.logits import LogitsRounding
+from bundler.export.outputs import LogitsRounding
 from bundler.export.saturation import SaturationProof, prove_saturation
 from bundler.export.ties import TieProof
 from bundler.models.specs import Task
@@ -148,13 +149,17 @@ def _float_operators(path: Path) -> Counter[str]:
     floats = {INPUT}
     counted: Counter[str] = Counter()
     for node in graph.node:  # in topological order
-        if node.op_type == "DequantizeLinear":
+        if node.op_type == "DequantizeLinear" or (node.op_type == "Cast" and _to(node) == TensorProto.FLOAT):
             floats.update(node.output)
         elif node.op_type != "QuantizeLinear" and floats.intersection(node.input):
             floats.update(node.output)
             if node.op_type not in _MOVING:
                 counted[node.op_type] += 1
     return counted
+
+
+def _to(cast: onnx.NodeProto) -> int:
+    return int(helper.get_node_attr_value(cast, "to"))
 
 
 def _broken(path: Path, reason: str) -> ExportError:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bundler.errors import ExportError
 from bundler.export.graph import BATCH, INPUT, OUTPUTS, ExportedGraph, ensure_graph
-from bundler.export.logits import release_logits
+from bundler.export.outputs import release_logits, release_raw_maps
 from bundler.export.symbolics import register_symbolics
 from bundler.export.tidying import tidy_graph
 from bundler.export.ties import settle_ties
@@ -73,6 +73,8 @@ def export_onnx(
     tidy_graph(path)
     rounding = release_logits(path, OUTPUTS[task]) if quantized and task == "classification" else None
     ties = settle_ties(path) if quantized else ()
+    if quantized and task == "detection":
+        release_raw_maps(path, OUTPUTS[task])
     return ensure_graph(
         path, opset=opset, task=task, quantized=quantized, float_layers=float_layers, rounding=rounding, ties=ties
     )

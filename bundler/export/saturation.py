@@ -14,6 +14,7 @@ __all__ = ["SaturationProof", "prove_saturation"]
 
 # 255, the largest activation, times the sum of two weights; vpmaddubsw keeps -32,768 to 32,767.
 _LEAST, _LARGEST = -(2**15 // 255), (2**15 - 1) // 255
+_PRODUCTS = ("Conv", "ConvInteger", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +41,22 @@ def prove_saturation(path: Path) -> tuple[SaturationProof, ...]:
     """
     graph = onnx.load(path).graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    sources = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    integers = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     proofs = []
     for node in graph.node:
-        weight = sources.get(node.input[1]) if node.op_type in ("Conv", "Gemm", "MatMul") else None
-        if weight is None or weight.input[0] not in constants:
+        if node.op_type not in _PRODUCTS:
             continue
-        attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
-        proofs.append(_proof(node, numpy_helper.to_array(constants[weight.input[0]]), attributes))
+        weight = constants.get(node.input[1] if node.op_type == "ConvInteger" else integers.get(node.input[1]))
+        if weight is not None:
+            attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+            proofs.append(_proof(node, numpy_helper.to_array(weight), attributes))
     return tuple(proofs)
 
 
 def _proof(node: onnx.NodeProto, weight: NDArray[np.int8], attributes: dict[str, int]) -> SaturationProof:
-    depthwise = node.op_type == "Conv" and weight.shape[1] == 1 and attributes.get("group", 1) == len(weight)
-    if node.op_type == "Conv":
+    convolution = node.op_type in ("Conv", "ConvInteger")
+    depthwise = convolution and weight.shape[1] == 1 and attributes.get("group", 1) == len(weight)
+    if convolution:
         rows = weight.transpose(0, *range(2, weight.ndim), 1).reshape(len(weight), -1)
     else:
         rows = weight if attributes.get("transB", 0) else weight.T

@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 
 from bundler.errors import ExportError
 
-__all__ = ["tidy_graph"]
+__all__ = ["remove_unread", "tidy_graph"]
 
 
 def tidy_graph(path: Path) -> None:
@@ -38,7 +38,7 @@ def tidy_graph(path: Path) -> None:
             graph.initializer.append(tensor)
     _keep(graph.node, [node for node in graph.node if node.op_type != "Constant"])
     _remove_casts_to_the_same_type(model)
-    _remove_unread(graph)
+    remove_unread(graph)
     left = [node.name for node in graph.node if node.op_type in ("Constant", "ConstantOfShape")]
     if left:
         raise ExportError(
@@ -72,7 +72,7 @@ def _remove_casts_to_the_same_type(model: onnx.ModelProto) -> None:
             node.input[index] = replaced.get(name, name)
 
 
-def _remove_unread(graph: onnx.GraphProto) -> None:
+def remove_unread(graph: onnx.GraphProto) -> None:
     """Remove nodes and initializers that nothing reads, until there are none."""
     count = -1
     while count != len(graph.node):

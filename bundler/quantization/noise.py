@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.ao.nn.quantized import Linear as QuantizedLinear
 from torch.ao.nn.quantized import QFunctional
+
+from bundler.quantization.outputs import output_layers
+from bundler.quantization.rounding import product
 
 __all__ = ["LayerNoise", "measure_layers"]
 
@@ -51,7 +53,7 @@ class _Power:
 def measure_layers(reference: nn.Module, converted: nn.Module, batches: Iterable[Tensor]) -> tuple[LayerNoise, ...]:
     """Run both on the same pictures and compare what each layer gives; the engine that converted must be set.
 
-    Of a classifier's last matrix product, the sums are compared, as the exported graph gives them (`bundler.export.logits`).
+    Of the layers that give the outputs, the sums are compared, as the exported graph gives them (`bundler.export.outputs`).
 
     Args:
         reference: the prepared network with its float weights, before they were rounded; its observers learn nothing here.
@@ -67,9 +69,9 @@ def measure_layers(reference: nn.Module, converted: nn.Module, batches: Iterable
     expected: dict[str, list[Tensor]] = {}
     outputs: dict[str, list[Tensor]] = {}
     powers: dict[str, _Power] = {}
-    products = [name for name, module in layers.items() if isinstance(module, QuantizedLinear)]
+    summed = output_layers(converted)
     hooks = [
-        converted.get_submodule(name).register_forward_hook(_keep(name, outputs, summed=products[-1:] == [name]))
+        converted.get_submodule(name).register_forward_hook(_keep(name, outputs, summed=layers[name] in summed))
         for name in layers
     ]
     hooks += [originals[name].register_forward_hook(_keep(name, expected)) for name in layers]
@@ -115,7 +117,7 @@ def _same(x: Tensor) -> Tensor:
 
 
 def _keep(name: str, store: dict[str, list[Tensor]], *, summed: bool = False) -> Any:
-    """Return a hook that keeps what a module gives, in float; `summed` is a matrix product before it is rounded to 8 bits."""
+    """Return a hook that keeps what a module gives, in float; `summed` is what it is before it is rounded to 8 bits."""
 
     def keep(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor):
@@ -124,8 +126,8 @@ def _keep(name: str, store: dict[str, list[Tensor]], *, summed: bool = False) ->
     return keep
 
 
-def _sums(product: Any, x: Tensor) -> Tensor:
-    return nn.functional.linear(x.dequantize(), product.weight().dequantize(), product.bias())
+def _sums(layer: Any, x: Tensor) -> Tensor:
+    return product(layer, x.dequantize(), layer.weight().dequantize(), layer.bias())
 
 
 def _weight_sqnr_db(original: nn.Module, layer: Any) -> float | None:

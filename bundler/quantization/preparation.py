@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bundler.errors import CheckpointError
 from bundler.quantization.clipping import clip_observers
+from bundler.quantization.outputs import leave_outputs_unrounded
 from bundler.quantization.qconfig import assign_qconfigs, get_platform_aware_qconfig
 from bundler.targets import QuantizationProfile
 
@@ -63,6 +64,8 @@ def load_fuse_prepare(
             # Torch's own default qconfig asks its observers for `reduce_range`, and they advise against it.
             warnings.filterwarnings("ignore", "Please use quant_min and quant_max to specify the range", UserWarning)
             prepare(model, inplace=True)
+        if is_qat:
+            leave_outputs_unrounded(model)
     return model
 
 

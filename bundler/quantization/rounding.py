@@ -20,7 +20,7 @@ from torch.ao.quantization.observer import PerChannelMinMaxObserver
 
 from bundler.quantization.gptq import Layer, round_for_inputs
 
-__all__ = ["count_layers", "round_weights"]
+__all__ = ["count_layers", "product", "round_weights"]
 
 PIXELS = 64 * 224 * 224  # of the pictures that run at once, so that larger ones do not need more memory
 LEVELS = (0, 255)  # of quint8, which is what every activation becomes
@@ -67,11 +67,11 @@ def round_weights(
 
     def run(layer: Layer, x: Tensor) -> Tensor:
         exact, given = x.chunk(2)
-        wanted = _product(layer, exact, layer.weight, layer.bias)
+        wanted = product(layer, exact, layer.weight, layer.bias)
         if layer not in done:
             done[layer] = _round(layer, given, wanted, generator if compensated else None, corrected=corrected)
             on_layer()
-        return torch.cat([wanted, _product(layer, given, done[layer].weight, done[layer].bias)])
+        return torch.cat([wanted, product(layer, given, done[layer].weight, done[layer].bias)])
 
     with _side_by_side(prepared, run), torch.no_grad():
         prepared(torch.cat([pictures, pictures]))
@@ -132,7 +132,7 @@ def _round(layer: Layer, given: Tensor, wanted: Tensor, generator: torch.Generat
         weight, scale = _nearest(layer), None
     bias = layer.bias
     if corrected and bias is not None:
-        missing = wanted - _product(layer, given, weight, bias)
+        missing = wanted - product(layer, given, weight, bias)
         bias = bias + (missing.mean((0, 2, 3)) if missing.ndim == 4 else missing.mean(0))
     return _Rounded(weight=weight, bias=bias, scale=scale)
 
@@ -148,7 +148,8 @@ def _nearest(layer: Layer) -> Tensor:
     return torch.fake_quantize_per_channel_affine(layer.weight, scale, zero_point.int(), 0, limits.min, limits.max)
 
 
-def _product(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if isinstance(layer, nn.Linear):
+def product(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return what a convolution or linear layer, in float or quantized, computes of x with these weights instead of its own."""
+    if weight.ndim == 2:
         return nn.functional.linear(x, weight, bias)
     return nn.functional.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)

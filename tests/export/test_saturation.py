@@ -19,12 +19,14 @@ from bundler.quantization import calibrate, convert, quantized_engine
 from bundler.targets import TargetProfile
 
 
-def proof_of(weight: NDArray[np.int8], folder: Path, *, group: int = 1) -> SaturationProof:
+def proof_of(weight: NDArray[np.int8], folder: Path, *, group: int = 1, summed: bool = False) -> SaturationProof:
     """Write a graph of one convolution with these weights, int8 [O, I, kH, kW], and return its proof."""
     nodes = [
         helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["dequantized"]),
         helper.make_node("Conv", ["x", "dequantized"], ["y"], name="conv", group=group),
     ]
+    if summed:
+        nodes = [helper.make_node("ConvInteger", ["x", "w"], ["y"], name="conv", group=group)]
     channels = weight.shape[1] * group
     graph = helper.make_graph(
         nodes,
@@ -68,9 +70,11 @@ def test_neighbours_are_channels_of_a_position_and_then_the_next_position(tmp_pa
     assert proof_of(weight, tmp_path).saturating_channels == 2
 
 
-def test_depthwise_convolutions_add_in_32_bits_and_grouped_ones_do_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("summed", [False, True])
+def test_depthwise_convolutions_add_in_32_bits_and_grouped_ones_do_not(summed: bool, tmp_path: Path) -> None:
     weight = np.full((4, 1, 3, 3), 127, np.int8)
-    depthwise, multiplied = proof_of(weight, tmp_path, group=4), proof_of(np.repeat(weight, 2, 0), tmp_path, group=4)
+    depthwise = proof_of(weight, tmp_path, group=4, summed=summed)
+    multiplied = proof_of(np.repeat(weight, 2, 0), tmp_path, group=4, summed=summed)
     assert (depthwise.paired, depthwise.saturating_channels) == (False, 0)
     assert (multiplied.paired, multiplied.saturating_channels) == (True, 8)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -122,6 +124,10 @@ def test_each_scope_on_each_target(
         )
     assert (stays > 0) == (int8_scope == "backbone")
     assert graph.float_operators.get("Conv", 0) == stays
+    operators = Counter(node.op_type for node in onnx.load(graph.path).graph.node)
+    assert operators["ConvInteger"] == (3 if int8_scope == "whole" else 0)  # the raw maps, which are not rounded to 8 bits
+    assert len(graph.saturation) == operators["Conv"] + operators["ConvInteger"] - stays
+    assert not any(proof.saturating_channels for proof in graph.saturation)
     if int8_scope == "whole":  # the decoding, and nothing else
         assert graph.float_operators.keys() <= {"Add", "Exp", "Mul", "Sigmoid", "Pow", "Sub"}
         assert graph.dequantize_nodes >= 3

@@ -14,7 +14,7 @@ import pytest
 
 from bundler.export.agreement import sqnr_db
 from bundler.export.graph import ExportedGraph
-from bundler.export.logits import LogitsRounding
+from bundler.export.outputs import LogitsRounding
 from bundler.packaging.checksums import sha256_of
 from bundler.packaging.staging import GoldenMode, StagedBundle, stage
 from bundler.targets import find_target

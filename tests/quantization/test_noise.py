@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bundler.models.registry import find_model, load_parser
 from bundler.quantization import LayerNoise, calibrate, convert, measure_layers, quantized_engine
+from bundler.quantization.outputs import output_layers
 from bundler.targets import find_target
 
 TARGET = find_target("x86").quantization
@@ -72,3 +73,24 @@ def test_measuring_leaves_the_observers_as_they_were(prepared: nn.Module, calibr
     wide = prepared(100 * calibration[:2])
     assert torch.isfinite(wide).all()
     assert [key for key, value in before.items() if not torch.equal(value, prepared.state_dict()[key])] != []
+
+
+@pytest.mark.parametrize("name", ["resnet18", "yolov5n"])
+def test_of_the_outputs_the_sums_are_measured_whatever_their_range(
+    name: str, weights_of: Callable[[str], Mapping[str, Tensor]], calibration: Tensor
+) -> None:
+    scope = {"int8_scope": "whole"} if name == "yolov5n" else {}
+    parser = load_parser(find_model(name)[1])
+    prepared = parser(weights=weights_of(name), num_classes=10, quantize=True, target=TARGET, **scope)
+    calibrate(prepared, calibration.split(8))
+    before = measured(prepared, copy.deepcopy(prepared), calibration[:4])
+    coarse = copy.deepcopy(prepared)
+    outputs = [key for key, module in coarse.named_modules() if any(module is layer for layer in output_layers(coarse))]
+    for key in outputs:
+        coarse.get_submodule(key).activation_post_process.max_val *= 1000
+    assert outputs
+    assert measured(prepared, coarse, calibration[:4]) == before
+    inner = [layer.name for layer in before if layer.weight_sqnr_db is not None and layer.name not in outputs][-1]
+    coarse.get_submodule(inner).activation_post_process.max_val *= 1000
+    changed = [one.name for one, other in zip(before, measured(prepared, coarse, calibration[:4]), strict=True) if one != other]
+    assert changed[0] == inner
