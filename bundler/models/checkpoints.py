@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
@@ -28,6 +29,7 @@ from torchvision.models import WeightsEnum, get_model_weights, list_models
 
 __all__ = ["LoadedWeights", "load_weights"]
 
+_DARKNET = re.compile(r"\.weights$|\.conv\.\d+$")  # yolov3.weights; darknet53.conv.74
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # how training scripts commonly wrap a state dict
 
 
@@ -125,7 +127,7 @@ def _from_file(path: Path, variant: ModelSpec, parser: Callable[..., Any], class
             next_step="--weights takes auto, pretrained, random, or the path of a .pth, .pt, .safetensors or .weights file.",
         ) from error
     payload: object
-    if path.suffix == ".weights":
+    if _DARKNET.search(path.name):
         payload = _darknet(path, content, variant, parser, classes)
     elif path.suffix == ".pt" and _holds_objects(path):
         payload = read_module_tensors(content, source=str(path))

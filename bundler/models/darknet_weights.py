@@ -26,6 +26,12 @@ _OTHER_SIZE = (
 )
 
 
+_BACKBONE = (
+    "Train the detector with labels first, and give the file that ended its training; --mode int8-qat then trains it for INT8, "
+    "as a whole or its backbone alone, on pictures without labels."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DarknetLayer:
     """A convolution and its BatchNorm, by their names in the model; without one the convolution has a bias."""
@@ -49,8 +55,14 @@ def read_darknet_weights(
     expected = sum(_size(shapes[key]) for layer in layers for key in _stored_keys(layer))
     state_dict: dict[str, Tensor] = {}
     position = 0
-    for layer in layers:
+    for index, layer in enumerate(layers):
         needed = sum(_size(shapes[key]) for key in _stored_keys(layer))
+        if index and position == len(numbers) and not remainder:
+            raise CheckpointError(
+                f"the checkpoint {source} holds the first {index} of {len(layers)} convolutions, which a detector's training "
+                "begins with (darknet53.conv.74 is such a backbone): nothing predicts boxes yet",
+                next_step=_BACKBONE,
+            )
         if (found := len(numbers) - position) < needed:
             raise CheckpointError(
                 f"the checkpoint {source} ends in the layer {layer.convolution}, with {found:,} of its {needed:,} numbers; "

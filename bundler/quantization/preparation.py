@@ -129,6 +129,11 @@ def _foreign(plain: Shapes, fused: Shapes, given: Shapes) -> CheckpointError:
     if shapes:
         key = shapes[0]
         facts.append(f"{len(shapes)} mis-shaped ({key}: {list(given[key])}, expected {list(closest[key])})")
+    if missing and not unexpected and not shapes:
+        return CheckpointError(
+            f"the checkpoint holds a part of the network, or a smaller one; against the {form} model it has {', '.join(facts)}",
+            next_step="Choose the model it was trained on; of a backbone, what the training of the whole ended with.",
+        )
     return CheckpointError(
         f"the checkpoint belongs to another network; against the {form} model it has {', '.join(facts)}",
         next_step="Give the state dict of this model, taken before or after `fuse_model`, and not prepared or converted.",

@@ -332,6 +332,10 @@ def test_a_darknet_file_fits_the_parser(tmp_path: Path) -> None:
     assert all(torch.equal(built[key], value) for key, value in numbers.items())
     with pytest.raises(CheckpointError, match=r"numbers left|ends in the layer"):
         from_file(tmp_path / "yolov3.weights", "yolov3", num_classes=4)
+    backbone = 20 + 4 * sum(value.numel() for key, value in numbers.items() if key.startswith("backbone."))
+    (tmp_path / "darknet53.conv.74").write_bytes((tmp_path / "yolov3.weights").read_bytes()[:backbone])  # as published
+    with pytest.raises(CheckpointError, match="holds the first 52 of 75 convolutions"):
+        from_file(tmp_path / "darknet53.conv.74", "yolov3", num_classes=3)
     with pytest.raises(CheckpointError, match="no network of Darknet's"):
         from_file(tmp_path / "yolov3.weights", "yolov5n", num_classes=3)
 

@@ -121,14 +121,24 @@ def test_a_network_of_ours_takes_exactly_as_many_numbers_as_its_layers_have() ->
 # Files of another size
 
 
-@given(count=st.integers(0, BOUNDARIES[-1] - 1), cut=st.integers(0, 3))
+@given(count=st.integers(0, BOUNDARIES[-1] - 1).filter(lambda count: count not in BOUNDARIES[1:]), cut=st.integers(0, 3))
 def test_a_truncated_file_names_the_layer_in_which_it_ends(count: int, cut: int) -> None:
     check_truncated(count, cut)
 
 
-@pytest.mark.parametrize("count", [*BOUNDARIES[:-1], *(boundary - 1 for boundary in BOUNDARIES[1:])])
-def test_a_file_truncated_at_a_boundary_names_the_layer_that_is_missing(count: int) -> None:
+@pytest.mark.parametrize("count", [0, *(boundary - 1 for boundary in BOUNDARIES[1:])])
+def test_a_file_truncated_near_a_boundary_names_the_layer_that_is_missing(count: int) -> None:
     check_truncated(count, 0)
+
+
+@pytest.mark.parametrize("index", range(1, len(BOUNDARIES) - 1))
+def test_a_backbone_alone_is_told_from_a_truncated_file(index: int) -> None:
+    """`darknet53.conv.74` holds the first 52 convolutions of a YOLOv3, whole."""
+    check_truncated(BOUNDARIES[index], 1)
+    with pytest.raises(CheckpointError, match=f"holds the first {index} of {len(LAYERS)} convolutions") as refusal:
+        read(counting(BOUNDARIES[index]))
+    assert "int8-qat" in refusal.value.next_step
+    assert refusal.value.exit_code == 6
 
 
 def check_truncated(count: int, bytes_of_the_next: int) -> None:

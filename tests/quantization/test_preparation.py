@@ -169,10 +169,19 @@ def test_missing_and_unexpected_keys_are_named(resnet18_weights: StateDict) -> N
     assert "1 mis-shaped (fc.bias: [3], expected [10])" in said
 
 
+def test_a_backbone_alone_is_a_part_of_the_network(resnet18_weights: StateDict) -> None:
+    given = {key: value for key, value in resnet18_weights.items() if not key.startswith("fc.")}
+    with pytest.raises(
+        CheckpointError, match=r"holds a part of the network, or a smaller one.*2 missing \(fc.bias, fc.weight\)$"
+    ) as refusal:
+        resnet18(weights=given, num_classes=10)
+    assert "backbone" in refusal.value.next_step
+
+
 def test_another_network_is_refused(resnet18_weights: StateDict) -> None:
     for builder in (resnet34, mobilenet_v2, mobilenet_v3_small):
         for arguments in ({}, {"quantize": True}, {"quantize": True, "is_qat": True}):
-            with pytest.raises(CheckpointError, match=r"belongs to another network.*\d+ missing \(.*, …\)"):
+            with pytest.raises(CheckpointError, match=r"(another network|a smaller one).*\d+ missing \(.*, …\)"):
                 builder(weights=resnet18_weights, num_classes=10, **arguments)
 
 
