@@ -24,8 +24,6 @@ _OTHER_SIZE = (
     "Give the number of classes that the weights were trained with (--num-classes) and the model that they belong to, "
     "or download the file again if it was cut off."
 )
-
-
 _BACKBONE = (
     "Train the detector with labels first, and give the file that ended its training; --mode int8-qat then trains it for INT8, "
     "as a whole or its backbone alone, on pictures without labels."
