@@ -132,7 +132,7 @@ def _foreign(plain: Shapes, fused: Shapes, given: Shapes) -> CheckpointError:
     if missing and not unexpected and not shapes:
         return CheckpointError(
             f"the checkpoint holds a part of the network, or a smaller one; against the {form} model it has {', '.join(facts)}",
-            next_step="Choose the model it was trained on; of a backbone, what the training of the whole ended with.",
+            next_step="Choose the model it was trained on; a backbone alone needs its training as a whole first.",
         )
     return CheckpointError(
         f"the checkpoint belongs to another network; against the {form} model it has {', '.join(facts)}",

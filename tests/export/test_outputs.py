@@ -123,7 +123,7 @@ def test_rounding_is_to_the_nearest_of_256(seed: int, step: float, zero_point: i
 
 
 def quantized_map(folder: Path, weight: Numbers, scales: Numbers, bias: Numbers, **attributes: Any) -> Path:
-    """Write a convolution of integers (step 0.02 around 77), rounded to 8 bits, whose map a Sigmoid and an Exp decode."""
+    """Write a convolution of integers (step 0.02 around 77), rounded to 8 bits, whose map a Sigmoid and a Neg decode."""
     nodes = [
         helper.make_node("QuantizeLinear", ["image", "step", "zero"], ["u8"]),
         helper.make_node("DequantizeLinear", ["u8", "step", "zero"], ["x"]),
