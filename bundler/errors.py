@@ -24,6 +24,7 @@ __all__ = [
     "ImageError",
     "ImpossibleRequestError",
     "ModeUnavailableError",
+    "OtherFilesExecutedError",
     "OutOfSpaceError",
     "OutputError",
     "TargetProfileError",
@@ -162,6 +163,10 @@ class EmulatorError(EngineError):
 
 class ImageError(EngineError):
     """An image that could not be put together: base image, wheels, or loading."""
+
+
+class OtherFilesExecutedError(EngineError):
+    """The device program executed other files than those it was to verify."""
 
 
 class ExportError(BundlerError):

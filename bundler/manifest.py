@@ -52,6 +52,7 @@ MANIFEST_SCHEMA: Final = "edge-bundler/manifest/2"
 
 Verdict = Literal["passed", "failed", "not_run"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ImageDigest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
 class _Record(BaseModel):
@@ -343,6 +344,13 @@ class Evidence(_Record):
     onnxruntime: str | None = None
     graph_optimization_level: str | None = None
     samples: int | None = None
+    image_digest: Annotated[
+        ImageDigest | None, Field(description="of the configuration of the device image that was executed; null on the host")
+    ] = None
+    bundle_sha256: Annotated[
+        Sha256 | None, Field(description="of the runner.json that was executed, which holds the checksum of every other file")
+    ] = None
+    model_sha256: Annotated[Sha256 | None, Field(description="of the model, taken from the bytes that were executed")] = None
     outputs_sha256: Sha256 | None = None
     sqnr_db: Annotated[
         float | None, Field(description="against the FP32 outputs of the build host; null where equal bit for bit")
@@ -388,7 +396,7 @@ class WheelRecord(_Record):
 
 class ImageRecord(_Record):
     reference: str
-    digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", description="of the image's configuration")]
+    digest: Annotated[ImageDigest, Field(description="of the image's configuration")]
     size: Annotated[int, Field(description="bytes of the unpacked layers")]
     base: Annotated[str, Field(description="`debian:SUITE` made from packages, or the reference given with --base-image")]
     wheels: tuple[WheelRecord, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +14,14 @@ from bundler.recipe import CLASSIFIERS, DETECTORS, TrainingRecipe
 from bundler.targets import TargetProfile, find_target
 
 __all__ = ["BuildJob", "CalibrationRequest", "plan_build"]
+
+# A registry with a port, the path of the repository, and the tag (distribution-spec 1.1, "Pulling manifests").
+_REFERENCE = re.compile(
+    r"(?P<repository>(?:[a-z0-9]+(?:[.-][a-z0-9]+)*(?::[0-9]{1,5})?/)?"
+    r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*)"
+    r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?"
+)
+_LONGEST_REPOSITORY = 255
 
 DEFAULT_MODES: tuple[Mode, ...] = ("fp32", "int8-ptq")
 SMALLEST_INPUT = 32  # pixels: every network here reduces its input 32 times
@@ -44,6 +53,7 @@ class BuildJob:
     max_drop: float | None
     recipe: TrainingRecipe
     base_image: str | None
+    tag: str | None
     output: Path
     seed: int
 
@@ -59,10 +69,6 @@ class BuildJob:
     @property
     def archive(self) -> Path:
         return self.output / self.target.name / f"{self.variant.name}.tar.gz"
-
-    @property
-    def image_reference(self) -> str:
-        return f"{self.variant.name}:{self.target.name}"
 
 
 def plan_build(
@@ -80,6 +86,7 @@ def plan_build(
     epochs: int,
     learning_rate: float | None,
     base_image: str | None,
+    tag: str | None,
     output: Path,
     seed: int,
 ) -> BuildJob:
@@ -89,7 +96,7 @@ def plan_build(
     detector, the whole picture is fitted into that many. Without `int8_scope`, of a detector the backbone becomes INT8.
     `data` holds pictures to measure accuracy on; an INT8 mode may lose up to `max_drop` percentage points: of top-1, of a
     detector's mAP, or without labels, of boxes that agree with FP32's. A training for INT8 takes `epochs`, and starts with the
-    usual learning rate of classifiers or detectors where none is given.
+    usual learning rate of classifiers or detectors where none is given. `tag` is the name of the device image.
 
     Raises:
         UnknownModelError, UnknownTargetError: with the nearest names.
@@ -152,6 +159,18 @@ def plan_build(
         max_drop=max_drop,
         recipe=replace(usual, epochs=epochs, learning_rate=learning_rate or usual.learning_rate),
         base_image=base_image,
+        tag=None if tag is None else _image_reference(tag),
         output=output,
         seed=seed,
     )
+
+
+def _image_reference(text: str) -> str:
+    """Return `REPOSITORY:TAG`; the tag is `latest` where none is given."""
+    found = _REFERENCE.fullmatch(text)
+    if found is None or len(found["repository"]) > _LONGEST_REPOSITORY:
+        raise ImpossibleRequestError(
+            f"--tag must be the name of an image, REPOSITORY or REPOSITORY:TAG in lower case (got {text!r})",
+            next_step="Give for instance --tag vision/mobilenet_v2:1.2.0.",
+        )
+    return f"{found['repository']}:{found['tag'] or 'latest'}"

@@ -126,6 +126,8 @@ def command_line() -> argparse.ArgumentParser:
 
     test = command(selftest, "check the files, this machine's arithmetic, and every mode against its golden outputs")
     test.add_argument("--mode", action="append", metavar="NAME", help="only this mode; may be given more than once")
+    expected = "fail unless the SHA-256 of runner.json begins so: an image under that name may hold another bundle"
+    test.add_argument("--expect", type=digest, metavar="SHA256", help=expected)
     command(probe, "tell what this machine is and whether it calculates correctly, without loading onnxruntime")
     use = command(run, "run pictures that are resized and normalised already (README.md shows how)")
     use.add_argument("--mode", required=True, metavar="NAME", help="the mode to run")
@@ -143,6 +145,12 @@ def share(text: str) -> float:
         if 0 <= float(text) <= 1:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+
+
+def digest(text: str) -> str:
+    if re.fullmatch("[0-9a-f]{12,64}", text):
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is not the beginning of a SHA-256: 12 to 64 of the digits 0-9a-f")
 
 
 def carry_out(arguments: argparse.Namespace) -> int:
@@ -206,6 +214,9 @@ def probe(_arguments: argparse.Namespace) -> Answer:
 
 def selftest(arguments: argparse.Namespace) -> Answer:
     bundle = read_bundle()
+    if arguments.expect and not bundle["bundle_sha256"].startswith(arguments.expect):
+        reason = f"this is another bundle: the SHA-256 of its runner.json is {bundle['bundle_sha256']}, not {arguments.expect}…"
+        raise Refusal(3, reason, "Run the image that README.md names, or build it again from the bundle's folder.")
     modes = [find_mode(bundle, name) for name in dict.fromkeys(arguments.mode)] if arguments.mode else bundle["modes"]
     check_files(bundle, {*bundle["files"], *files_read(bundle)})
     machine = this_machine()
@@ -215,7 +226,8 @@ def selftest(arguments: argparse.Namespace) -> Answer:
     known["passed"] = all(known["checks"].values())
     results = [check_mode(bundle, mode, trusted=known["passed"]) for mode in modes]
     passed = bool(results) and all(mode["verdict"] == "passed" for mode in results)
-    document = {"schema": "edge-bundler/selftest/1", "bundle": bundle["bundle"], **machine}
+    identity = {key: bundle[key] for key in ("bundle", "bundle_sha256")}
+    document = {"schema": "edge-bundler/selftest/2", **identity, **machine}
     document["graph_optimization_level"] = bundle["graph_optimization_level"]
     document.update(modes=results, verdict="passed" if passed else "failed")
     alike = "boxes" if bundle["task"] == "detection" else "top-1"
@@ -236,7 +248,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     check_files(bundle, {"runner.py", mode["model"], bundle["golden"]["inputs"]})
     _, height, width = shape = load(bundle["golden"]["inputs"]).shape[1:]
     batches = [(name, read_input(name, shape)) for name in arguments.inputs]
-    model = session(bundle, mode["model"])
+    model, _ = session(bundle, mode["model"])
     detecting = bundle["task"] == "detection"
     columns = ["class", "score", "left", "top", "right", "bottom"] if detecting else ["class", "logit", "probability"]
     results, rows = [], [["file", "picture", *columns]]
@@ -366,7 +378,8 @@ def calculations() -> dict[str, bytes]:
 def read_bundle() -> dict[str, Any]:
     path = HERE / "runner.json"
     try:
-        bundle = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        bundle = json.loads(content)
         lacking = [key for key in KEYS if key not in bundle]
         reason = f"it lacks {', '.join(lacking)}" if lacking else ""
         if not lacking and bundle["task"] not in PARTS:
@@ -377,7 +390,7 @@ def read_bundle() -> dict[str, Any]:
         reason = str(error)
     if reason:
         raise Refusal(3, f"{path} is not usable: {reason}", "Copy the bundle again.")
-    return dict(bundle)
+    return {**bundle, "bundle_sha256": hashlib.sha256(content).hexdigest()}
 
 
 def check_files(bundle: dict[str, Any], names: set[str]) -> None:
@@ -465,14 +478,17 @@ def running(model: str) -> Iterator[None]:
         raise Refusal(4, f"onnxruntime cannot run {model}: {first_line(error)}", INSTALL) from error
 
 
-def session(bundle: dict[str, Any], model: str) -> Any:
+def session(bundle: dict[str, Any], model: str) -> tuple[Any, str]:
+    """Return a session, and the SHA-256 of the bytes it was made of: what the evidence names is what was executed."""
     ort, options = onnxruntime(), onnxruntime().SessionOptions()
     level = LEVELS[bundle["graph_optimization_level"]]
     options.log_severity_level = 3
     options.intra_op_num_threads = threads()
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{level}")
     with running(model):
-        return ort.InferenceSession(str(HERE / model), options, providers=["CPUExecutionProvider"])
+        content = (HERE / model).read_bytes()
+        loaded = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return loaded, hashlib.sha256(content).hexdigest()
 
 
 def threads() -> int:
@@ -493,7 +509,7 @@ def output_of(bundle: dict[str, Any], mode: dict[str, Any], model: Any, picture:
 
 def model_knows_its_answer(bundle: dict[str, Any]) -> bool:
     known = bundle["known_answer"]
-    model, expected = session(bundle, known["model"]), load(known["expected"])
+    (model, _), expected = session(bundle, known["model"]), load(known["expected"])
     with running(known["model"]):
         given = model.run(None, {model.get_inputs()[0].name: load(known["inputs"])})[0]
     return bool(given.dtype == expected.dtype and given.shape == expected.shape and (given == expected).all())
@@ -513,7 +529,7 @@ def best_classes(logits: Any) -> list[dict[str, Any]]:
 
 def check_mode(bundle: dict[str, Any], mode: dict[str, Any], *, trusted: bool) -> dict[str, Any]:
     """Run the mode picture by picture and judge its outputs; what could not be measured stays None."""
-    figures = dict.fromkeys(("outputs_sha256", "sqnr_db", "top1_agreement", "boxes_agreement", "max_steps"))
+    figures = dict.fromkeys(("model_sha256", "outputs_sha256", "sqnr_db", "top1_agreement", "boxes_agreement", "max_steps"))
     try:
         reason = measure(bundle, mode, figures) if trusted else "not run: this machine calculates wrongly"
     except Refusal as refusal:
@@ -526,7 +542,10 @@ def measure(bundle: dict[str, Any], mode: dict[str, Any], figures: dict[str, Any
     """Fill in the figures; return why these outputs are not what was proved, or an empty text."""
     np, count, task = numpy(), mode["samples"], bundle["task"]
     inputs, reference = (load(bundle["golden"][name])[:count] for name in ("inputs", "reference"))
-    expected, model, outputs = load(mode["expected"]), session(bundle, mode["model"]), []
+    expected, outputs = load(mode["expected"]), []
+    model, figures["model_sha256"] = session(bundle, mode["model"])
+    if figures["model_sha256"] != bundle["files"][mode["model"]]:
+        raise Refusal(3, f"{mode['model']} changed while it was tested", "Copy the bundle again.")
     for index in range(count):
         progress(mode, index + 1, count)
         outputs.append(output_of(bundle, mode, model, inputs[index : index + 1]))

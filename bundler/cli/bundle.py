@@ -67,6 +67,11 @@ __all__ = ["command"]
 @click.option(
     "--base-image", metavar="IMAGE", help="Image with Python to build on, instead of one made from Debian's packages."
 )
+@click.option(
+    "--tag",
+    metavar="NAME:TAG",
+    help="Name of the device image in the engine.  [default: MODEL:TARGET-, and digits of its digest]",
+)
 @click.option("--output", type=click.Path(path_type=Path), default=Path("dist"), show_default=True, metavar="DIR")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random weights and of the choice of pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
@@ -89,6 +94,7 @@ def command(
     epochs: int,
     learning_rate: float | None,
     base_image: str | None,
+    tag: str | None,
     output: Path,
     seed: int,
     as_json: bool,
@@ -114,6 +120,7 @@ def command(
         epochs=epochs,
         learning_rate=learning_rate,
         base_image=base_image,
+        tag=tag,
         output=output,
         seed=seed,
     )

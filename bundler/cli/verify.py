@@ -26,8 +26,9 @@ __all__ = ["command"]
 def command(ctx: click.Context, *, bundles: tuple[Path, ...], target: str, output: Path, explain: bool, as_json: bool) -> None:
     """Prove BUNDLES again, or every bundle of the target below --output.
 
-    Every file is compared with the bundle's checksums, and its runner executed on each CPU of the profile. What is better than
-    the recorded evidence is written into the bundle; a good record is never replaced with a worse one.
+    Every file is compared with the bundle's checksums, and its device program executed on each CPU of the profile. What was
+    executed now and says more than the bundle's record, or contradicts it, is written into the bundle; what could not be
+    executed replaces nothing.
 
     \b
     Examples:
@@ -48,7 +49,7 @@ def command(ctx: click.Context, *, bundles: tuple[Path, ...], target: str, outpu
     if failed:
         raise VerificationFailedError(
             f"wrong results: {', '.join(failed)}",
-            next_step="Do not ship it. Its manifest keeps the evidence it had; the table above shows what was seen now.",
+            next_step="Do not ship it. Its manifest and the table above state what failed.",
         )
     if any(verification.verdict == "not_run" for verification in verifications):
         console.warn("INCOMPLETE: not every CPU of the target could be run here (exit code 3)")
@@ -60,6 +61,7 @@ def _document(verification: Verification) -> dict[str, object]:
         "bundle": str(verification.directory),
         "verdict": verification.verdict,
         "manifest_rewritten": verification.rewritten,
+        "contradicted": [str(item) for item in verification.contradictions],
         "evidence": {
             mode: [item.model_dump(mode="json") for item in items] for mode, items in sorted(verification.evidence.items())
         },

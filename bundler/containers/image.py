@@ -8,23 +8,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from docker.errors import APIError, ImageNotFound
 
 from bundler import console
 from bundler.architecture import Architecture
 from bundler.containers.base_image import base_layer
-from bundler.containers.engine import Engine, engine_errors
+from bundler.containers.engine import ENGINE_FAILURES, Engine, engine_errors
 from bundler.containers.foreign_base import BaseImage, take_base_image
 from bundler.containers.layers import Layer, Member, file_members, write_layer, write_members, writing
 from bundler.containers.runtime_layer import RUNTIME, Wheel, runtime_layer
 from bundler.errors import EngineUnavailableError, ImageError
 from bundler.targets import TargetProfile
 
-__all__ = ["BUNDLE", "DeviceImage", "ImageArchive", "assemble_image", "load_image", "remove_image"]
+__all__ = [
+    "BUILD_REPOSITORY",
+    "BUNDLE",
+    "BUNDLE_LABEL",
+    "DeviceImage",
+    "ImageArchive",
+    "assemble_image",
+    "build_reference",
+    "loaded_image",
+    "tag_image",
+    "untag_image",
+]
 
 BUNDLE = "opt/bundle"
+BUILD_REPOSITORY = "edge-bundler-build"  # names of images that a running command works with; removed when it ends
+BUNDLE_LABEL = "edge-bundler.bundle"  # SHA-256 of the runner.json in the image
 
 _CREATED = "1970-01-01T00:00:00Z"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -40,13 +58,14 @@ _ENVIRONMENT = {
 class ImageArchive:
     """An image as a file that `docker load` reads.
 
-    `digest` is `sha256:…` of its configuration, `size_bytes` the sum of its uncompressed layers, `diff_ids` their digests.
+    `digest` is `sha256:…` of its configuration, `size_bytes` the sum of its uncompressed layers, `diff_ids` are their digests.
     """
 
     path: Path
     reference: str
     digest: str
     size_bytes: int
+    base: str
     wheels: tuple[Wheel, ...]
     architecture: Architecture
     diff_ids: tuple[str, ...]
@@ -54,13 +73,18 @@ class ImageArchive:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceImage:
-    """An image in an engine; `id` is what that engine calls it, `digest` what its archive says."""
+    """An image in an engine.
 
-    reference: str
+    `id` is the engine's, and what containers are started from: a name may be moved to another image at any time. `digest` is
+    `sha256:…` of the image's configuration; `base` is `debian:SUITE`, or the reference of the user's base image.
+    """
+
     id: str
     digest: str
     architecture: Architecture
     size_bytes: int
+    base: str
+    wheels: tuple[Wheel, ...]
 
 
 def assemble_image(
@@ -89,12 +113,14 @@ def assemble_image(
     layers = (*base.layers, runtime.layer, application)
     config = _config(profile, base, layers, labels)
     path = workspace / "image.tar"
+    manifest = _manifest(config, layers)
     with writing(path) as beside, beside.open("wb") as file:
-        write_members(file, _archive_members(config, layers, reference))
+        write_members(file, _archive_members(config, manifest, layers, reference))
     return ImageArchive(
         path=path,
         reference=reference,
         digest=_digest(config),
+        base=base_image or f"debian:{profile.image.suite}",
         size_bytes=sum(layer.size_bytes for layer in layers),
         wheels=runtime.wheels,
         architecture=profile.architecture,
@@ -102,32 +128,70 @@ def assemble_image(
     )
 
 
-def load_image(engine: Engine, archive: ImageArchive) -> DeviceImage:
-    """Load an archive into the engine, and see that what it holds then is exactly that.
+def build_reference() -> str:
+    """Return a name for an image that no other command uses: the process it belongs to, and a random part."""
+    return f"{BUILD_REPOSITORY}:{os.getpid()}-{uuid.uuid4().hex[:12]}"
+
+
+@contextmanager
+def loaded_image(engine: Engine, archive: ImageArchive) -> Iterator[DeviceImage]:
+    """Load an archive into the engine and check that it holds exactly that image; the archive's name is removed at the end.
+
+    The image itself stays if it was given another name meanwhile.
 
     Raises:
         EngineError: the engine refused, or failed half-way.
-        ImageError: it holds other layers or another architecture under this reference.
+        ImageError: the engine holds other layers or another architecture than the archive.
     """
-    console.step(f"Loading {archive.reference} ({archive.size_bytes / 1e6:.0f} MB) into {engine.name}")
-    with engine_errors(f"loading {archive.reference}"), archive.path.open("rb") as file:
-        engine.client.images.load(file)
-    with engine_errors(f"looking at {archive.reference}"):
+    console.step(f"Loading the device image ({archive.size_bytes / 1e6:.0f} MB) into {engine.name}")
+    try:
+        with engine_errors("loading the device image"), archive.path.open("rb") as file:
+            engine.client.images.load(file)
+        yield _checked(engine, archive)
+    finally:
+        untag_image(engine, archive.reference)
+
+
+def _checked(engine: Engine, archive: ImageArchive) -> DeviceImage:
+    with engine_errors("inspecting the device image"):
         held = engine.client.images.get(archive.reference)
     # An image's id differs between the engines' stores (configuration or manifest); the layers' digests do not.
     if tuple(held.attrs["RootFS"]["Layers"]) != archive.diff_ids:
         msg = f"the engine holds other layers under {archive.reference} than the ones that were loaded"
-        raise ImageError(msg, next_step=f"Remove it (`docker image rm {archive.reference}`) and run the same command again.")
+        raise ImageError(msg, next_step="Run the same command again; `docker info` shows the engine's storage driver.")
     if held.attrs["Architecture"] != archive.architecture.value:
         msg = f"the engine holds {archive.reference} for {held.attrs['Architecture']}, not for {archive.architecture.platform}"
-        raise ImageError(msg, next_step=f"Remove it (`docker image rm {archive.reference}`) and run the same command again.")
+        raise ImageError(msg, next_step="Run the same command again; `docker info` shows the engine's storage driver.")
     return DeviceImage(
-        reference=archive.reference,
         id=str(held.id),
         digest=archive.digest,
         architecture=archive.architecture,
         size_bytes=archive.size_bytes,
+        base=archive.base,
+        wheels=archive.wheels,
     )
+
+
+def tag_image(engine: Engine, image: DeviceImage, reference: str) -> None:
+    """Give an image a name, `REPOSITORY:TAG`; if another image had that name, it loses it.
+
+    Raises:
+        EngineError: the engine failed.
+    """
+    repository, _, tag = reference.rpartition(":")
+    with engine_errors(f"tagging the device image as {reference}"):
+        engine.client.api.tag(image.id, repository, tag)
+
+
+def untag_image(engine: Engine, reference: str) -> None:
+    """Remove a name, and the image if that was its last one and no container uses it; no failure if there is none."""
+    try:
+        engine.client.images.remove(reference)
+    except ImageNotFound:
+        return
+    except ENGINE_FAILURES as error:
+        reason = error.explanation if isinstance(error, APIError) else error
+        console.warn(f"the image {reference} was not removed ({reason}); `docker image rm {reference}` removes it")
 
 
 def _own_base(profile: TargetProfile) -> BaseImage:
@@ -163,8 +227,8 @@ def _config(profile: TargetProfile, base: BaseImage, layers: Sequence[Layer], la
     )
 
 
-def _archive_members(config: bytes, layers: Sequence[Layer], reference: str) -> list[Member]:
-    manifest = _json(
+def _manifest(config: bytes, layers: Sequence[Layer]) -> bytes:
+    return _json(
         {
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
@@ -174,6 +238,9 @@ def _archive_members(config: bytes, layers: Sequence[Layer], reference: str) -> 
             ],
         }
     )
+
+
+def _archive_members(config: bytes, manifest: bytes, layers: Sequence[Layer], reference: str) -> list[Member]:
     described = _descriptor("application/vnd.oci.image.manifest.v1+json", _digest(manifest), len(manifest))
     names = {
         "io.containerd.image.name": _full_name(reference),
@@ -199,16 +266,6 @@ def _archive_members(config: bytes, layers: Sequence[Layer], reference: str) -> 
         _bytes_member("manifest.json", _json(docker_archive)),
         _bytes_member("oci-layout", _json({"imageLayoutVersion": "1.0.0"})),
     ]
-
-
-def remove_image(engine: Engine, reference: str) -> None:
-    """Remove an image's name from the engine, and its layers with it where no other image has them.
-
-    Raises:
-        EngineError: the engine failed.
-    """
-    with engine_errors(f"removing {reference}"):
-        engine.client.images.remove(reference, force=True)
 
 
 def _full_name(reference: str) -> str:

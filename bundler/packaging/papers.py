@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bundler.manifest import Manifest, write_manifest
-from bundler.packaging.checksums import write_checksums
+from bundler.packaging.checksums import sha256_of, write_checksums
 from bundler.packaging.layer_plot import plot_layers
 from bundler.packaging.rendering import render
 from bundler.targets import TargetProfile
@@ -17,7 +17,11 @@ __all__ = ["write_papers"]
 def write_papers(bundle: Path, manifest: Manifest, target: TargetProfile, *, image_reference: str) -> None:
     """Write everything that is rendered, the manifest, and the checksums over all of it."""
     context = _context(manifest)
-    context["image"] = {"reference": image_reference, "user": target.image.user}
+    context["image"] = {
+        "reference": image_reference,
+        "user": target.image.user,
+        "bundle_sha256": sha256_of(bundle / "runner.json"),
+    }
     context["runtime"] = target.runtime.model_dump()
     context["timeout_seconds"] = target.verification.timeout_seconds
     for template, name in (

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bundler import console
 from bundler.containers.engine import Engine
+from bundler.containers.image import DeviceImage
+from bundler.containers.image_tags import name_image
 from bundler.errors import EngineUnavailableError, VerificationFailedError
-from bundler.manifest import ImageRecord, LedgerRecord, Manifest
+from bundler.manifest import Evidence, LedgerRecord, Manifest
 from bundler.packaging.archive import write_archive
 from bundler.packaging.papers import write_papers
 from bundler.packaging.placing import place, workshop
@@ -19,7 +21,7 @@ from bundler.pipeline.fleet import may_be_exact, prove_in_the_fleet
 from bundler.pipeline.ledger import host_place, image_place, make_ledger, save_torch_trace
 from bundler.pipeline.material import gather
 from bundler.pipeline.modes import BuiltModes, build_modes
-from bundler.pipeline.proof import engine_or_reason, image_for, prove
+from bundler.pipeline.proof import default_reference, engine_or_reason, image_for, image_of, image_record, prove
 from bundler.pipeline.quantizing import checkpoint_of
 from bundler.plan import BuildJob
 
@@ -60,40 +62,51 @@ def build_bundle(job: BuildJob) -> Bundle:
             reference=built.reference,
             modes=built.modes,
         )
-        image = image_for(
+        with image_for(
             job.target,
             identifier=job.identifier,
             bundle=bundle,
             files=staged.files,
-            reference=job.image_reference,
             base_image=job.base_image,
             engine=engine,
             workspace=folder,
-        )
-        pictures = sum(staged.samples.values())
-        evidence = prove(job.target, tuple(built.modes), bundle=bundle, image=image, engine=engine, pictures=pictures)
-        records = {str(mode): quantization_record(job, material, built, mode) for mode in built.modes}
-        fleet = prove_in_the_fleet(
-            job.target,
-            may_be_exact(records, evidence),
-            bundle=bundle,
-            files=staged.files,
-            samples={str(mode): count for mode, count in staged.samples.items()},
-            engine=engine,
-            workspace=folder,
-        )
-        ledgers = _ledgers(job, built, staged, bundle=bundle, image=image, engine=engine, workspace=folder)
-        manifest = describe(job, material, built, evidence, fleet, ledgers, image, engine)
-        console.step("Writing the package")
-        write_papers(bundle, manifest, job.target, image_reference=job.image_reference)
-        if manifest.verdict == "failed":
-            raise _set_aside(job, bundle, manifest)
-        archive = folder / job.archive.name
-        write_archive(bundle, archive, root=job.identifier)
-        place(bundle, job.directory, archive=archive, archive_path=job.archive)
+        ) as image:
+            pictures = sum(staged.samples.values())
+            evidence = prove(job.target, tuple(built.modes), bundle=bundle, image=image, engine=engine, pictures=pictures)
+            records = {str(mode): quantization_record(job, material, built, mode) for mode in built.modes}
+            fleet = prove_in_the_fleet(
+                job.target,
+                may_be_exact(records, evidence),
+                bundle=bundle,
+                files=staged.files,
+                samples={str(mode): count for mode, count in staged.samples.items()},
+                engine=engine,
+                workspace=folder,
+            )
+            ledgers = _ledgers(job, built, staged, bundle=bundle, image=image, engine=engine, workspace=folder)
+            reference = default_reference(job.variant.name, job.target, image)
+            if job.tag is not None and (image is None or _any_passed(evidence)):
+                reference = job.tag
+            elif job.tag is not None:
+                console.warn(f"nothing was executed here, so the image is not tagged {job.tag} but {reference}")
+            manifest = describe(job, material, built, evidence, fleet, ledgers, image_record(image, reference), engine)
+            console.step("Writing the package")
+            write_papers(bundle, manifest, job.target, image_reference=reference)
+            if manifest.verdict == "failed":
+                raise _set_aside(job, bundle, manifest)
+            archive = folder / job.archive.name
+            write_archive(bundle, archive, root=job.identifier)
+            replaced = image_of(job.directory)
+            place(bundle, job.directory, archive=archive, archive_path=job.archive)
+            if image is not None and isinstance(engine, Engine):
+                name_image(engine, image, reference, bundle=job.directory, replaced=replaced)
         if "int8-qat" in built.modes:  # not before: what was learned outlives whatever failed after it
             checkpoint_of(job, material).unlink(missing_ok=True)
     return Bundle(directory=job.directory, archive=job.archive, manifest=manifest)
+
+
+def _any_passed(evidence: Mapping[str, Sequence[Evidence]]) -> bool:
+    return any(item.verdict == "passed" for items in evidence.values() for item in items)
 
 
 def _ledgers(
@@ -102,7 +115,7 @@ def _ledgers(
     staged: StagedBundle,
     *,
     bundle: Path,
-    image: ImageRecord | None,
+    image: DeviceImage | None,
     engine: Engine | EngineUnavailableError,
     workspace: Path,
 ) -> Mapping[str, LedgerRecord]:

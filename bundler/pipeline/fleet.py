@@ -9,9 +9,9 @@ from pathlib import Path
 
 from bundler import console
 from bundler.containers.engine import Engine
-from bundler.containers.image import remove_image
+from bundler.containers.image import DeviceImage
 from bundler.errors import EngineUnavailableError, ImageError
-from bundler.manifest import Evidence, FleetRecord, ImageRecord, QuantizationRecord, exactness_obstacles
+from bundler.manifest import Evidence, FleetRecord, QuantizationRecord, exactness_obstacles
 from bundler.pipeline.proof import image_for, prove
 from bundler.targets import TargetProfile, find_target
 
@@ -52,24 +52,20 @@ def prove_in_the_fleet(
     records: dict[str, list[FleetRecord]] = {mode: [] for mode in modes}
     for other in (find_target(name) for name in target.verification.fleet) if modes else ():
         console.step(f"Looking for the same bits on the CPUs of {other.name}")
-        reference = f"edge-bundler-fleet/{bundle.name}:{other.name}"
         try:
-            image = image_for(
+            with image_for(
                 other,
-                identifier=f"{bundle.name}-{other.name}",
+                identifier=f"{bundle.resolve().name}-{other.name}",
                 bundle=bundle,
                 files=files,
-                reference=reference,
                 base_image=None,
                 engine=engine,
                 workspace=workspace,
-            )
+            ) as image:
+                evidence = dict(prove(other, modes, bundle=bundle, image=image, engine=engine, pictures=pictures))
         except ImageError as error:
             console.warn(error.message)
             evidence = {mode: _not_run(other, error.message) for mode in modes}
-        else:
-            with _removed_afterwards(engine, reference):
-                evidence = dict(prove(other, modes, bundle=bundle, image=image, engine=engine, pictures=pictures))
         for mode in modes:
             records[mode].append(FleetRecord(target=other.name, evidence=evidence[mode]))
     return {mode: tuple(items) for mode, items in records.items()}
@@ -81,10 +77,10 @@ def foreign_image(
     identifier: str,
     bundle: Path,
     files: Sequence[str],
-    image: ImageRecord | None,
+    image: DeviceImage | None,
     engine: Engine | EngineUnavailableError,
     workspace: Path,
-) -> Iterator[tuple[TargetProfile, ImageRecord | None]]:
+) -> Iterator[tuple[TargetProfile, DeviceImage | None]]:
     """Give a target of another architecture than this machine's, with an image of the bundle for it, removed afterwards.
 
     That is the bundle's own target with its own image, or else the first one of its fleet.
@@ -98,31 +94,17 @@ def foreign_image(
     if other == target:
         yield target, image
         return
-    reference = f"edge-bundler-fleet/{bundle.resolve().name}:{other.name}"
-    with _removed_afterwards(engine, reference):
-        yield (
-            other,
-            image_for(
-                other,
-                identifier=f"{identifier}-{other.name}",
-                bundle=bundle,
-                files=files,
-                reference=reference,
-                base_image=None,
-                engine=engine,
-                workspace=workspace,
-            ),
-        )
+    with image_for(
+        other,
+        identifier=f"{identifier}-{other.name}",
+        bundle=bundle,
+        files=files,
+        base_image=None,
+        engine=engine,
+        workspace=workspace,
+    ) as its_image:
+        yield other, its_image
 
 
 def _not_run(target: TargetProfile, reason: str) -> tuple[Evidence, ...]:
     return tuple(Evidence(cpu=cpu.name, verdict="not_run", reason=reason) for cpu in target.verification.cpus)
-
-
-@contextmanager
-def _removed_afterwards(engine: Engine | EngineUnavailableError, reference: str) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        if isinstance(engine, Engine):
-            remove_image(engine, reference)

@@ -19,11 +19,12 @@ from bundler import console
 from bundler.containers.container import RunResult
 from bundler.containers.emulation import Launch
 from bundler.containers.engine import Engine
+from bundler.containers.image import DeviceImage
 from bundler.errors import BundleDamagedError, EmulatorError, EngineUnavailableError
 from bundler.export.agreement import top1_agreement
 from bundler.export.graph import ExportedGraph
 from bundler.export.tracing import GraphTensor, sizes_of, write_traced
-from bundler.manifest import ImageRecord, LedgerPair, LedgerRecord, LedgerTensor, StepsApart
+from bundler.manifest import LedgerPair, LedgerRecord, LedgerTensor, StepsApart
 from bundler.packaging.staging import model_path
 from bundler.pipeline.quantizing import QuantizedModel
 from bundler.quantization import quantized_engine, trace_integers
@@ -97,11 +98,11 @@ def host_place(bundle: Path, target: TargetProfile) -> Place:
     return Place(name=f"ONNX Runtime, {platform.machine()}", executor=executor, launch=Launch(runner="native"))
 
 
-def image_place(target: TargetProfile, image: ImageRecord | None, engine: Engine | EngineUnavailableError) -> Place | None:
+def image_place(target: TargetProfile, image: DeviceImage | None, engine: Engine | EngineUnavailableError) -> Place | None:
     """Return the device image on the first CPU of its target; None where there is no engine, or this machine is like it."""
     if image is None or not isinstance(engine, Engine) or target.architecture.machine == platform.machine():
         return None
-    executor = ContainerExecutor(engine=engine, reference=image.reference, target=target)
+    executor = ContainerExecutor(engine=engine, image=image, target=target)
     cpu = target.verification.cpus[0]
     launch = executor.launch(cpu)
     if not isinstance(launch, Launch):

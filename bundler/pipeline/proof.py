@@ -1,4 +1,4 @@
-"""Proof: the device image is assembled, and the bundle's runner executed on every CPU of the profile."""
+"""Verification: the device image is assembled, and the bundle's device program executed in it on every CPU of the profile."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from pathlib import Path
 
 from bundler import console
 from bundler.containers.engine import Engine, connect
-from bundler.containers.image import ImageArchive, assemble_image, load_image
-from bundler.errors import EngineUnavailableError, ImageError
-from bundler.manifest import Evidence, ImageRecord, WheelRecord
+from bundler.containers.image import BUNDLE_LABEL, DeviceImage, assemble_image, build_reference, loaded_image
+from bundler.containers.image_tags import TaggedImage
+from bundler.errors import BundleDamagedError, EngineUnavailableError, ImageError
+from bundler.manifest import Evidence, ImageRecord, WheelRecord, read_manifest
+from bundler.packaging.checksums import sha256_of
 from bundler.targets import TargetProfile
-from bundler.verification.evidence import Executor, prove_on_every_cpu
+from bundler.verification.evidence import Executor, Expected, prove_on_every_cpu
 from bundler.verification.executors import ContainerExecutor, HostExecutor
 
-__all__ = ["engine_or_reason", "image_for", "prove"]
+__all__ = ["default_reference", "engine_or_reason", "image_for", "image_of", "image_record", "prove"]
 
 
 @contextmanager
@@ -29,45 +31,75 @@ def engine_or_reason() -> Iterator[Engine | EngineUnavailableError]:
         yield engine
 
 
+@contextmanager
 def image_for(
     target: TargetProfile,
     *,
     identifier: str,
     bundle: Path,
     files: Sequence[str],
-    reference: str,
     base_image: str | None,
     engine: Engine | EngineUnavailableError,
     workspace: Path,
-) -> ImageRecord | None:
+) -> Iterator[DeviceImage | None]:
     """Assemble the device image from the bundle's files and load it into the engine; None without an engine.
+
+    It has a name of its own as long as the block runs, and is removed at the end unless it was tagged meanwhile.
 
     Raises:
         ImageError: the base image or the wheels cannot be had.
         EngineError: the engine refused the image.
     """
     if isinstance(engine, EngineUnavailableError):
-        return None
-    console.step(f"Assembling the device image {reference} for {target.platform}")
-    archive: ImageArchive = assemble_image(
+        yield None
+        return
+    console.step(f"Assembling the device image of {identifier} for {target.platform}")
+    archive = assemble_image(
         target,
         bundle=bundle,
         files=files,
-        reference=reference,
-        labels={"org.opencontainers.image.title": identifier},
+        reference=build_reference(),
+        labels={"org.opencontainers.image.title": identifier, BUNDLE_LABEL: sha256_of(bundle / "runner.json")},
         base_image=base_image,
         engine=engine,
         workspace=workspace,
     )
-    load_image(engine, archive)
-    console.detail(f"{archive.size_bytes / 1e6:.0f} MB unpacked, {archive.digest}")
+    with loaded_image(engine, archive) as image:
+        console.detail(f"{image.size_bytes / 1e6:.0f} MB unpacked, {image.digest}")
+        yield image
+
+
+def default_reference(model: str, target: TargetProfile, image: DeviceImage | None) -> str:
+    """Return `MODEL:TARGET-DIGEST`, in which twelve digits of the image's digest tell two builds apart.
+
+    Without an image it is `MODEL:TARGET`.
+    """
+    return f"{model}:{target.name}" + ("" if image is None else f"-{image.digest.removeprefix('sha256:')[:12]}")
+
+
+def image_record(image: DeviceImage | None, reference: str) -> ImageRecord | None:
+    """Return what the manifest states of an image; None without one."""
+    if image is None:
+        return None
     return ImageRecord(
         reference=reference,
-        digest=archive.digest,
-        size=archive.size_bytes,
-        base=base_image or f"debian:{target.image.suite}",
-        wheels=tuple(WheelRecord(name=wheel.file, sha256=wheel.sha256) for wheel in archive.wheels),
+        digest=image.digest,
+        size=image.size_bytes,
+        base=image.base,
+        wheels=tuple(WheelRecord(name=wheel.file, sha256=wheel.sha256) for wheel in image.wheels),
     )
+
+
+def image_of(directory: Path) -> TaggedImage | None:
+    """Return the image that a bundle in that place names; None if there is no bundle, or it names none."""
+    try:
+        image = read_manifest(directory).image
+        bundle_sha256 = sha256_of(directory / "runner.json")
+    except (BundleDamagedError, OSError):
+        return None
+    if image is None:
+        return None
+    return TaggedImage(reference=image.reference, digest=image.digest, bundle_sha256=bundle_sha256)
 
 
 def prove(
@@ -75,7 +107,7 @@ def prove(
     modes: Sequence[str],
     *,
     bundle: Path,
-    image: ImageRecord | None,
+    image: DeviceImage | None,
     engine: Engine | EngineUnavailableError,
     pictures: int,
 ) -> Mapping[str, tuple[Evidence, ...]]:
@@ -86,6 +118,7 @@ def prove(
 
     Raises:
         BundleDamagedError: a file of the bundle changed under it.
+        OtherFilesExecutedError: something else than the files of the bundle was executed.
         EngineError: the engine died half-way.
     """
     if isinstance(engine, EngineUnavailableError):
@@ -96,9 +129,13 @@ def prove(
         raise ImageError("there is no device image to prove", next_step="Build the bundle again.")
     else:
         console.step(f"Proving in the device image on {', '.join(cpu.name for cpu in target.verification.cpus)}")
-        executor = ContainerExecutor(engine=engine, reference=image.reference, target=target)
+        executor = ContainerExecutor(engine=engine, image=image, target=target)
+    expected = Expected(
+        bundle_sha256=sha256_of(bundle / "runner.json"),
+        models={mode: sha256_of(bundle / f"models/{mode}.onnx") for mode in modes},
+    )
     evidence: dict[str, list[Evidence]] = {mode: [] for mode in modes}
-    for of_one_cpu in prove_on_every_cpu(executor, target, modes, pictures=pictures):
+    for of_one_cpu in prove_on_every_cpu(executor, target, expected, pictures=pictures):
         for mode, item in of_one_cpu.items():
             evidence[mode].append(item)
             _report(mode, item)

@@ -4,44 +4,49 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bundler import console
 from bundler.containers.engine import Engine
+from bundler.containers.image import DeviceImage
+from bundler.containers.image_tags import name_image
 from bundler.errors import BundleDamagedError, BundleNotFoundError, EngineUnavailableError
 from bundler.manifest import (
     Evidence,
     FleetRecord,
     ImageRecord,
     Manifest,
-    ModeRecord,
     Verdict,
-    judge_exactness,
-    judge_mode,
     read_manifest,
 )
 from bundler.packaging.archive import write_archive
-from bundler.packaging.checksums import check_checksums
+from bundler.packaging.checksums import check_checksums, sha256_of
 from bundler.packaging.papers import write_papers
 from bundler.packaging.placing import place, workshop
+from bundler.packaging.staging import model_path
 from bundler.pipeline.fleet import foreign_image, may_be_exact, prove_in_the_fleet
 from bundler.pipeline.ledger import host_place, image_place, make_ledger
-from bundler.pipeline.proof import engine_or_reason, image_for, prove
+from bundler.pipeline.proof import default_reference, engine_or_reason, image_for, image_record, prove
 from bundler.targets import TargetProfile
+from bundler.verification.renewal import Contradiction, renew
 
 __all__ = ["Verification", "find_bundles", "verify_bundle"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What was seen just now (`evidence`, and `fleet` on other targets), and what the bundle's manifest says after it."""
+    """What was seen just now (`evidence`, and `fleet` on other targets), and what the bundle's manifest says after it.
+
+    `contradictions` are records of the bundle that turned out false, and were replaced.
+    """
 
     directory: Path
     evidence: Mapping[str, tuple[Evidence, ...]]
     fleet: Mapping[str, tuple[FleetRecord, ...]]
+    contradictions: tuple[Contradiction, ...]
     manifest: Manifest
     rewritten: bool
 
@@ -73,7 +78,8 @@ def find_bundles(output: Path, target: TargetProfile) -> tuple[Path, ...]:
 def verify_bundle(directory: Path, target: TargetProfile, *, explain: bool = False) -> Verification:
     """Check every file of a bundle, and execute its runner again on every CPU of the profile.
 
-    A better record is written into the bundle, a worse one never: evidence that passed once stays. With `explain`, the INT8
+    What was executed now and says more than the bundle's record, or contradicts it, is written into the bundle; what could not
+    be executed replaces nothing. With `explain`, the INT8
     graphs are run tensor by tensor as well, here and on another architecture, and the new ledger is written into the bundle.
 
     Raises:
@@ -90,20 +96,22 @@ def verify_bundle(directory: Path, target: TargetProfile, *, explain: bool = Fal
             next_step=f"Name its own target: `bundler verify --target {manifest.target.name} {directory}`.",
         )
     runner = _runner_document(directory)
-    reference = manifest.image.reference if manifest.image else f"{manifest.model.name}:{target.name}"
     home = directory.resolve()  # `.` has no name, and nothing could be put beside it
     files = sorted([*runner["files"], "runner.json"])
-    with workshop(home) as folder, engine_or_reason() as engine:
-        image = image_for(
+    _check_models(manifest, directory)
+    with (
+        workshop(home) as folder,
+        engine_or_reason() as engine,
+        image_for(
             target,
             identifier=manifest.bundle,
             bundle=directory,
             files=files,
-            reference=reference,
             base_image=_given_base(manifest, target),
             engine=engine,
             workspace=folder,
-        )
+        ) as image,
+    ):
         if image and manifest.image and image.digest != manifest.image.digest:
             console.warn(
                 f"the image is {image.digest}, not {manifest.image.digest}: the base image's packages have changed since"
@@ -121,12 +129,38 @@ def verify_bundle(directory: Path, target: TargetProfile, *, explain: bool = Fal
             engine=engine,
             workspace=folder,
         )
-        better = _better(manifest, evidence, fleet, image)
+        reference = default_reference(manifest.model.name, target, image)
+        renewed, contradictions = _renewed(manifest, evidence, fleet, image_record(image, reference))
+        for contradiction in contradictions:
+            console.warn(f"the bundle's evidence was false and is replaced: {contradiction}")
         if explain:
-            better = _explained(better, directory, target, files, samples, runner, image, engine, folder)
-        if better != manifest:
-            _rewrite(home, folder, better, target, reference)
-    return Verification(directory=directory, evidence=evidence, fleet=fleet, manifest=better, rewritten=better != manifest)
+            renewed = _explained(renewed, directory, target, files, samples, runner, image, engine, folder)
+        if renewed != manifest:
+            _rewrite(home, folder, renewed, target, renewed.image.reference if renewed.image else reference)
+        if image is not None and isinstance(engine, Engine) and renewed.image == image_record(image, reference):
+            name_image(engine, image, reference, bundle=home, replaced=None)
+    return Verification(
+        directory=directory,
+        evidence=evidence,
+        fleet=fleet,
+        contradictions=contradictions,
+        manifest=renewed,
+        rewritten=renewed != manifest,
+    )
+
+
+def _check_models(manifest: Manifest, directory: Path) -> None:
+    """Refuse a manifest that speaks of other models than those in the bundle.
+
+    Raises:
+        BundleDamagedError: the manifest names another checksum.
+    """
+    for mode in manifest.modes:
+        if sha256_of(directory / model_path(mode.name)) != mode.onnx.sha256:
+            raise BundleDamagedError(
+                f"{directory / 'manifest.json'} names another SHA-256 than that of {model_path(mode.name)}",
+                next_step="Restore the bundle from its .tar.gz, or build it again.",
+            )
 
 
 def _explained(
@@ -136,7 +170,7 @@ def _explained(
     files: list[str],
     samples: Mapping[str, int],
     runner: Mapping[str, Any],
-    image: ImageRecord | None,
+    image: DeviceImage | None,
     engine: Engine | EngineUnavailableError,
     folder: Path,
 ) -> Manifest:
@@ -168,60 +202,26 @@ def _given_base(manifest: Manifest, target: TargetProfile) -> str | None:
     return manifest.image.base
 
 
-def _better(
+def _renewed(
     manifest: Manifest,
-    seen: Mapping[str, tuple[Evidence, ...]],
-    fleet: Mapping[str, tuple[FleetRecord, ...]],
+    evidence: Mapping[str, Sequence[Evidence]],
+    fleet: Mapping[str, Sequence[FleetRecord]],
     image: ImageRecord | None,
-) -> Manifest:
-    """Return the manifest with what is better in the new evidence; the old one where nothing is.
+) -> tuple[Manifest, tuple[Contradiction, ...]]:
+    """Return the manifest with what is true now, and what of it was contradicted.
 
-    An image with another digest replaces the recorded one only with evidence that passed throughout: old evidence is about
-    the old image.
+    Every piece of evidence names the image that it is about. The manifest names the image just built if all CPUs passed in it.
     """
+    modes, contradictions = renew(manifest.modes, evidence, fleet)
     if image and (manifest.image is None or image.digest != manifest.image.digest):
-        if any(item.verdict != "passed" for items in seen.values() for item in items):
-            return manifest
-        modes = tuple(_with_evidence(mode, seen[mode.name], fleet.get(mode.name, ())) for mode in manifest.modes)
-        return manifest.model_copy(update={"modes": modes, "image": image})
-    modes = tuple(
-        _with_evidence(mode, _merged(mode.evidence, seen[mode.name]), _merged_fleet(mode.fleet, fleet.get(mode.name, ())))
-        for mode in manifest.modes
-    )
-    return manifest.model_copy(update={"modes": modes})
-
-
-def _merged(recorded: tuple[Evidence, ...], seen: tuple[Evidence, ...]) -> tuple[Evidence, ...]:
-    """Keep the better of each CPU's two records, and those of CPUs that the profile no longer names."""
-    by_cpu = {item.cpu: item for item in recorded}
-    better = {new.cpu: new for new in seen if new.cpu not in by_cpu or _improves(new, by_cpu[new.cpu])}
-    return tuple({**by_cpu, **better}.values())
-
-
-def _merged_fleet(recorded: tuple[FleetRecord, ...], seen: tuple[FleetRecord, ...]) -> tuple[FleetRecord, ...]:
-    by_target = {record.target: record.evidence for record in recorded}
-    new = {record.target: _merged(by_target.get(record.target, ()), record.evidence) for record in seen}
-    return tuple(FleetRecord(target=name, evidence=evidence) for name, evidence in {**by_target, **new}.items())
-
-
-def _improves(new: Evidence, old: Evidence) -> bool:
-    """Say whether `new` tells more: what was executed more than what was not, and a pass is not taken back."""
-    return (old.verdict, new.verdict) in {("not_run", "passed"), ("not_run", "failed"), ("failed", "passed")}
-
-
-def _with_evidence(mode: ModeRecord, evidence: tuple[Evidence, ...], fleet: tuple[FleetRecord, ...]) -> ModeRecord:
-    supported, reason = judge_mode(evidence)
-    exact, exact_reason = judge_exactness(mode.quantization, evidence, fleet)
-    return mode.model_copy(
-        update={
-            "evidence": evidence,
-            "fleet": fleet,
-            "supported": supported,
-            "reason": reason,
-            "exact": exact,
-            "exact_reason": exact_reason,
-        }
-    )
+        if all(item.verdict == "passed" for items in evidence.values() for item in items):
+            modes = tuple(mode.model_copy(update={"evidence": tuple(evidence[mode.name])}) for mode in modes)
+            modes, _ = renew(modes, {}, {})
+        else:
+            image = manifest.image
+    else:
+        image = manifest.image
+    return manifest.model_copy(update={"modes": modes, "image": image}), contradictions
 
 
 def _rewrite(directory: Path, folder: Path, manifest: Manifest, target: TargetProfile, reference: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -11,14 +12,22 @@ from packaging.version import InvalidVersion, Version
 from bundler import console
 from bundler.containers.container import RunResult
 from bundler.containers.emulation import Launch, NotRunnable
-from bundler.errors import BundleDamagedError, ContainerTimeoutError
+from bundler.errors import BundleDamagedError, ContainerTimeoutError, OtherFilesExecutedError
 from bundler.manifest import Evidence, RunnerRecord
 from bundler.targets import CpuProfile, TargetProfile
 from bundler.verification.selftest import Machine, Selftest, read_probe, read_selftest
 
-__all__ = ["Executor", "prove_on_cpu", "prove_on_every_cpu"]
+__all__ = ["Executor", "Expected", "prove_on_cpu", "prove_on_every_cpu"]
 
 _PASSED, _WRONG, _DAMAGED = 0, 1, 3  # exit codes of the runner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What the device program has to report that it executed: SHA-256 of runner.json, and of the model of each mode."""
+
+    bundle_sha256: str
+    models: Mapping[str, str]
 
 
 class Executor(Protocol):
@@ -26,6 +35,11 @@ class Executor(Protocol):
 
     @property
     def place(self) -> Literal["container", "host"]: ...
+
+    @property
+    def image_digest(self) -> str | None:
+        """`sha256:…` of the configuration of the device image; None on the host."""
+        ...
 
     def launch(self, cpu: CpuProfile) -> Launch | NotRunnable: ...
 
@@ -39,7 +53,7 @@ class Executor(Protocol):
 
 
 def prove_on_every_cpu(
-    executor: Executor, target: TargetProfile, modes: Sequence[str], *, pictures: int
+    executor: Executor, target: TargetProfile, expected: Expected, *, pictures: int
 ) -> Iterator[dict[str, Evidence]]:
     """Yield, CPU after CPU of the profile, the evidence of each mode; `pictures` is how many the selftest of one CPU runs."""
     for cpu in target.verification.cpus:
@@ -49,18 +63,20 @@ def prove_on_every_cpu(
                 if ": picture " in line:
                     advance(1)
 
-            yield prove_on_cpu(executor, target, cpu, modes, on_stderr_line=count)
+            yield prove_on_cpu(executor, target, cpu, expected, on_stderr_line=count)
 
 
 def prove_on_cpu(
-    executor: Executor, target: TargetProfile, cpu: CpuProfile, modes: Sequence[str], *, on_stderr_line: Callable[[str], None]
+    executor: Executor, target: TargetProfile, cpu: CpuProfile, expected: Expected, *, on_stderr_line: Callable[[str], None]
 ) -> dict[str, Evidence]:
     """Execute probe and selftest on one CPU.
 
     Raises:
         BundleDamagedError: the runner found a file that is not the one it was built with.
+        OtherFilesExecutedError: it executed other files than the expected ones.
         EngineError: the engine died half-way.
     """
+    modes = tuple(expected.models)
     launch = executor.launch(cpu)
     if isinstance(launch, NotRunnable):
         return _all(modes, Evidence(cpu=cpu.name, verdict="not_run", reason=launch.reason))
@@ -83,7 +99,26 @@ def prove_on_cpu(
     if result.exit_code not in (_PASSED, _WRONG):
         reason = f"the selftest did not run: {_last_words(result)}"
         return _all(modes, _seen(machine, cpu, executor).model_copy(update={"verdict": "failed", "reason": reason}))
-    return _evidence(read_selftest(result.stdout), cpu, executor)
+    selftest = read_selftest(result.stdout)
+    _require(selftest, expected, cpu)
+    return _evidence(selftest, cpu, executor)
+
+
+def _require(selftest: Selftest, expected: Expected, cpu: CpuProfile) -> None:
+    """Refuse an answer about other files; a mode that was not started has executed none."""
+    executed = {mode.name: mode for mode in selftest.modes}
+    others = [
+        name
+        for name, digest in expected.models.items()
+        if name not in executed
+        or executed[name].model_sha256 not in (digest, None if executed[name].verdict == "failed" else digest)
+    ]
+    if selftest.bundle_sha256 != expected.bundle_sha256 or others:
+        what = f"the model of {', '.join(others)}" if others else "runner.json"
+        raise OtherFilesExecutedError(
+            f"the device program on {cpu.name} executed other files than the bundle's: {what} has another SHA-256",
+            next_step="Run the same command again; nothing of this run was recorded.",
+        )
 
 
 def distrust(machine: Machine, target: TargetProfile, cpu: CpuProfile) -> str:
@@ -125,6 +160,7 @@ def _seen(machine: Machine, cpu: CpuProfile, executor: Executor) -> Evidence:
         machine=machine.machine,
         cpu_features=machine.cpu.features,
         place=executor.place,
+        image_digest=executor.image_digest,
         runner=runner,
         python=machine.python,
         numpy=machine.numpy,
@@ -134,10 +170,24 @@ def _seen(machine: Machine, cpu: CpuProfile, executor: Executor) -> Evidence:
 
 def _evidence(selftest: Selftest, cpu: CpuProfile, executor: Executor) -> dict[str, Evidence]:
     seen = _seen(selftest, cpu, executor)
-    figures = {"samples", "outputs_sha256", "sqnr_db", "top1_agreement", "boxes_agreement", "max_steps", "verdict", "reason"}
+    figures = {
+        "samples",
+        "model_sha256",
+        "outputs_sha256",
+        "sqnr_db",
+        "top1_agreement",
+        "boxes_agreement",
+        "max_steps",
+        "verdict",
+        "reason",
+    }
     return {
         mode.name: seen.model_copy(
-            update={"graph_optimization_level": selftest.graph_optimization_level, **mode.model_dump(include=figures)}
+            update={
+                "bundle_sha256": selftest.bundle_sha256,
+                "graph_optimization_level": selftest.graph_optimization_level,
+                **mode.model_dump(include=figures),
+            }
         )
         for mode in selftest.modes
     }

@@ -15,6 +15,7 @@ from typing import Literal
 from bundler.containers.container import RunResult, run_container
 from bundler.containers.emulation import Launch, NotRunnable, decide_launch
 from bundler.containers.engine import Engine
+from bundler.containers.image import DeviceImage
 from bundler.errors import ContainerTimeoutError
 from bundler.resources import resource
 from bundler.targets import CpuProfile, TargetProfile
@@ -29,9 +30,13 @@ class ContainerExecutor:
     """Executes the runner of a device image in the engine: no network, a time limit, removed afterwards."""
 
     engine: Engine
-    reference: str
+    image: DeviceImage
     target: TargetProfile
     place: Literal["container", "host"] = "container"
+
+    @property
+    def image_digest(self) -> str | None:
+        return self.image.digest
 
     def launch(self, cpu: CpuProfile) -> Launch | NotRunnable:
         return decide_launch(self.engine, self.target, cpu)
@@ -54,7 +59,7 @@ class ContainerExecutor:
     ) -> RunResult:
         return run_container(
             self.engine,
-            self.reference,
+            self.image.id,
             arguments,
             launch=launch,
             timeout_seconds=self.target.verification.timeout_seconds,
@@ -72,6 +77,7 @@ class HostExecutor:
     bundle: Path
     target: TargetProfile
     place: Literal["container", "host"] = "host"
+    image_digest: str | None = None
 
     def launch(self, cpu: CpuProfile) -> Launch | NotRunnable:
         return decide_launch(None, self.target, cpu)

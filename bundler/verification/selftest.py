@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bundler.errors import EmulatorError
 
@@ -47,12 +47,13 @@ Answer = TypeVar("Answer", bound=Machine)
 
 
 class Probe(Machine):
-    schema_: Literal["edge-bundler/probe/1"] = "edge-bundler/probe/1"
+    schema_: Literal["edge-bundler/probe/1"] = Field(alias="schema")
 
 
 class ModeResult(_Answer):
     name: str
     samples: int
+    model_sha256: str | None
     outputs_sha256: str | None
     sqnr_db: float | None
     top1_agreement: float | None
@@ -63,7 +64,9 @@ class ModeResult(_Answer):
 
 
 class Selftest(Machine):
+    schema_: Literal["edge-bundler/selftest/2"] = Field(alias="schema")
     bundle: str
+    bundle_sha256: str
     graph_optimization_level: str
     modes: tuple[ModeResult, ...]
     verdict: Literal["passed", "failed"]
@@ -91,7 +94,8 @@ def _read(kind: type[Answer], text: str) -> Answer:
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
+        problem = error.errors()[0]
         raise EmulatorError(
-            f"the runner's answer cannot be read: {error.errors()[0]['msg']}",
-            next_step="Run the same command with --debug; the runner in the bundle may be of another version.",
+            f"the device program's answer cannot be read: {'.'.join(map(str, problem['loc']))}: {problem['msg']}",
+            next_step="The bundle may be of another version: build it again with this one.",
         ) from error
