@@ -26,6 +26,7 @@ def plan(model: str = "resnet50", target: str = "arm64", **changes: Any) -> Buil
         "epochs": 8,
         "learning_rate": None,
         "base_image": None,
+        "tag": None,
         "output": Path("dist"),
         "seed": 0,
     }
@@ -35,7 +36,6 @@ def plan(model: str = "resnet50", target: str = "arm64", **changes: Any) -> Buil
 def test_names_and_places() -> None:
     job = plan()
     assert job.identifier == "resnet50-arm64-qnnpack"
-    assert job.image_reference == "resnet50:arm64-qnnpack"
     assert job.directory == Path("dist/arm64-qnnpack/resnet50")
     assert job.archive == Path("dist/arm64-qnnpack/resnet50.tar.gz")
     assert job.modes == ("fp32", "int8-ptq")
@@ -73,3 +73,26 @@ def test_the_impossible_is_refused(changes: dict[str, Any], error: type[BundlerE
     with pytest.raises(error, match=words) as caught:
         plan(**changes)
     assert caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("mine", "mine:latest"),
+        ("vision/mobilenet_v2:1.2.0", "vision/mobilenet_v2:1.2.0"),
+        ("localhost:5000/a/b:V1", "localhost:5000/a/b:V1"),
+        ("ghcr.io/someone/x-y", "ghcr.io/someone/x-y:latest"),
+        (None, None),
+    ],
+)
+def test_the_name_of_the_device_image(given: str | None, kept: str | None) -> None:
+    assert plan(tag=given).tag == kept
+
+
+@pytest.mark.parametrize(
+    "given", ["", "Upper", "a b", "-x", "x:", "x:a/b", "a//b", "../x", "x\n", "x@sha256:0", "y:" + "t" * 129]
+)
+def test_a_name_that_no_registry_takes_is_refused(given: str) -> None:
+    with pytest.raises(BundlerError, match="--tag must be the name of an image") as caught:
+        plan(tag=given)
+    assert caught.value.exit_code == 2

@@ -111,6 +111,7 @@ def main(
             epochs=1,
             learning_rate=None,
             base_image=None,
+            tag=None,
             output=Path("dist"),
             seed=0,
         )

@@ -23,6 +23,7 @@ def manifest() -> Manifest:
 
 def written(folder: Path, manifest: Manifest) -> dict[str, str]:
     folder.mkdir()
+    (folder / "runner.json").write_text("{}")
     write_papers(folder, manifest, find_target("arm64"), image_reference="mobilenet_v2:arm64-qnnpack")
     return {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
 
@@ -30,7 +31,16 @@ def written(folder: Path, manifest: Manifest) -> dict[str, str]:
 def test_every_paper_is_written_and_covered_by_the_checksums(tmp_path: Path, manifest: Manifest) -> None:
     papers = written(tmp_path / "bundle", manifest)
     assert papers.keys() == {
-        *("Dockerfile", "README.md", "SHA256SUMS", "compose.yaml", "manifest.json", "report.html", "requirements.txt"),
+        *(
+            "Dockerfile",
+            "README.md",
+            "SHA256SUMS",
+            "compose.yaml",
+            "manifest.json",
+            "report.html",
+            "requirements.txt",
+            "runner.json",
+        ),
         "mobilenet_v2-arm64-qnnpack.service",
     }
     check_checksums(tmp_path / "bundle")

@@ -315,6 +315,7 @@ def test_a_good_detector_passes_with_figures_that_can_be_checked(detector: TinyB
     assert mode_of(detector, "int8-ptq") == {
         "name": "int8-ptq",
         "samples": 4,
+        "model_sha256": hashlib.sha256((detector.root / "models" / "int8-ptq.onnx").read_bytes()).hexdigest(),
         "outputs_sha256": hashlib.sha256(outputs.astype("<f4").tobytes()).hexdigest(),
         "sqnr_db": pytest.approx(of_scores),
         "top1_agreement": None,

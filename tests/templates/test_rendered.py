@@ -26,7 +26,7 @@ CONTEXT: dict[str, Any] = {
     "bundle": "mobilenet_v2-arm64-qnnpack",
     "model": {"name": "mobilenet_v2", "task": "classification"},
     "target": {"name": "arm64-qnnpack", "platform": "linux/arm64"},
-    "image": {"reference": "mobilenet_v2:arm64-qnnpack", "user": "10001:10001"},
+    "image": {"reference": "mobilenet_v2:arm64-qnnpack", "user": "10001:10001", "bundle_sha256": "0123456789abcdef" * 4},
     "runtime": {"python": "3.11", "requirements": ["numpy==2.4.6", "onnxruntime==1.32.0"]},
     "timeout_seconds": 1800,
     "modes": [

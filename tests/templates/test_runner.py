@@ -42,7 +42,8 @@ def test_a_good_bundle_passes_with_figures_that_can_be_checked(bundle: TinyBundl
     done = bundle.run("selftest", "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    assert document["schema"] == "edge-bundler/selftest/1"
+    assert document["schema"] == "edge-bundler/selftest/2"
+    assert document["bundle_sha256"] == hashlib.sha256((bundle.root / "runner.json").read_bytes()).hexdigest()
     assert document["bundle"] == "tiny-x86-fbgemm"
     assert document["verdict"] == "passed"
     assert document["graph_optimization_level"] == "all"
@@ -58,6 +59,7 @@ def test_a_good_bundle_passes_with_figures_that_can_be_checked(bundle: TinyBundl
     assert mode_of(document, "int8-ptq") == {
         "name": "int8-ptq",
         "samples": 4,
+        "model_sha256": hashlib.sha256((bundle.root / "models" / "int8-ptq.onnx").read_bytes()).hexdigest(),
         "outputs_sha256": hashlib.sha256(outputs.astype("<f4").tobytes()).hexdigest(),
         "sqnr_db": pytest.approx(10 * np.log10((reference.astype(float) ** 2).sum() / noise)),
         "top1_agreement": 1.0,
@@ -68,6 +70,16 @@ def test_a_good_bundle_passes_with_figures_that_can_be_checked(bundle: TinyBundl
     }
     assert mode_of(document, "fp32")["max_steps"] is None
     assert re.findall(r"^int8-ptq: picture (\d) of 4$", done.stderr, re.MULTILINE) == ["1", "2", "3", "4"]
+
+
+def test_an_image_that_holds_another_bundle_is_noticed(bundle: TinyBundle) -> None:
+    own = hashlib.sha256((bundle.root / "runner.json").read_bytes()).hexdigest()
+    assert bundle.run("selftest", "--expect", own[:16]).returncode == 0
+    done = bundle.run("selftest", "--expect", "0" * 16)
+    assert done.returncode == 3
+    assert f"this is another bundle: the SHA-256 of its runner.json is {own}, not 0000000000000000" in done.stderr
+    assert done.stdout == ""
+    assert bundle.run("selftest", "--expect", "all").returncode == 2
 
 
 def test_people_get_a_table(bundle: TinyBundle) -> None:

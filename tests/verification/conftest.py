@@ -47,15 +47,23 @@ def runner(tmp_path: Path, host: TargetProfile, here: dict[str, Any]) -> Runner:
     """Write a runner: lines of Python for each of its two commands, which find `probe` and `selftest` ready to be printed."""
 
     def write(*, probe: str = "print(probe)", selftest: str = "print(selftest)", seconds: int = 60) -> HostExecutor:
-        mode = {"samples": 4, "outputs_sha256": "1" * 64, "sqnr_db": 21.5, "top1_agreement": 0.75, "max_steps": 2}
+        mode = {
+            "samples": 4,
+            "model_sha256": "2" * 64,
+            "outputs_sha256": "1" * 64,
+            "sqnr_db": 21.5,
+            "top1_agreement": 0.75,
+            "max_steps": 2,
+        }
         modes = [
             {"name": "int8-ptq", **mode, "verdict": "passed", "reason": ""},
             {"name": "fp32", **mode, "max_steps": None, "verdict": "failed", "reason": "too far"},
         ]
-        tested = {**here, "bundle": "x", "graph_optimization_level": "all", "modes": modes, "verdict": "failed"}
+        identity = {"schema": "edge-bundler/selftest/2", "bundle": "x", "bundle_sha256": "3" * 64}
+        tested = {**here, **identity, "graph_optimization_level": "all", "modes": modes, "verdict": "failed"}
         lines = [
             "import json, os, signal, subprocess, sys, time",
-            f"probe = {json.dumps(here)!r}",
+            f"probe = {json.dumps({'schema': 'edge-bundler/probe/1', **here})!r}",
             f"selftest = {json.dumps(tested)!r}",
             "if sys.argv[1] == 'probe':",
             *(f"    {line}" for line in probe.splitlines()),

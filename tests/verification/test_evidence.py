@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from bundler.architecture import Architecture
-from bundler.errors import BundleDamagedError, EmulatorError
+from bundler.errors import BundleDamagedError, EmulatorError, OtherFilesExecutedError
 from bundler.manifest import Evidence
 from bundler.targets import CpuProfile, TargetProfile, find_target, load_targets
-from bundler.verification.evidence import distrust, prove_on_cpu, prove_on_every_cpu
+from bundler.verification.evidence import Expected, distrust, prove_on_cpu, prove_on_every_cpu
 from bundler.verification.executors import HostExecutor
 from bundler.verification.selftest import Probe, read_probe, read_selftest
 
@@ -20,7 +20,7 @@ from .conftest import MACHINE, NATIVE, Runner
 
 TARGET = find_target("arm64")
 A53, _, A76, _ = TARGET.verification.cpus
-MODES = ("int8-ptq", "fp32")
+EXPECTED = Expected(bundle_sha256="3" * 64, models={"int8-ptq": "2" * 64, "fp32": "2" * 64})
 
 
 def probe(**changes: Any) -> Probe:
@@ -84,11 +84,36 @@ def test_an_answer_that_is_none_is_an_error(text: str) -> None:
 
 
 def test_a_later_runner_may_say_more() -> None:
-    assert read_probe(json.dumps({**MACHINE, "temperature": 40})).machine == "aarch64"
+    assert read_probe(json.dumps({"schema": "edge-bundler/probe/1", **MACHINE, "temperature": 40})).machine == "aarch64"
 
 
-def prove(executor: HostExecutor) -> dict[str, Evidence]:
-    return prove_on_cpu(executor, executor.target, NATIVE, MODES, on_stderr_line=lambda _line: None)
+def test_an_answer_of_another_schema_is_an_error() -> None:
+    with pytest.raises(EmulatorError, match="schema"):
+        read_probe(json.dumps({"schema": "edge-bundler/probe/99", **MACHINE}))
+
+
+def prove(executor: HostExecutor, expected: Expected = EXPECTED) -> dict[str, Evidence]:
+    return prove_on_cpu(executor, executor.target, NATIVE, expected, on_stderr_line=lambda _line: None)
+
+
+@pytest.mark.parametrize(
+    ("expected", "words"),
+    [
+        (Expected(bundle_sha256="4" * 64, models=EXPECTED.models), "runner.json has another SHA-256"),
+        (Expected(bundle_sha256="3" * 64, models={"int8-ptq": "5" * 64, "fp32": "2" * 64}), "the model of int8-ptq"),
+        (Expected(bundle_sha256="3" * 64, models={"int8-ptq": "2" * 64, "int8-qat": "2" * 64}), "the model of int8-qat"),
+    ],
+    ids=["another bundle", "another model", "another mode"],
+)
+def test_the_results_of_other_files_are_never_recorded(runner: Runner, expected: Expected, words: str) -> None:
+    with pytest.raises(OtherFilesExecutedError, match=words):
+        prove(runner(), expected)
+
+
+def test_a_mode_cannot_pass_without_saying_what_was_executed(runner: Runner) -> None:
+    forgetful = runner(selftest=f"print(selftest.replace('\"{'2' * 64}\"', 'null'))")
+    with pytest.raises(OtherFilesExecutedError, match="the model of int8-ptq"):
+        prove(forgetful)
 
 
 def test_what_the_runner_measured_and_where_becomes_evidence(runner: Runner, host: TargetProfile) -> None:
@@ -104,6 +129,8 @@ def test_what_the_runner_measured_and_where_becomes_evidence(runner: Runner, hos
         "onnxruntime": "1.32.0",
         "graph_optimization_level": "all",
         "samples": 4,
+        "bundle_sha256": "3" * 64,
+        "model_sha256": "2" * 64,
         "outputs_sha256": "1" * 64,
         "sqnr_db": 21.5,
         "top1_agreement": 0.75,
@@ -155,7 +182,7 @@ def test_a_foreign_target_is_not_executed_on_the_host(runner: Runner, tmp_path: 
     runner(probe=f"open({str(tmp_path / 'executed')!r}, 'w')")
     (foreign,) = (target for target in load_targets() if target.architecture is not Architecture.host())
     executor = HostExecutor(bundle=tmp_path, target=foreign)
-    seen = list(prove_on_every_cpu(executor, foreign, MODES, pictures=1))
+    seen = list(prove_on_every_cpu(executor, foreign, EXPECTED, pictures=1))
     assert [item["fp32"].cpu for item in seen] == [cpu.name for cpu in foreign.verification.cpus]
     assert {item.verdict for of_cpu in seen for item in of_cpu.values()} == {"not_run"}
     assert {item.reason for of_cpu in seen for item in of_cpu.values()} == {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -12,7 +13,7 @@ from onnx import TensorProto, helper
 from bundler.containers.container import RunResult, run_container
 from bundler.containers.emulation import Launch, decide_launch
 from bundler.containers.engine import Engine
-from bundler.containers.image import DeviceImage, ImageArchive, assemble_image, load_image
+from bundler.containers.image import DeviceImage, ImageArchive, assemble_image, loaded_image, tag_image, untag_image
 from bundler.targets import CpuProfile, TargetProfile
 
 # `selftest` executes the Python text that follows it: tests say in place what happens in the container.
@@ -63,14 +64,25 @@ def amd64_archive(amd64: TargetProfile, bundle: Path, tmp_path_factory: pytest.T
 
 @pytest.fixture(scope="session")
 def arm64_image(arm64_engine: Engine, arm64_archive: ImageArchive) -> Iterator[DeviceImage]:
-    yield load_image(arm64_engine, arm64_archive)
-    arm64_engine.client.images.remove(arm64_archive.reference, force=True)
+    with loaded_image(arm64_engine, arm64_archive) as image, _kept(arm64_engine, image):
+        yield image
 
 
 @pytest.fixture(scope="session")
 def amd64_image(engine: Engine, amd64_archive: ImageArchive) -> Iterator[DeviceImage]:
-    yield load_image(engine, amd64_archive)
-    engine.client.images.remove(amd64_archive.reference, force=True)
+    with loaded_image(engine, amd64_archive) as image, _kept(engine, image):
+        yield image
+
+
+@contextmanager
+def _kept(engine: Engine, image: DeviceImage) -> Iterator[None]:
+    """Give a shared image a second name, so that it stays when a test loads and removes the same archive."""
+    reference = f"edge-bundler-test:kept-{image.architecture.value}"
+    tag_image(engine, image, reference)
+    try:
+        yield
+    finally:
+        untag_image(engine, reference)
 
 
 @pytest.fixture
@@ -98,7 +110,7 @@ def _runner(engine: Engine, image: DeviceImage, launch: Launch) -> Run:
     ) -> RunResult:
         return run_container(
             engine,
-            image.reference,
+            image.id,
             ["selftest", text],
             launch=launch,
             timeout_seconds=timeout_seconds,

@@ -24,6 +24,7 @@ from onnx import numpy_helper
 from PIL import Image
 
 import docker
+from bundler.containers.image import BUILD_REPOSITORY
 from bundler.manifest import read_manifest
 from bundler.packaging.checksums import sha256_of, write_checksums
 
@@ -119,18 +120,28 @@ def test_int8_gives_the_same_bits_on_every_cpu_of_both_targets(
     assert int8.quantization.optimization_levels[str(level)] == int8.evidence[0].outputs_sha256
     # Without fusing, ONNX Runtime computes between Dequantize and Quantize in float: the level that was proved matters.
     assert int8.quantization.optimization_levels["disabled"] != int8.evidence[0].outputs_sha256
-    left = docker.from_env().images.list(name="edge-bundler-fleet/mobilenet_v2")
-    assert left == []
+    assert docker.from_env().images.list(name=BUILD_REPOSITORY) == []
 
 
-def test_torchs_own_arm_qconfig_saturates_on_haswell_and_is_not_called_exact(pictures: Path, tmp_path: Path) -> None:
+def test_torchs_own_arm_qconfig_saturates_on_haswell_and_is_not_called_exact(
+    build: Callable[[str], Path], pictures: Path, tmp_path: Path
+) -> None:
     """8-bit activations with 8-bit weights: what the profile's refinements are for."""
     profile = tmp_path / "plain.toml"
     text = (Path(__file__).parents[3] / "targets" / "x86-fbgemm.toml").read_text(encoding="utf-8")
     plain = re.sub(r"^refinements = \[.*?^\]$", 'refinements = ["8-bit-activations"]', text, flags=re.DOTALL | re.MULTILINE)
     profile.write_text(plain, encoding="utf-8")
     options = ("--weights", "random", "--input-size", "64", "--calibration", str(pictures), "--calibration-pictures", "16")
-    bundler("bundle", "resnet18", "--target", str(profile), "--mode", "int8-ptq", *options, "--output", str(tmp_path), code=8)
+    client, tag = docker.from_env(), "edge-bundler-test/good:1"
+    image = read_manifest(build("x86")).image
+    assert image is not None
+    client.images.get(image.reference).tag("edge-bundler-test/good", "1")
+    good = client.images.get(tag).id
+    failing = ("--mode", "int8-ptq", *options, "--tag", tag)
+    bundler("bundle", "resnet18", "--target", str(profile), *failing, "--output", str(tmp_path), code=8)
+    assert client.images.get(tag).id == good  # an image that failed takes no name
+    assert client.images.list(name=BUILD_REPOSITORY) == []
+    client.images.remove(tag)
     (mode,) = read_manifest(tmp_path / "x86-fbgemm" / "resnet18.failed").modes
     assert not mode.exact
     assert "products saturate on processors without VNNI" in mode.exact_reason
@@ -192,17 +203,22 @@ def test_verify_adds_the_evidence_that_a_build_without_an_engine_could_not_have(
     assert proved.image is not None
 
 
-def test_a_model_that_computes_something_else_fails_and_the_record_stays(copy: Callable[[str], Path]) -> None:
+def test_a_model_that_computes_something_else_fails_and_the_record_says_so(copy: Callable[[str], Path]) -> None:
     bundle = copy("x86")
-    record = (bundle / "manifest.json").read_bytes()
     _scale_a_weight(bundle / "models" / "int8-ptq.onnx")
     document = json.loads((bundle / "runner.json").read_text())
     document["files"]["models/int8-ptq.onnx"] = sha256_of(bundle / "models" / "int8-ptq.onnx")
     (bundle / "runner.json").write_text(json.dumps(document))
-    write_checksums(bundle)  # the forger is thorough: only executing it can tell
+    write_checksums(bundle)
+    assert "names another SHA-256" in bundler("verify", "--target", "x86", str(bundle), code=11).stderr
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["modes"][1]["onnx"]["sha256"] = document["files"]["models/int8-ptq.onnx"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    write_checksums(bundle)  # now only an execution shows it
     run = bundler("verify", "--target", "x86", str(bundle), code=8)
     assert "quantization steps from the expected one" in run.stdout
-    assert (bundle / "manifest.json").read_bytes() == record
+    assert "recorded as passed, now failed" in run.stderr
+    assert not read_manifest(bundle).modes[1].supported
 
 
 def _scale_a_weight(path: Path) -> None:
