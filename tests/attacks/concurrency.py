@@ -23,6 +23,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import docker
+from bundler.containers.image import BUILD_REPOSITORY
+
 BUNDLER = [sys.executable, "-c", "from bundler.cli import main; main()"]
 ROOT = Path(__file__).parents[2]
 SMALL = ("--mode", "int8-ptq", "--weights", "random", "--input-size", "32", "--num-classes", "4", "--calibration-pictures", "4")
@@ -111,6 +114,8 @@ def main() -> int:
             x86=profile(folder, "x86-fbgemm", ("native",)),
             arm64=profile(folder, "arm64-qnnpack", ("cortex-a53",)),
         )
+        client = docker.from_env()
+        names = {tag for image in client.images.list(name="resnet18") for tag in image.tags}
         failures = tried = 0
         for index, kind in zip(range(arguments.pairs), itertools.cycle(KINDS), strict=False):
             first, second = 2 * index + 1, 2 * index + 2
@@ -127,7 +132,11 @@ def main() -> int:
                     found += [f"{output}/{target}: {problem}" for problem in problems(bundle, executed=target == "x86")]
             tried, failures = tried + 1, failures + bool(found)
             print(f"{index + 1:4} {kind:28} {time.monotonic() - began:6.1f} s  {'; '.join(found) or 'held'}", flush=True)
-        left = [path.name for path in folder.rglob(".*") if path.is_dir() or path.is_file()]
+        for image in client.images.list(name="resnet18"):
+            for tag in set(image.tags) - names:
+                client.images.remove(tag)
+        left = [f"image {image.id}" for image in client.images.list(name=BUILD_REPOSITORY)]
+        left += [path.name for path in folder.rglob(".*") if path.is_dir() or path.is_file()]
         shutil.rmtree(folder / "one", ignore_errors=True)
     print(f"{tried - failures} pairs held, {failures} did not")
     print(f"left behind: {', '.join(left) or 'nothing'}")

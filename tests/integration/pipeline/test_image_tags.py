@@ -103,6 +103,7 @@ def test_two_builds_of_one_model_have_an_image_each_and_their_commands_run_the_r
     repository, tag = image.reference.split(":")
     client.images.get(read_manifest(second).image.reference).tag(repository, tag)  # type: ignore[union-attr]
     done = subprocess.run(documented_command(first), capture_output=True, text=True, check=False, timeout=120)
+    client.images.remove(image.digest)  # it has no name any more
     assert done.returncode == 3
     assert "this is another bundle" in done.stderr
 
