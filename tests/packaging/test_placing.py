@@ -191,7 +191,7 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_bundle_after_the_next_comm
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_at_any_step_leaves_one_whole_bundle_and_nothing_else(tmp_path: Path, number: int) -> None:
     last = 0
-    for last in range(1, 200, 3):
+    for last in range(1, 200, 6):
         folder = tmp_path / str(last)
         folder.mkdir()
         finished(folder / "model", "old")
