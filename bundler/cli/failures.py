@@ -36,19 +36,28 @@ def report(error: BaseException, *, debug: bool) -> int:
         console.trace(error)
     if isinstance(error, KeyboardInterrupt | click.Abort):
         console.error("interrupted; nothing half-written was left", "")
-        signalled = error if isinstance(error, InterruptedBySignal) else error.__cause__
-        return signalled.exit_code if isinstance(signalled, InterruptedBySignal) else INTERRUPTED
+        return _signalled(error) or INTERRUPTED
     if isinstance(error, OSError):
         error = _named(error)
     if isinstance(error, BundlerError):
         console.error(error.message, error.next_step)
-        return error.exit_code
+        return _signalled(error) or error.exit_code  # clean-up after a signal can fail too
     message = str(error).splitlines()[0] if str(error) else ""
     console.error(
         f"{type(error).__name__}: {message}",
         "This was not foreseen. `bundler --debug …` shows where it happened; please report it with that.",
     )
     return 1
+
+
+def _signalled(error: BaseException) -> int | None:
+    """Return the exit code of the signal from which everything else followed, if there was one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, InterruptedBySignal):
+            return cause.exit_code
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _named(error: OSError) -> Exception:

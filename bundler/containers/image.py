@@ -15,7 +15,7 @@ from pathlib import Path
 from bundler import console
 from bundler.architecture import Architecture
 from bundler.containers.base_image import base_layer
-from bundler.containers.engine import Engine, engine_errors
+from bundler.containers.engine import Engine, asked, engine_errors
 from bundler.containers.foreign_base import BaseImage, take_base_image
 from bundler.containers.layers import Layer, Member, file_members, write_layer, write_members, writing
 from bundler.containers.runtime_layer import RUNTIME, Wheel, runtime_layer
@@ -25,6 +25,9 @@ from bundler.targets import TargetProfile
 __all__ = ["BUNDLE", "DeviceImage", "ImageArchive", "assemble_image", "load_image", "remove_image"]
 
 BUNDLE = "opt/bundle"
+
+_LOAD_SECONDS = 300.0  # and what the slowest disk takes: an SD card
+_SLOWEST_LOAD = 1e6  # bytes a second
 
 _CREATED = "1970-01-01T00:00:00Z"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -111,9 +114,9 @@ def load_image(engine: Engine, archive: ImageArchive) -> DeviceImage:
     """
     console.step(f"Loading {archive.reference} ({archive.size_bytes / 1e6:.0f} MB) into {engine.name}")
     with engine_errors(f"loading {archive.reference}"), archive.path.open("rb") as file:
-        engine.client.images.load(file)
+        asked(engine, lambda: engine.client.images.load(file), seconds=_LOAD_SECONDS + archive.size_bytes / _SLOWEST_LOAD)
     with engine_errors(f"looking at {archive.reference}"):
-        held = engine.client.images.get(archive.reference)
+        held = asked(engine, lambda: engine.client.images.get(archive.reference))
     # An image's id differs between the engines' stores (configuration or manifest); the layers' digests do not.
     if tuple(held.attrs["RootFS"]["Layers"]) != archive.diff_ids:
         msg = f"the engine holds other layers under {archive.reference} than the ones that were loaded"
@@ -208,7 +211,7 @@ def remove_image(engine: Engine, reference: str) -> None:
         EngineError: the engine failed.
     """
     with engine_errors(f"removing {reference}"):
-        engine.client.images.remove(reference, force=True)
+        asked(engine, lambda: engine.client.images.remove(reference, force=True))
 
 
 def _full_name(reference: str) -> str:

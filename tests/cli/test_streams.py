@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def shell(command: str) -> tuple[int, str]:
     """Run `bundler` in bash with the redirections of `command`, and return its own exit code and what stands in `errors`."""
     words = " ".join(f"'{word}'" for word in BUNDLER)
-    script = f"bundler() {{ {words} \"$@\"; }}; {command}; exit ${{PIPESTATUS[0]}}"
+    script = f'bundler() {{ {words} "$@"; }}; {command}; exit ${{PIPESTATUS[0]}}'
     run = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, timeout=60, cwd=ROOT)
     return run.returncode, run.stderr
 
