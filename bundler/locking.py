@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bundler.errors import OutputError
+from bundler.errors import OutOfSpaceError, OutputError
 from bundler.interruption import shielded
 
 __all__ = ["is_held", "lock", "try_lock"]
@@ -101,7 +101,9 @@ def _take(descriptor: int, path: Path) -> bool:
 
 
 def _cannot(path: Path, error: OSError) -> OutputError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutOfSpaceError(str(path.parent))
     return OutputError(
         f"{path.parent} cannot be written to: {path.name} cannot be locked ({error.strerror})",
-        next_step="Give a folder on a disk that can be written to and supports file locks (flock).",
+        next_step="Use a place that can be written to and has file locks: --output DIR, or XDG_CACHE_HOME=DIR for the cache.",
     )
