@@ -10,6 +10,7 @@ from pathlib import Path
 from bundler import console
 from bundler.containers.engine import Engine
 from bundler.containers.image import remove_image
+from bundler.containers.owner import temporary_reference
 from bundler.errors import EngineUnavailableError, ImageError
 from bundler.manifest import Evidence, FleetRecord, ImageRecord, QuantizationRecord, exactness_obstacles
 from bundler.pipeline.proof import image_for, prove
@@ -52,7 +53,7 @@ def prove_in_the_fleet(
     records: dict[str, list[FleetRecord]] = {mode: [] for mode in modes}
     for other in (find_target(name) for name in target.verification.fleet) if modes else ():
         console.step(f"Looking for the same bits on the CPUs of {other.name}")
-        reference = f"edge-bundler-fleet/{bundle.name}:{other.name}"
+        reference = temporary_reference(other.name)
         try:
             image = image_for(
                 other,
@@ -98,7 +99,7 @@ def foreign_image(
     if other == target:
         yield target, image
         return
-    reference = f"edge-bundler-fleet/{bundle.resolve().name}:{other.name}"
+    reference = temporary_reference(other.name)
     with _removed_afterwards(engine, reference):
         yield (
             other,

@@ -24,6 +24,8 @@ from onnx import numpy_helper
 from PIL import Image
 
 import docker
+from bundler.containers.engine import connect
+from bundler.containers.leftovers import find_engine_leftovers
 from bundler.manifest import read_manifest
 from bundler.packaging.checksums import sha256_of, write_checksums
 
@@ -119,8 +121,8 @@ def test_int8_gives_the_same_bits_on_every_cpu_of_both_targets(
     assert int8.quantization.optimization_levels[str(level)] == int8.evidence[0].outputs_sha256
     # Without fusing, ONNX Runtime computes between Dequantize and Quantize in float: the level that was proved matters.
     assert int8.quantization.optimization_levels["disabled"] != int8.evidence[0].outputs_sha256
-    left = docker.from_env().images.list(name="edge-bundler-fleet/mobilenet_v2")
-    assert left == []
+    with connect() as engine:
+        assert [left.name for left in find_engine_leftovers(engine) if left.kind == "image"] == []
 
 
 def test_torchs_own_arm_qconfig_saturates_on_haswell_and_is_not_called_exact(pictures: Path, tmp_path: Path) -> None:
