@@ -6,11 +6,15 @@ rich is imported by what needs it: the listing commands answer in a pipe without
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any, Protocol
+
+from bundler.errors import OutputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +33,9 @@ __all__ = [
     "trace",
     "warn",
 ]
+
+
+_NOBODY_READS = 128 + signal.SIGPIPE
 
 
 def heading(text: str) -> None:
@@ -67,12 +74,12 @@ def trace(error: BaseException) -> None:
 
 def text_result(text: str) -> None:
     """Write a result for people to stdout."""
-    sys.stdout.write(f"{text}\n")
+    _write_result(f"{text}\n")
 
 
 def json_result(value: Any) -> None:
     """Write a result for machines to stdout: one JSON document."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    _write_result(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -80,8 +87,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     lines = [list(columns), *(list(row) for row in rows)]
     if not sys.stdout.isatty():
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        for line in lines:
-            text_result("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        text = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+        text_result("\n".join(text))
         return
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
@@ -129,10 +136,34 @@ def progress(description: str, total: int | None) -> Iterator[Advance]:
         yield lambda done, text=None: bars.update(task, advance=done, description=text)
 
 
+def _write_result(text: str) -> None:
+    """Write to stdout at once, so that a failure is seen here.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more.
+        OutputError: it cannot be written, because a disk is full for instance.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"the result cannot be written to standard output: {error.strerror}", next_step="See where it is redirected to."
+        ) from error
+
+
 def _say(text: str, *, mark: str = "", mark_style: str = "", style: str = "") -> None:
+    """Write to stderr. Where nobody reads that any more the command ends, once, and is silent from then on."""
     from rich.text import Text  # noqa: PLC0415  a plain string would be searched for markup and emoji
 
-    _stderr().print(Text.assemble((mark, mark_style), (text, style)))
+    try:
+        _stderr().print(Text.assemble((mark, mark_style), (text, style)))
+    except (OSError, SystemExit) as error:  # rich makes a SystemExit of a broken pipe
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  for the rest of the process
+        if isinstance(error, SystemExit | BrokenPipeError):
+            raise SystemExit(_NOBODY_READS) from error
 
 
 def _stderr() -> Console:

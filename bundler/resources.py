@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import platformdirs
+
+from bundler.errors import OutputError
 
 __all__ = ["cache_directory", "resource"]
 
@@ -26,5 +29,22 @@ def resource(*parts: str) -> Path:
 
 
 def cache_directory() -> Path:
-    """Return the folder for downloads and base images (`$XDG_CACHE_HOME/edge-bundler`), made if needed."""
-    return platformdirs.user_cache_path("edge-bundler", ensure_exists=True)
+    """Return the folder for downloads and base images (`$XDG_CACHE_HOME/edge-bundler`), made if needed.
+
+    Raises:
+        OutputError: it cannot be made, or there is no home directory to make it in.
+    """
+    try:
+        path = platformdirs.user_cache_path("edge-bundler")
+    except RuntimeError:  # older platformdirs return "~/.cache/edge-bundler" instead
+        path = Path("~")
+    if not path.is_absolute():
+        raise OutputError("this user has no home directory to keep the cache in", next_step="Set HOME, or XDG_CACHE_HOME=DIR.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the cache {path} cannot be made: {error.strerror} ({os.fsdecode(error.filename)})",
+            next_step="Make room for it, or put it elsewhere: XDG_CACHE_HOME=DIR.",
+        ) from error
+    return path

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
-from types import FrameType
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
-from bundler.cli.failures import report
+from bundler.cli.failures import NOBODY_READS, report
+from bundler.interruption import SIGNALS, end_by_signals
 
 __all__ = ["main"]
 
@@ -25,8 +28,25 @@ _COMMANDS = {
 }
 
 
+@contextmanager
+def _ended_where_nobody_reads() -> Iterator[None]:
+    """End as SIGPIPE would, for a pipe that was closed; click would make exit code 1 of it."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise SystemExit(NOBODY_READS) from None
+
+
 class _LazyGroup(click.Group):
     """Imports a command's module when it is asked for (click's documentation, "Lazily Loading Subcommands")."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        with _ended_where_nobody_reads():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _ended_where_nobody_reads():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(_COMMANDS)
@@ -70,24 +90,46 @@ def cli(debug: bool) -> None:
       9  the container engine, an emulator, or an image failed
      10  an exported graph does not hold what is promised
      11  a bundle is missing or damaged
-     12  a place cannot be written to, or the disk is full
+     12  a file or folder cannot be read or written, or the disk is full
      13  an INT8 mode loses more accuracy than --max-drop allows
      14  a training that cannot go on, or be resumed
-    130  interrupted
+    129  ended by SIGHUP, after clean-up
+    130  ended by SIGINT (Ctrl-C), after clean-up
+    141  ended because nobody reads the output any more (SIGPIPE)
+    143  ended by SIGTERM, after clean-up
     """
 
 
 def main() -> None:
     """Run the command line; every failure becomes a message, a next step and an exit code here and nowhere else."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    _open_standard_streams()
     debug = "--debug" in sys.argv[1:2]
     try:
+        end_by_signals()
         code: Any = cli.main(standalone_mode=False)
+        sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001  here every failure becomes an exit code
         code = report(error, debug=debug)
+    for number in SIGNALS:  # nothing is left to be cleaned up
+        signal.signal(number, signal.SIG_DFL)
+    _close_standard_streams()
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """Treat SIGTERM like Ctrl-C, so that containers and temporary folders are removed."""
-    raise KeyboardInterrupt
+def _open_standard_streams() -> None:
+    """Give streams that were closed (`>&-`) a place to go: the next file opened would become standard output otherwise."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115  for the rest of the process
+
+
+def _close_standard_streams() -> None:
+    """Write out what is buffered; where that is not possible it was reported, and Python would do so once more."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

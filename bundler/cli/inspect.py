@@ -10,6 +10,7 @@ from bundler import console
 from bundler.cli.summary import print_summary
 from bundler.manifest import Manifest, QuantizationRecord, RecoveryRecord, read_manifest
 from bundler.packaging.checksums import check_checksums
+from bundler.packaging.placing import recover
 
 __all__ = ["command"]
 
@@ -28,6 +29,7 @@ def command(*, bundle: Path, layers: bool, as_json: bool) -> None:
       bundler inspect dist/arm64-qnnpack/mobilenet_v2
       bundler inspect --layers dist/arm64-qnnpack/mobilenet_v2
     """
+    recover(bundle.resolve())
     manifest = read_manifest(bundle)
     check_checksums(bundle)
     if as_json:

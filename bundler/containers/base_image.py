@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import stat
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from bundler import console
 from bundler.containers.cache import cached_folder
 from bundler.containers.cut import CutList
-from bundler.containers.layers import Layer, Member, read_layer, write_layer
-from bundler.errors import ImageError
+from bundler.containers.helper_program import full_disk, run_helper
+from bundler.containers.layers import Layer, Member, write_layer
+from bundler.errors import ImageError, OutOfSpaceError
 from bundler.resources import resource
 from bundler.targets import TargetProfile
 
@@ -22,6 +23,7 @@ __all__ = ["base_layer"]
 
 # It brings /etc/os-release, by which scanners know the distribution, and the folders /tmp, /proc and so on.
 _SKELETON = "base-files"
+_SECONDS = 3600.0  # over a slow line
 
 
 def base_layer(profile: TargetProfile) -> Layer:
@@ -40,8 +42,7 @@ def base_layer(profile: TargetProfile) -> Layer:
         "recipe": {path.name: path.read_text(encoding="utf-8") for path in sorted(resource("docker", "base").iterdir())},
         "skeleton": _SKELETON,
     }
-    folder = cached_folder("base", facts, lambda partial: _build(profile, partial))
-    return read_layer(folder / "layer.tar")
+    return cached_folder("base", facts, lambda partial: _build(profile, partial)).layer("layer.tar")
 
 
 def _build(profile: TargetProfile, folder: Path) -> None:
@@ -67,20 +68,23 @@ def _unpack_packages(profile: TargetProfile, destination: Path) -> None:
         f"--include={','.join((_SKELETON, *profile.image.packages))}",
         f"--extract-hook={resource('docker', 'base', 'record-packages.sh')}",
         '--aptopt=Acquire::Retries "3"',
+        "--",
         profile.image.suite,
         str(destination),
     ]
-    with console.progress("mmdebstrap: fetching and unpacking packages", total=None):
-        run = subprocess.run(
-            command,
-            env=os.environ | {"SOURCE_DATE_EPOCH": "0"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+    temporary = tempfile.gettempdir()  # mmdebstrap's own choice is TMPDIR, even where that does not exist
+    try:
+        with console.progress("mmdebstrap: fetching and unpacking packages", total=None):
+            run = run_helper(command, seconds=_SECONDS, environment={"SOURCE_DATE_EPOCH": "0", "TMPDIR": temporary})
+    except subprocess.TimeoutExpired as error:
+        raise ImageError(
+            f"mmdebstrap took longer than {_SECONDS / 60:.0f} minutes and was ended",
+            next_step="See that Debian's mirror can be reached, or use an image of your own with `--base-image`.",
+        ) from error
     if run.returncode:
+        full = full_disk(run.stderr, (Path(temporary), destination.parent))
+        if full is not None:
+            raise OutOfSpaceError(str(full))
         reason = "; ".join(line for line in run.stderr.splitlines() if line.startswith("E:")) or run.stderr[-500:]
         msg = f"mmdebstrap could not unpack Debian {profile.image.suite} for {profile.architecture.debian}: {reason}"
         raise ImageError(

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import queue
 import re
 import signal
 import tarfile
 import threading
+import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
 from docker.errors import APIError, NotFound
-from docker.types import CancellableStream, LogConfig
+from docker.types import LogConfig
 
 from bundler import console
 from bundler.containers.emulation import Launch
-from bundler.containers.engine import ENGINE_FAILURES, Engine, engine_errors
+from bundler.containers.engine import ENGINE_FAILURES, Engine, EngineSilentError, asked, engine_errors, next_from
+from bundler.containers.owner import LABEL, OWNER_LABEL, Owner
 from bundler.errors import ContainerTimeoutError, EmulatorError
+from bundler.interruption import shielded
 
-__all__ = ["LABEL", "RunResult", "run_container"]
+__all__ = ["RunResult", "run_container"]
 
-LABEL = "edge-bundler"  # `docker ps --all --filter label=edge-bundler=run` finds what a killed program left behind
-
+_CREATE_SECONDS = 5.0  # that an interruption waits for a container that is being created, so that it can be removed
+_COPY_SECONDS = 300.0
+_READER_SECONDS = 5.0
+_REMOVE_SECONDS = 30.0
 _PROCESSES = 512  # a thread for each core of a large server, and the emulator's own
 # The last words of runc and of the init process about a program of a foreign architecture. The latter says "No such file":
 # it gives what the kernel refuses to a shell, and there is none.
@@ -85,12 +92,19 @@ def _removed_afterwards(engine: Engine, name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        try:
-            engine.client.api.remove_container(name, force=True, v=True)
-        except NotFound:
-            pass  # it was never created
-        except ENGINE_FAILURES as error:
-            console.warn(f"the container {name} could not be removed ({error}); `docker rm --force {name}` does it")
+        with shielded():
+            _remove(engine, name)
+
+
+def _remove(engine: Engine, name: str) -> None:
+    try:
+        if not engine.answers():
+            msg = "the engine does not answer"
+            raise EngineSilentError(msg)
+        with suppress(NotFound):  # it was never created
+            asked(engine, lambda: engine.client.api.remove_container(name, force=True, v=True), seconds=_REMOVE_SECONDS)
+    except ENGINE_FAILURES as error:
+        console.warn(f"the container {name} could not be removed ({error}); `docker rm --force {name}` does it")
 
 
 def _create(
@@ -105,7 +119,7 @@ def _create(
     script: str | None,
 ) -> None:
     api = engine.client.api
-    image = engine.client.images.get(reference).attrs
+    image = asked(engine, lambda: engine.client.images.get(reference)).attrs
     program = list(image["Config"]["Entrypoint"] or ())
     if script is not None:
         program[-1] = script
@@ -122,15 +136,19 @@ def _create(
         tmpfs={"/tmp": "rw,nosuid,nodev,noexec,size=64m"},  # noqa: S108  in the container
         log_config=LogConfig(type=LogConfig.types.JSON),
     )
-    api.create_container(
-        reference,
-        name=name,
-        entrypoint=[*launch.prefix, *program, *command],
-        command=[],
-        environment=dict(launch.environment),
-        labels={**labels, LABEL: "run"},
-        platform=f"{image['Os']}/{image['Architecture']}",
-        host_config=limits,
+    asked(
+        engine,
+        lambda: api.create_container(
+            reference,
+            name=name,
+            entrypoint=[*launch.prefix, *program, *command],
+            command=[],
+            environment=dict(launch.environment),
+            labels={**labels, LABEL: "run", OWNER_LABEL: str(Owner.current())},
+            platform=f"{image['Os']}/{image['Architecture']}",
+            host_config=limits,
+        ),
+        finish_seconds=_CREATE_SECONDS,
     )
 
 
@@ -142,12 +160,13 @@ def _copy_in(engine: Engine, name: str, programs: Mapping[str, Path]) -> None:
         archive = BytesIO()
         with tarfile.open(fileobj=archive, mode="w") as tar:
             tar.addfile(entry, BytesIO(data))
-        engine.client.api.put_archive(name, "/", archive.getvalue())
+        content = archive.getvalue()
+        asked(engine, partial(engine.client.api.put_archive, name, "/", content), seconds=_COPY_SECONDS)
 
 
 def _start(engine: Engine, name: str, reference: str) -> None:
     try:
-        engine.client.api.start(name)
+        asked(engine, lambda: engine.client.api.start(name))
     except APIError as error:
         if "exec format error" in str(error.explanation):
             raise _cannot_execute(reference, str(error.explanation)) from error
@@ -155,34 +174,48 @@ def _start(engine: Engine, name: str, reference: str) -> None:
 
 
 def _follow(engine: Engine, name: str, timeout_seconds: float, on_stderr_line: Callable[[str], None]) -> None:
-    """Read stderr until the container ends, or until its time is over."""
-    stream = engine.client.api.logs(name, stdout=False, stderr=True, stream=True, follow=True)
-    expired = threading.Event()
-    watch = threading.Timer(timeout_seconds, _kill, args=(engine, name, stream, expired))
-    watch.daemon = True
-    watch.start()
+    """Hand the lines of stderr over until the container ends, or until its time is over."""
+    until = time.monotonic() + timeout_seconds
     try:
-        for line in _lines(stream):
-            on_stderr_line(line)
-        engine.client.api.wait(name)
+        with _stderr(engine, name) as lines:
+            while (line := next_from(engine, lines, until=until)) is not None:
+                if isinstance(line, BaseException):
+                    raise line
+                on_stderr_line(line)
+    except EngineSilentError:
+        raise
+    except TimeoutError as error:
+        asked(engine, lambda: engine.client.api.kill(name), seconds=_REMOVE_SECONDS)
+        raise ContainerTimeoutError(timeout_seconds) from error
+
+
+@contextmanager
+def _stderr(engine: Engine, name: str) -> Iterator[queue.SimpleQueue[str | BaseException | None]]:
+    """Give the lines of a container's stderr as they come, None when the container has ended, or what went wrong."""
+    lines: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
+    stream = asked(engine, lambda: engine.client.api.logs(name, stdout=False, stderr=True, stream=True, follow=True))
+
+    def read() -> None:
+        try:
+            for line in _lines(stream):
+                lines.put(line)
+            engine.client.api.wait(name)  # a program may close its stderr and go on
+            lines.put(None)
+        except BaseException as error:  # noqa: BLE001  the one who waits raises it
+            lines.put(error)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        yield lines
     finally:
-        watch.cancel()
-        stream.close()
-        # Closing the stream only shuts its socket down.
-        stream._response.close()  # type: ignore[attr-defined]  # noqa: SLF001
-    if expired.is_set():
-        raise ContainerTimeoutError(timeout_seconds)
+        with shielded():
+            stream.close()  # shuts the socket down, which wakes the reader up
+            reader.join(_READER_SECONDS)
+            stream._response.close()  # type: ignore[attr-defined]  # noqa: SLF001
 
 
-def _kill(engine: Engine, name: str, stream: CancellableStream[bytes], expired: threading.Event) -> None:
-    expired.set()
-    try:
-        engine.client.api.kill(name)
-    except ENGINE_FAILURES:
-        stream.close()  # the reader wakes up; the removal says what is wrong with the engine
-
-
-def _lines(chunks: CancellableStream[bytes]) -> Iterator[str]:
+def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
     rest = b""
     for chunk in chunks:
         *complete, rest = (rest + chunk).split(b"\n")
@@ -193,9 +226,10 @@ def _lines(chunks: CancellableStream[bytes]) -> Iterator[str]:
 
 
 def _result(engine: Engine, name: str, reference: str, memory_mib: int) -> RunResult:
-    state = engine.client.api.inspect_container(name)["State"]
-    stdout = engine.client.api.logs(name, stdout=True, stderr=False).decode(errors="replace")
-    stderr = engine.client.api.logs(name, stdout=False, stderr=True).decode(errors="replace")
+    api = engine.client.api
+    state = asked(engine, lambda: api.inspect_container(name))["State"]
+    stdout = asked(engine, lambda: api.logs(name, stdout=True, stderr=False)).decode(errors="replace")
+    stderr = asked(engine, lambda: api.logs(name, stdout=False, stderr=True)).decode(errors="replace")
     exit_code = int(state["ExitCode"])
     refusal = _REFUSAL.search(stderr) if exit_code in _NOT_EXECUTED else None
     if refusal:

@@ -14,6 +14,7 @@ from packaging.version import Version
 
 from bundler.architecture import Architecture
 from bundler.containers.engine import Engine
+from bundler.containers.helper_program import run_helper
 from bundler.targets import CpuProfile, TargetProfile
 
 __all__ = ["BinfmtHandler", "Launch", "NotRunnable", "binfmt_handler", "decide_launch", "emulator_problem"]
@@ -159,7 +160,10 @@ def _too_old(program: Path, version: Version | None, minimum: Version) -> str:
 
 
 def _version(program: Path) -> Version | None:
-    run = subprocess.run([str(program), "--version"], capture_output=True, text=True, errors="replace", timeout=20, check=False)
+    try:
+        run = run_helper([str(program), "--version"], seconds=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
     found = re.search(r"version (\d+(?:\.\d+)+)", run.stdout)
     return Version(found[1]) if found else None
 

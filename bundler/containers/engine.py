@@ -1,13 +1,17 @@
-"""The container engine: finding it, and turning its failures into ours."""
+"""The container engine: finding it, waiting for it no longer than it answers, and turning its failures into ours."""
 
 from __future__ import annotations
 
 import http.client
 import os
+import queue
 import socket
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import requests
 import urllib3.exceptions
@@ -18,10 +22,23 @@ from docker.errors import DockerException
 from bundler.architecture import Architecture
 from bundler.errors import EngineError, EngineUnavailableError
 
-__all__ = ["ENGINE_FAILURES", "Engine", "connect", "engine_errors"]
+__all__ = ["ANSWER_SECONDS", "ENGINE_FAILURES", "Engine", "EngineSilentError", "asked", "connect", "engine_errors", "next_from"]
+
+ANSWER_SECONDS = 120.0  # for a request that is small, on a machine that is busy
 
 _CONNECT_SECONDS = 10
-_ANSWER_SECONDS = 600  # loading an image onto a slow disk is one request
+_CONNECT_SSH_SECONDS = 60  # with the keys' exchange
+_LONGEST_SECONDS = 3600  # without a byte of a long request; the pings say earlier that the engine has stopped
+_IDLE_SECONDS = 10.0  # of a request before the engine is asked whether it is still there
+_PING_SECONDS = 10.0
+_MISSED_PINGS = 2
+
+_RESTART = "Restart it (`systemctl restart docker`); then `bundler doctor --clean` removes what was left in it."
+
+
+class EngineSilentError(TimeoutError):
+    """An engine that does not answer any more; `engine_errors` makes an EngineError of it."""
+
 
 ENGINE_FAILURES = (
     DockerException,
@@ -35,13 +52,106 @@ ENGINE_FAILURES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """An engine that answered; `shares_kernel` says that it runs on this machine and not in another one or a virtual one."""
+    """An engine that answered; `shares_kernel` says that it runs on this machine and not in another one or a virtual one.
+
+    `pulse` is a second connection, on which it is asked whether it still answers while a request on `client` takes long.
+    `silent` is set when it did not.
+    """
 
     client: DockerClient
+    pulse: DockerClient
     name: str
     version: str
     architecture: Architecture
     shares_kernel: bool
+    silent: threading.Event = field(default_factory=threading.Event, compare=False)
+
+    def answers(self) -> bool:
+        """Ping it, for 10 seconds at most."""
+        try:
+            _bounded(self.pulse.ping, _PING_SECONDS + 1)  # an ssh connection knows no time limit of its own
+        except (*ENGINE_FAILURES, OSError):
+            self.silent.set()
+            return False
+        self.silent.clear()
+        return True
+
+
+Answer = TypeVar("Answer")
+
+
+def asked(
+    engine: Engine, request: Callable[[], Answer], *, seconds: float = ANSWER_SECONDS, finish_seconds: float = 0.0
+) -> Answer:
+    """Make a request and wait for its answer, no longer than `seconds` and only while the engine answers pings.
+
+    An interruption ends the waiting at once; with `finish_seconds`, the request may take so long to end by itself first.
+
+    Raises:
+        EngineSilentError: there was no answer in time. What the request itself raises comes through.
+    """
+    if engine.silent.is_set() and not engine.answers():
+        raise _silent(_PING_SECONDS)
+    answers: queue.SimpleQueue[Answer | BaseException] = queue.SimpleQueue()
+    worker = _started(request, answers)
+    try:
+        answer = next_from(engine, answers, until=time.monotonic() + seconds)
+    except TimeoutError as error:
+        engine.silent.set()
+        raise _silent(seconds) from error
+    except KeyboardInterrupt:
+        worker.join(finish_seconds)
+        raise
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
+def next_from(engine: Engine, answers: queue.SimpleQueue[Answer], *, until: float) -> Answer:
+    """Return the next of the answers that a thread receives from the engine.
+
+    Raises:
+        TimeoutError: there was none until that time of the monotonic clock.
+        EngineSilentError: the engine does not answer pings any more.
+    """
+    missed, since = 0, time.monotonic()
+    while (left := until - time.monotonic()) > 0:
+        try:
+            return answers.get(timeout=min(left, _IDLE_SECONDS))
+        except queue.Empty:
+            missed = 0 if engine.answers() else missed + 1
+        if missed >= _MISSED_PINGS:
+            raise _silent(time.monotonic() - since)
+    raise TimeoutError
+
+
+def _started(request: Callable[[], Answer], answers: queue.SimpleQueue[Answer | BaseException]) -> threading.Thread:
+    def run() -> None:
+        try:
+            answers.put(request())
+        except BaseException as error:  # noqa: BLE001  the one who waits raises it
+            answers.put(error)
+
+    worker = threading.Thread(target=run, daemon=True)  # one that hangs must not keep the process from ending
+    worker.start()
+    return worker
+
+
+def _bounded(request: Callable[[], Answer], seconds: float) -> Answer:
+    answers: queue.SimpleQueue[Answer | BaseException] = queue.SimpleQueue()
+    _started(request, answers)
+    try:
+        answer = answers.get(timeout=seconds)
+    except queue.Empty as error:
+        msg = f"no answer within {seconds:.0f} s"
+        raise TimeoutError(msg) from error
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
+def _silent(seconds: float) -> EngineSilentError:
+    return EngineSilentError(f"no answer for {seconds:.0f} s")
 
 
 @contextmanager
@@ -53,18 +163,21 @@ def connect() -> Iterator[Engine]:
         EngineError: it runs on an architecture that is none of ours.
     """
     address = _address()
+    patience = _CONNECT_SSH_SECONDS if address.startswith("ssh://") else 2 * _CONNECT_SECONDS
     try:
         _knock(address)
-        client = from_env(timeout=_CONNECT_SECONDS, use_ssh_client=True)
+        pulse = _bounded(lambda: from_env(timeout=_CONNECT_SECONDS, use_ssh_client=True), patience)
     except (*ENGINE_FAILURES, OSError) as error:
         raise _unavailable(address, error) from error
-    with closing(client):
+    with closing(pulse):
         try:
-            engine = _identify(client)
+            version = _bounded(pulse.version, patience)
         except ENGINE_FAILURES as error:
             raise _unavailable(address, error) from error
-        client.api.timeout = _ANSWER_SECONDS
-        yield engine
+        with closing(
+            _bounded(lambda: from_env(timeout=_LONGEST_SECONDS, version=pulse.api.api_version, use_ssh_client=True), patience)
+        ) as client:
+            yield _identify(version, client, pulse)
 
 
 @contextmanager
@@ -80,6 +193,9 @@ def engine_errors(doing: str) -> Iterator[None]:
         yield
     except ENGINE_FAILURES as error:
         reason = getattr(error, "explanation", None) or str(error) or type(error).__name__
+        if isinstance(error, requests.Timeout | TimeoutError):
+            msg = f"the container engine does not answer while {doing}: {reason}"
+            raise EngineError(msg, next_step=_RESTART) from error
         msg = f"the container engine failed while {doing}: {reason}"
         raise EngineError(msg, next_step=_next_step(str(reason))) from error
 
@@ -110,8 +226,7 @@ def _knock(address: str) -> None:
             door.connect(path)
 
 
-def _identify(client: DockerClient) -> Engine:
-    version = client.version()
+def _identify(version: Mapping[str, Any], client: DockerClient, pulse: DockerClient) -> Engine:
     try:
         architecture = Architecture.parse(version["Arch"])
     except ValueError as error:
@@ -120,6 +235,7 @@ def _identify(client: DockerClient) -> Engine:
     components = [str(component.get("Name", "")) for component in version.get("Components") or ()]
     return Engine(
         client=client,
+        pulse=pulse,
         name="Podman" if any("Podman" in component for component in components) else "Docker",
         version=str(version["Version"]),
         architecture=architecture,

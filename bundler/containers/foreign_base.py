@@ -9,6 +9,7 @@ import shutil
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,12 +17,14 @@ from docker.errors import APIError, ImageNotFound
 
 from bundler import console
 from bundler.architecture import Architecture
-from bundler.containers.engine import Engine, engine_errors
+from bundler.containers.engine import Engine, asked, engine_errors
 from bundler.containers.layers import Layer, read_layer, writing
 from bundler.errors import ImageError
 from bundler.targets import TargetProfile
 
 __all__ = ["BaseImage", "take_base_image"]
+
+_PULL_SECONDS = 7200.0  # of gigabytes over a slow line; the pings say earlier that the engine has stopped
 
 _GZIP = b"\x1f\x8b"
 
@@ -46,9 +49,8 @@ def take_base_image(engine: Engine, reference: str, profile: TargetProfile, work
     _require(engine, reference, profile)
     console.step(f"Taking {reference} from {engine.name} as the base image")
     exported = workspace / "base-image.tar"
-    with engine_errors(f"exporting {reference}"), writing(exported) as beside, beside.open("wb") as file:
-        for chunk in engine.client.api.get_image(reference):
-            file.write(chunk)
+    with engine_errors(f"exporting {reference}"), writing(exported) as beside:
+        asked(engine, partial(_export, engine, reference, beside), seconds=_PULL_SECONDS)
     with tarfile.open(exported) as archive:
         config, names = _configuration(archive, reference, profile.architecture)
         layers = tuple(_take_layer(archive, name, workspace / f"base-{index}.tar") for index, name in enumerate(names))
@@ -85,10 +87,16 @@ def find_python(layers: Sequence[Layer], path: str, reference: str, version: str
     raise ImageError(msg, next_step=f"Use one with Python {version}, such as `python:{version}-slim-bookworm`.")
 
 
+def _export(engine: Engine, reference: str, destination: Path) -> None:
+    with destination.open("wb") as file:
+        for chunk in engine.client.api.get_image(reference):
+            file.write(chunk)
+
+
 def _require(engine: Engine, reference: str, profile: TargetProfile) -> None:
     with engine_errors(f"looking for {reference}"):
         try:
-            held = engine.client.images.get(reference).attrs
+            held = asked(engine, lambda: engine.client.images.get(reference)).attrs
         except ImageNotFound:
             held = _pull(engine, reference, profile.platform)
     if held["Architecture"] != profile.architecture.value:
@@ -98,7 +106,8 @@ def _require(engine: Engine, reference: str, profile: TargetProfile) -> None:
 def _pull(engine: Engine, reference: str, platform: str) -> dict[str, Any]:
     console.step(f"Pulling {reference} for {platform}")
     try:
-        return dict(engine.client.images.pull(reference, platform=platform).attrs)
+        pull = partial(engine.client.images.pull, reference, platform=platform)
+        return dict(asked(engine, pull, seconds=_PULL_SECONDS).attrs)
     except APIError as error:
         msg = f"{engine.name} cannot pull {reference} for {platform}: {error.explanation}"
         raise ImageError(

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from docker.errors import APIError, ImageNotFound
 from bundler import console
 from bundler.architecture import Architecture
 from bundler.containers.base_image import base_layer
-from bundler.containers.engine import ENGINE_FAILURES, Engine, engine_errors
+from bundler.containers.engine import ENGINE_FAILURES, Engine, asked, engine_errors
 from bundler.containers.foreign_base import BaseImage, take_base_image
 from bundler.containers.layers import Layer, Member, file_members, write_layer, write_members, writing
 from bundler.containers.runtime_layer import RUNTIME, Wheel, runtime_layer
@@ -28,21 +26,21 @@ from bundler.errors import EngineUnavailableError, ImageError
 from bundler.targets import TargetProfile
 
 __all__ = [
-    "BUILD_REPOSITORY",
     "BUNDLE",
     "BUNDLE_LABEL",
     "DeviceImage",
     "ImageArchive",
     "assemble_image",
-    "build_reference",
     "loaded_image",
     "tag_image",
     "untag_image",
 ]
 
 BUNDLE = "opt/bundle"
-BUILD_REPOSITORY = "edge-bundler-build"  # names of images that a running command works with; removed when it ends
 BUNDLE_LABEL = "edge-bundler.bundle"  # SHA-256 of the runner.json in the image
+
+_LOAD_SECONDS = 300.0  # and what the slowest disk takes: an SD card
+_SLOWEST_LOAD = 1e6  # bytes a second
 
 _CREATED = "1970-01-01T00:00:00Z"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -128,11 +126,6 @@ def assemble_image(
     )
 
 
-def build_reference() -> str:
-    """Return a name for an image that no other command uses: the process it belongs to, and a random part."""
-    return f"{BUILD_REPOSITORY}:{os.getpid()}-{uuid.uuid4().hex[:12]}"
-
-
 @contextmanager
 def loaded_image(engine: Engine, archive: ImageArchive) -> Iterator[DeviceImage]:
     """Load an archive into the engine and check that it holds exactly that image; the archive's name is removed at the end.
@@ -146,7 +139,7 @@ def loaded_image(engine: Engine, archive: ImageArchive) -> Iterator[DeviceImage]
     console.step(f"Loading the device image ({archive.size_bytes / 1e6:.0f} MB) into {engine.name}")
     try:
         with engine_errors("loading the device image"), archive.path.open("rb") as file:
-            engine.client.images.load(file)
+            asked(engine, lambda: engine.client.images.load(file), seconds=_LOAD_SECONDS + archive.size_bytes / _SLOWEST_LOAD)
         yield _checked(engine, archive)
     finally:
         untag_image(engine, archive.reference)
@@ -154,7 +147,7 @@ def loaded_image(engine: Engine, archive: ImageArchive) -> Iterator[DeviceImage]
 
 def _checked(engine: Engine, archive: ImageArchive) -> DeviceImage:
     with engine_errors("inspecting the device image"):
-        held = engine.client.images.get(archive.reference)
+        held = asked(engine, lambda: engine.client.images.get(archive.reference))
     # An image's id differs between the engines' stores (configuration or manifest); the layers' digests do not.
     if tuple(held.attrs["RootFS"]["Layers"]) != archive.diff_ids:
         msg = f"the engine holds other layers under {archive.reference} than the ones that were loaded"
@@ -180,13 +173,13 @@ def tag_image(engine: Engine, image: DeviceImage, reference: str) -> None:
     """
     repository, _, tag = reference.rpartition(":")
     with engine_errors(f"tagging the device image as {reference}"):
-        engine.client.api.tag(image.id, repository, tag)
+        asked(engine, lambda: engine.client.api.tag(image.id, repository, tag))
 
 
 def untag_image(engine: Engine, reference: str) -> None:
     """Remove a name, and the image if that was its last one and no container uses it; no failure if there is none."""
     try:
-        engine.client.images.remove(reference)
+        asked(engine, lambda: engine.client.images.remove(reference))
     except ImageNotFound:
         return
     except ENGINE_FAILURES as error:

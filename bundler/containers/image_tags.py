@@ -9,7 +9,7 @@ from pathlib import Path
 from docker.errors import ImageNotFound
 
 from bundler import console
-from bundler.containers.engine import Engine, engine_errors
+from bundler.containers.engine import Engine, asked, engine_errors
 from bundler.containers.image import BUNDLE_LABEL, DeviceImage, tag_image, untag_image
 from bundler.resources import cache_directory
 
@@ -50,14 +50,14 @@ def name_image(engine: Engine, image: DeviceImage, reference: str, *, bundle: Pa
 def _held(engine: Engine, reference: str) -> str | None:
     with engine_errors(f"looking for {reference}"):
         try:
-            return str(engine.client.images.get(reference).id)
+            return str(asked(engine, lambda: engine.client.images.get(reference)).id)
         except ImageNotFound:
             return None
 
 
 def _label(engine: Engine, reference: str) -> str | None:
     with engine_errors(f"inspecting {reference}"):
-        labels: dict[str, str] = engine.client.images.get(reference).labels
+        labels: dict[str, str] = asked(engine, lambda: engine.client.images.get(reference)).labels
     return labels.get(BUNDLE_LABEL)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import secrets
 import shutil
 import stat
 import tarfile
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from bundler.errors import OutOfSpaceError
+from bundler.interruption import shielded
 
 __all__ = ["Layer", "Member", "file_members", "read_layer", "write_layer", "write_members", "writing"]
 
@@ -78,27 +79,30 @@ def read_layer(path: Path) -> Layer:
 
 
 @contextmanager
-def writing(destination: Path) -> Iterator[Path]:
+def writing(destination: Path, *, prefix: str | None = None) -> Iterator[Path]:
     """Yield a path beside `destination` for a file or folder that takes its place when the block ends well.
 
-    A folder that another process finished meanwhile stays as it is.
+    Until then it is in a temporary folder whose name begins with `prefix`. A folder that another process finished meanwhile
+    stays as it is.
 
     Raises:
         OutOfSpaceError: the disk is full.
     """
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as folder:
-        beside = Path(folder, destination.name)
-        try:
-            yield beside
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise OutOfSpaceError(str(destination)) from error
-            raise
-        if beside.is_dir() and destination.is_dir():
-            shutil.rmtree(beside)
-        else:
+    folder = destination.with_name(f"{prefix or f'.{destination.name}.'}{secrets.token_hex(4)}")
+    beside = folder / destination.name
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700)
+        yield beside
+        if not (beside.is_dir() and destination.is_dir()):
             beside.replace(destination)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutOfSpaceError(str(destination)) from error
+        raise
+    finally:
+        with shielded():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _add(tar: tarfile.TarFile, member: Member) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -16,14 +17,16 @@ from pathlib import Path
 from bundler import console
 from bundler.containers.cache import cached_folder
 from bundler.containers.cut import CutList
-from bundler.containers.layers import Layer, Member, read_layer, write_layer
-from bundler.errors import ImageError
+from bundler.containers.helper_program import full_disk, run_helper
+from bundler.containers.layers import Layer, Member, write_layer
+from bundler.errors import ImageError, OutOfSpaceError
 from bundler.resources import resource
 from bundler.targets import RuntimeProfile, TargetProfile
 
 __all__ = ["RUNTIME", "RuntimeLayer", "Wheel", "runtime_layer"]
 
 RUNTIME = "opt/runtime"
+_SECONDS = 3600.0  # over a slow line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +57,8 @@ def runtime_layer(profile: TargetProfile) -> RuntimeLayer:
         "recipe": resource("docker", "runtime", "cut-away.txt").read_text(encoding="utf-8"),
     }
     folder = cached_folder("runtime", facts, lambda partial: _build(profile, partial))
-    wheels = json.loads((folder / "wheels.json").read_text(encoding="utf-8"))
-    return RuntimeLayer(layer=read_layer(folder / "layer.tar"), wheels=tuple(Wheel(**wheel) for wheel in wheels))
+    wheels = json.loads((folder.path / "wheels.json").read_text(encoding="utf-8"))
+    return RuntimeLayer(layer=folder.layer("layer.tar"), wheels=tuple(Wheel(**wheel) for wheel in wheels))
 
 
 def _build(profile: TargetProfile, folder: Path) -> None:
@@ -80,11 +83,24 @@ def _download(runtime: RuntimeProfile, destination: Path) -> None:
         *("--implementation=cp", f"--python-version={runtime.python}"),
         *(f"--abi={abi}" for abi in (tag, "abi3", "none")),
         *(f"--platform={platform}" for platform in runtime.wheel_platforms),
+        "--",
         *runtime.requirements,
     ]
-    with console.progress("pip: fetching wheels", total=None):
-        run = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
+    temporary = destination.with_name("temporary")  # beside, where there is room for wheels anyway: TMPDIR may be small
+    temporary.mkdir()
+    try:
+        with console.progress("pip: fetching wheels", total=None):
+            run = run_helper(command, seconds=_SECONDS, environment={"TMPDIR": str(temporary)})
+    except subprocess.TimeoutExpired as error:
+        raise ImageError(
+            f"pip took longer than {_SECONDS / 60:.0f} minutes and was ended",
+            next_step="See that the package index can be reached, then run the same command again.",
+        ) from error
+    shutil.rmtree(temporary, ignore_errors=True)
     if run.returncode:
+        full = full_disk(run.stderr, (destination.parent,))
+        if full is not None:
+            raise OutOfSpaceError(str(full))
         reason = "; ".join(re.findall(r"^ERROR: (.*)$", run.stderr, re.MULTILINE)) or run.stderr[-500:]
         wanted = f"{', '.join(runtime.requirements)} for {runtime.wheel_platforms[0]} and Python {runtime.python}"
         msg = f"pip could not fetch {wanted}: {reason}"

@@ -6,18 +6,22 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 from bundler.containers.emulation import NotRunnable, decide_launch
 from bundler.containers.engine import Engine
+from bundler.errors import BundlerError
+from bundler.pipeline.leftovers import Leftover, clean, find_leftovers
 from bundler.pipeline.proof import engine_or_reason
 from bundler.resources import cache_directory
 from bundler.targets import TargetProfile, load_targets
 
-__all__ = ["Finding", "diagnose"]
+__all__ = ["Finding", "clean_up", "diagnose"]
 
+_BY_HAND = "Its process may be alive, on another machine or in a container: `docker rm --force`, or `docker rmi`, if it is not."
 _ROOM = 5  # GB: a base image, the wheels of both targets, and a few device images
 _PACKAGES = ("edge-bundler", "torch", "torchvision", "onnx", "onnxruntime", "docker")
 
@@ -27,13 +31,13 @@ class Finding:
     """One thing that was looked at."""
 
     subject: str
-    status: Literal["ok", "missing"]
+    status: Literal["ok", "missing", "left over", "removed", "not removed"]
     detail: str
     next_step: str = ""
 
 
-def diagnose() -> tuple[Finding, ...]:
-    """Look at the packages, the engine, each CPU of each target, the base image's tool and the disk."""
+def diagnose(output: Path) -> tuple[Finding, ...]:
+    """Check packages, engine, each CPU of each target, the base image's tool and the disk; list what killed commands left."""
     with engine_or_reason() as engine:
         return (
             Finding(subject="versions", status="ok", detail=", ".join(f"{name} {version(name)}" for name in _PACKAGES)),
@@ -41,7 +45,40 @@ def diagnose() -> tuple[Finding, ...]:
             *(finding for target in load_targets() for finding in _target(engine, target)),
             _base_image_tool(),
             _disk(),
+            *_leftovers(engine, output, remove=False),
         )
+
+
+def clean_up(output: Path) -> tuple[Finding, ...]:
+    """Remove what killed commands left in `output`, in the cache and in the engine; what living ones use stays."""
+    with engine_or_reason() as engine:
+        findings = _leftovers(engine, output, remove=True)
+        unasked = () if isinstance(engine, Engine) else (_engine(engine),)
+    return (*unasked, *findings)
+
+
+def _leftovers(engine: Engine | Exception, output: Path, *, remove: bool) -> tuple[Finding, ...]:
+    try:
+        found = find_leftovers(engine, output)
+    except BundlerError as error:
+        return (Finding(subject="leftovers", status="missing", detail=error.message, next_step=error.next_step),)
+    if not found:
+        return (Finding(subject="leftovers", status="ok", detail=f"none in {output}, the cache and the engine"),)
+    if remove:
+        return tuple(
+            Finding(
+                subject=item.leftover.name,
+                status="not removed" if item.problem else "removed",
+                detail=item.leftover.detail,
+                next_step=item.problem,
+            )
+            for item in clean(tuple(item for item in found if item.remove))
+        ) + tuple(_left(item, _BY_HAND) for item in found if not item.remove)
+    return tuple(_left(item, f"`bundler doctor --clean --output {output}`" if item.remove else _BY_HAND) for item in found)
+
+
+def _left(item: Leftover, next_step: str) -> Finding:
+    return Finding(subject=item.name, status="left over", detail=item.detail, next_step=next_step)
 
 
 def _engine(engine: Engine | Exception) -> Finding:
@@ -82,7 +119,10 @@ def _base_image_tool() -> Finding:
 
 
 def _disk() -> Finding:
-    folder = cache_directory()
+    try:
+        folder = cache_directory()
+    except BundlerError as error:
+        return Finding(subject="disk", status="missing", detail=error.message, next_step=error.next_step)
     free = shutil.disk_usage(folder).free / 1e9
     enough = free >= _ROOM
     return Finding(

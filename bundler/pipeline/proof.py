@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bundler import console
 from bundler.containers.engine import Engine, connect
-from bundler.containers.image import BUNDLE_LABEL, DeviceImage, assemble_image, build_reference, loaded_image
+from bundler.containers.image import BUNDLE_LABEL, DeviceImage, assemble_image, loaded_image
 from bundler.containers.image_tags import TaggedImage
+from bundler.containers.owner import temporary_reference
 from bundler.errors import BundleDamagedError, EngineUnavailableError, ImageError
 from bundler.manifest import Evidence, ImageRecord, WheelRecord, read_manifest
 from bundler.packaging.checksums import sha256_of
@@ -58,7 +60,7 @@ def image_for(
         target,
         bundle=bundle,
         files=files,
-        reference=build_reference(),
+        reference=temporary_reference(f"{target.name}-{uuid.uuid4().hex[:12]}"),
         labels={"org.opencontainers.image.title": identifier, BUNDLE_LABEL: sha256_of(bundle / "runner.json")},
         base_image=base_image,
         engine=engine,

@@ -25,7 +25,7 @@ from bundler.manifest import (
 from bundler.packaging.archive import write_archive
 from bundler.packaging.checksums import check_checksums, sha256_of
 from bundler.packaging.papers import write_papers
-from bundler.packaging.placing import place, workshop
+from bundler.packaging.placing import place, recover, recover_all, workshop
 from bundler.packaging.staging import model_path
 from bundler.pipeline.fleet import foreign_image, may_be_exact, prove_in_the_fleet
 from bundler.pipeline.ledger import host_place, image_place, make_ledger
@@ -65,6 +65,7 @@ def find_bundles(output: Path, target: TargetProfile) -> tuple[Path, ...]:
         BundleNotFoundError: there is none.
     """
     folder = output / target.name
+    recover_all(folder)
     found = sorted(path.parent for path in folder.glob("*/manifest.json") if not path.parent.name.startswith("."))
     bundles = tuple(path for path in found if path.suffix != ".failed")
     if not bundles:
@@ -86,6 +87,7 @@ def verify_bundle(directory: Path, target: TargetProfile, *, explain: bool = Fal
         BundleDamagedError: a file is changed, missing or new, or the manifest cannot be read; each is named.
         EngineError: the engine or an image failed.
     """
+    recover(directory.resolve())
     manifest = read_manifest(directory)
     console.heading(f"{manifest.bundle} ({directory})")
     check_checksums(directory)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import docker
-from bundler.containers.image import BUILD_REPOSITORY
+from bundler.containers.owner import TEMPORARY
 
 BUNDLER = [sys.executable, "-c", "from bundler.cli import main; main()"]
 ROOT = Path(__file__).parents[2]
@@ -135,7 +135,7 @@ def main() -> int:
         for image in client.images.list(name="resnet18"):
             for tag in set(image.tags) - names:
                 client.images.remove(tag)
-        left = [f"image {image.id}" for image in client.images.list(name=BUILD_REPOSITORY)]
+        left = [f"image {image.id}" for image in client.images.list(name=f"{TEMPORARY}/*")]
         left += [path.name for path in folder.rglob(".*") if path.is_dir() or path.is_file()]
         shutil.rmtree(folder / "one", ignore_errors=True)
     print(f"{tried - failures} pairs held, {failures} did not")

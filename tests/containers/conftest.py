@@ -57,6 +57,8 @@ def engine_on() -> Iterator[Callable[..., Engine]]:
     with closing(DockerClient(base_url="unix:///nowhere/docker.sock", version="1.41")) as client:
 
         def make(architecture: Architecture, *, shares_kernel: bool = True) -> Engine:
-            return Engine(client=client, name="Docker", version="1", architecture=architecture, shares_kernel=shares_kernel)
+            return Engine(
+                client=client, pulse=client, name="Docker", version="1", architecture=architecture, shares_kernel=shares_kernel
+            )
 
         yield make

@@ -56,7 +56,7 @@ def test_wheels_are_laid_out_as_an_installer_does_and_pruned(cache: Path, index:
     assert [(item.file, item.sha256) for item in runtime.wheels] == [
         (wheel.name, hashlib.sha256(wheel.read_bytes()).hexdigest())
     ]
-    assert {path.name for path in cache.glob("*/*")} == {"layer.tar", "wheels.json"}
+    assert {path.name for path in cache.glob("*/*")} == {"checksums.json", "layer.tar", "wheels.json"}
 
 
 def test_the_second_use_needs_no_index(cache: Path, index: Path, arm64: TargetProfile) -> None:

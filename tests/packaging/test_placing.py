@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from bundler.errors import OutputError
-from bundler.packaging.placing import place, workshop
+from bundler.packaging.placing import find_leftovers, place, recover, recover_all, remove_leftover, workshop
 
 
 def finished(folder: Path, text: str) -> Path:
@@ -118,3 +122,226 @@ def test_a_read_only_disk_is_refused(tmp_path: Path) -> None:
             pass
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+# Places `new` at `model` and ends by the signal just before the n-th of its operations on files.
+PLACING = """
+import os, sys
+from pathlib import Path
+from bundler.interruption import end_by_signals
+from bundler.packaging.placing import place, workshop
+folder, last, number = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+count = 0
+def watch(event, arguments):
+    global count
+    changes = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "fcntl.flock")
+    if changes or event == "open" and str(arguments[0]).startswith(str(folder)):
+        count += 1
+        if count == last:
+            os.kill(os.getpid(), number)
+end_by_signals()
+with workshop(folder / "model") as work:
+    (work / "model").mkdir()
+    (work / "model" / "file").write_text("new")
+    (work / "model" / "manifest.json").write_text("{}")
+    (work / "model.tar.gz").write_text("new archive")
+    sys.addaudithook(watch)
+    place(work / "model", folder / "model", archive=work / "model.tar.gz", archive_path=folder / "model.tar.gz")
+print(count)
+"""
+
+
+def placing(folder: Path, last: int = 0, number: int = signal.SIGKILL) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", PLACING, str(folder), str(last), str(int(number))]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def contents(folder: Path) -> tuple[str | None, str | None]:
+    file, archive = folder / "model" / "file", folder / "model.tar.gz"
+    return (file.read_text() if file.exists() else None, archive.read_text() if archive.exists() else None)
+
+
+@pytest.mark.parametrize("earlier", [True, False], ids=["with an earlier bundle", "the first bundle"])
+def test_a_kill_at_any_step_leaves_the_old_or_the_new_bundle_after_the_next_command(tmp_path: Path, earlier: bool) -> None:
+    old = ("old", "old archive") if earlier else (None, None)
+    seen = set()
+    last = 0
+    for last in range(1, 200):
+        folder = tmp_path / str(last)
+        folder.mkdir()
+        if earlier:
+            finished(folder / "model", "old")
+            (folder / "model.tar.gz").write_text("old archive")
+        if placing(folder, last).returncode == 0:
+            break
+        between = contents(folder)
+        recover(folder / "model")
+        after = contents(folder)
+        assert after in (old, ("new", "new archive")), (last, between, after)
+        seen.add((between == after, after[0]))
+        for leftover in find_leftovers(folder):
+            assert remove_leftover(leftover)
+        assert names(folder) == (["model", "model.tar.gz"] if after[0] else []), last
+        assert contents(folder) == after
+        shutil.rmtree(folder)
+    assert last > 20
+    assert seen >= {(True, old[0]), (True, "new"), (False, "new")}  # before, after, and between the moves
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_at_any_step_leaves_one_whole_bundle_and_nothing_else(tmp_path: Path, number: int) -> None:
+    last = 0
+    for last in range(1, 200, 6):
+        folder = tmp_path / str(last)
+        folder.mkdir()
+        finished(folder / "model", "old")
+        (folder / "model.tar.gz").write_text("old archive")
+        if placing(folder, last, number).returncode == 0:
+            break
+        assert contents(folder) in (("old", "old archive"), ("new", "new archive")), last
+        assert names(folder) == ["model", "model.tar.gz"], last
+    assert last > 20
+
+
+def test_a_kill_between_the_moves_is_found_where_the_folder_is_gone(tmp_path: Path) -> None:
+    """`bundler verify` looks for bundles in a folder that holds none, for the moment."""
+    for last in range(1, 200):
+        folder = tmp_path / str(last)
+        folder.mkdir()
+        finished(folder / "model", "old")
+        if placing(folder, last).returncode == 0:
+            pytest.fail("it was never seen without a bundle")
+        if not (folder / "model").exists():
+            recover_all(folder)
+            assert contents(folder) == ("new", "new archive")
+            return
+
+
+def test_a_transaction_that_cannot_be_completed_is_taken_back(tmp_path: Path, directory: Path) -> None:
+    work = tmp_path / ".model-00000000.work"
+    finished(work, "x")
+    finished(work / "new", "new")
+    (work / "new-archive").write_text("new archive")
+    journal = {"schema": "edge-bundler/placing/1", "directory": "model", "archive": "model.tar.gz"}
+    (work / "journal.json").write_text(json.dumps(journal))
+    (tmp_path / "model.tar.gz").unlink()
+    finished(tmp_path / "model.tar.gz", "a folder is in the way")
+    recover(directory)
+    assert (directory / "file").read_text() == "old"
+    assert names(tmp_path) == ["model", "model.tar.gz"]
+
+
+@pytest.mark.parametrize(
+    "journal",
+    [
+        "",
+        "[]",
+        "null",
+        '{"schema": "edge-bundler/placing/1", "directory": "../model", "archive": null}',
+        '{"schema": "edge-bundler/placing/1", "directory": "other", "archive": null}',
+        '{"schema": "edge-bundler/placing/1", "directory": "model", "archive": "../../x.tar.gz"}',
+        '{"schema": "edge-bundler/placing/1", "directory": "model", "archive": ".profile"}',
+        '{"schema": "edge-bundler/placing/1", "directory": ["model"], "archive": 3}',
+    ],
+)
+def test_a_journal_of_a_stranger_moves_nothing(tmp_path: Path, directory: Path, journal: str) -> None:
+    work = tmp_path / ".model-00000000.work"
+    work.mkdir()
+    finished(work / "new", "new")
+    (work / "journal.json").write_text(journal)
+    recover(directory)
+    assert (directory / "file").read_text() == "old"
+    assert (work / "new" / "file").read_text() == "new"
+
+
+def test_a_journal_that_is_a_fifo_is_not_waited_for(tmp_path: Path, directory: Path) -> None:
+    work = tmp_path / ".model-00000000.work"
+    work.mkdir()
+    os.mkfifo(work / "journal.json")
+    recover(directory)
+    assert (directory / "file").read_text() == "old"
+
+
+def test_processes_that_place_at_once_end_well_and_one_bundle_is_whole(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PLACING, str(tmp_path), "0", "9"]
+    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(6)]
+    for process in processes:
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0, stderr
+    assert contents(tmp_path) == ("new", "new archive")
+    assert names(tmp_path) == ["model", "model.tar.gz"]
+
+
+def test_the_folder_of_a_living_process_is_no_leftover(tmp_path: Path) -> None:
+    with workshop(tmp_path / "model") as folder:
+        assert find_leftovers(tmp_path) == ()
+        program = (
+            "import sys; from pathlib import Path; from bundler.packaging.placing import *\n"
+            "print(len(find_leftovers(Path(sys.argv[1]))), remove_leftover(Leftover(path=Path(sys.argv[2]), unplaced=None)))"
+        )
+        run = subprocess.run([sys.executable, "-c", program, tmp_path, folder], capture_output=True, text=True, check=True)
+        assert run.stdout == "0 False\n"
+        assert folder.is_dir()
+
+
+def test_the_folder_of_a_killed_process_is_a_leftover(tmp_path: Path) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from bundler.packaging.placing import workshop\n"
+        "with workshop(Path(sys.argv[1])) as folder:\n    print(folder, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "model")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        folder = Path(process.stdout.readline().strip())
+        assert find_leftovers(tmp_path) == ()
+        process.kill()
+    (leftover,) = find_leftovers(tmp_path)
+    assert (leftover.path, leftover.unplaced) == (folder, None)
+    assert remove_leftover(leftover)
+    assert names(tmp_path) == []
+
+
+def test_leftovers_of_older_versions_are_known_by_what_is_in_them(tmp_path: Path) -> None:
+    (tmp_path / ".model-abcd_123" / "model" / "models").mkdir(parents=True)
+    (tmp_path / ".model-old-abcdefgh" / "model").mkdir(parents=True)
+    (tmp_path / ".model-old-abcdefgh" / "model" / "manifest.json").write_text("{}")
+    (tmp_path / ".venv-python11" / "bin").mkdir(parents=True)
+    (tmp_path / ".backup-settings" / "backup").mkdir(parents=True)
+    for leftover in find_leftovers(tmp_path):
+        remove_leftover(leftover)
+    assert names(tmp_path) == [".backup-settings", ".venv-python11", "model"]
+    assert (tmp_path / "model" / "manifest.json").read_text() == "{}"
+
+
+def test_a_name_as_long_as_a_file_system_allows(tmp_path: Path) -> None:
+    name = "m" * 248
+    archive = tmp_path / "a"
+    archive.write_text("archive")
+    with workshop(tmp_path / name) as folder:
+        place(finished(folder / "new", "new"), tmp_path / name, archive=archive, archive_path=tmp_path / f"{name}.tar.gz")
+    assert names(tmp_path) == [name, f"{name}.tar.gz"]
+
+
+def test_modes_do_not_depend_on_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with workshop(tmp_path / "model") as folder:
+            bundle = finished(folder / "model", "new")
+            (bundle / "models").mkdir()
+            (bundle / "models" / "fp32.onnx").write_text("x")
+            (bundle / "runner.py").write_text("x")
+            archive = folder / "a"
+            archive.write_text("x")
+            place(bundle, tmp_path / "model", archive=archive, archive_path=tmp_path / "model.tar.gz")
+    finally:
+        os.umask(before)
+    modes = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {
+        "model": 0o755,
+        "model.tar.gz": 0o644,
+        "model/file": 0o644,
+        "model/models": 0o755,
+        "model/models/fp32.onnx": 0o644,
+        "model/runner.py": 0o755,
+    }

@@ -24,7 +24,9 @@ from onnx import numpy_helper
 from PIL import Image
 
 import docker
-from bundler.containers.image import BUILD_REPOSITORY
+from bundler.containers.engine import connect
+from bundler.containers.leftovers import find_engine_leftovers
+from bundler.containers.owner import TEMPORARY
 from bundler.manifest import read_manifest
 from bundler.packaging.checksums import sha256_of, write_checksums
 
@@ -120,7 +122,8 @@ def test_int8_gives_the_same_bits_on_every_cpu_of_both_targets(
     assert int8.quantization.optimization_levels[str(level)] == int8.evidence[0].outputs_sha256
     # Without fusing, ONNX Runtime computes between Dequantize and Quantize in float: the level that was proved matters.
     assert int8.quantization.optimization_levels["disabled"] != int8.evidence[0].outputs_sha256
-    assert docker.from_env().images.list(name=BUILD_REPOSITORY) == []
+    with connect() as engine:
+        assert [left.name for left in find_engine_leftovers(engine) if left.kind == "image"] == []
 
 
 def test_torchs_own_arm_qconfig_saturates_on_haswell_and_is_not_called_exact(
@@ -140,7 +143,7 @@ def test_torchs_own_arm_qconfig_saturates_on_haswell_and_is_not_called_exact(
     failing = ("--mode", "int8-ptq", *options, "--tag", tag)
     bundler("bundle", "resnet18", "--target", str(profile), *failing, "--output", str(tmp_path), code=8)
     assert client.images.get(tag).id == good  # an image that failed takes no name
-    assert client.images.list(name=BUILD_REPOSITORY) == []
+    assert client.images.list(name=f"{TEMPORARY}/*") == []
     client.images.remove(tag)
     (mode,) = read_manifest(tmp_path / "x86-fbgemm" / "resnet18.failed").modes
     assert not mode.exact

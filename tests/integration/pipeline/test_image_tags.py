@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import docker
-from bundler.containers.image import BUILD_REPOSITORY, BUNDLE_LABEL
+from bundler.containers.image import BUNDLE_LABEL
+from bundler.containers.owner import TEMPORARY
 from bundler.manifest import read_manifest
 from bundler.packaging.checksums import sha256_of, write_checksums
 
@@ -96,7 +97,7 @@ def test_two_builds_of_one_model_have_an_image_each_and_their_commands_run_the_r
         done = subprocess.run([*documented_command(bundle), "--json"], capture_output=True, text=True, check=False, timeout=120)
         (mode,) = json.loads(done.stdout)["modes"]
         assert mode["outputs_sha256"] == outputs_of(bundle)
-    assert client.images.list(name=BUILD_REPOSITORY) == []
+    assert client.images.list(name=f"{TEMPORARY}/*") == []
 
     image = read_manifest(first).image
     assert image is not None
@@ -122,7 +123,7 @@ def test_a_replaced_image_is_removed_when_no_bundle_needs_it(build: Build, clien
     with pytest.raises(docker.errors.ImageNotFound):
         client.images.get(image.reference)
     assert client.images.get("edge-bundler-test/mine:1").id == read_manifest(place(tmp_path / "b")).image.digest  # type: ignore[union-attr]
-    assert client.images.list(name=BUILD_REPOSITORY) == []
+    assert client.images.list(name=f"{TEMPORARY}/*") == []
 
 
 def test_verify_replaces_evidence_that_is_false_and_says_so(build: Build, profile: Path, tmp_path: Path) -> None:

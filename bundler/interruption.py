@@ -1,0 +1,85 @@
+"""SIGINT, SIGTERM and SIGHUP end a command once, in order: clean-up that has begun is finished, whatever else arrives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["SIGNALS", "InterruptedBySignal", "end_by_signals", "shielded"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+CLEAN_UP_SECONDS = 60.0  # an engine that does not answer is given up long before
+
+
+class InterruptedBySignal(KeyboardInterrupt):
+    """The command was told to end; `exit_code` is 128 and the signal's number, as a shell reports it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+class _State:
+    """What the handler and the shields share. Only the main thread handles signals."""
+
+    def __init__(self) -> None:
+        self.shields = 0
+        self.waiting: int | None = None  # the signal that arrived behind a shield
+        self.ending = False
+
+
+_state = _State()
+
+
+def end_by_signals() -> None:
+    """From now on, the first of the signals raises InterruptedBySignal in the main thread, and later ones do nothing.
+
+    If the process is still there `CLEAN_UP_SECONDS` after the first one, it exits without further clean-up.
+    """
+    for number in SIGNALS:
+        ignored = signal.getsignal(number) is signal.SIG_IGN  # by nohup, or by a shell for what it starts in the background
+        if not ignored or number == signal.SIGTERM:
+            signal.signal(number, _handle)
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Let a signal wait until the block has ended; for clean-up that is short and must not be cut in two.
+
+    Without `end_by_signals`, and in other threads than the main one, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _state.shields += 1
+    try:
+        yield
+    finally:
+        _state.shields -= 1
+        if _state.shields == 0 and _state.waiting is not None:
+            number, _state.waiting = _state.waiting, None
+            raise InterruptedBySignal(number)
+
+
+def _handle(number: int, _frame: FrameType | None) -> None:
+    if _state.ending:
+        return
+    _state.ending = True
+    watch = threading.Timer(CLEAN_UP_SECONDS, _give_up, args=(number,))
+    watch.daemon = True
+    watch.start()
+    if _state.shields:
+        _state.waiting = number
+        return
+    raise InterruptedBySignal(number)
+
+
+def _give_up(number: int) -> None:
+    sys.stderr.write("\n! clean-up did not end in time; `bundler doctor --clean` removes what is left\n")
+    sys.stderr.flush()
+    os._exit(128 + number)

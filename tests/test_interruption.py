@@ -1,0 +1,92 @@
+"""Signals, as processes get them: the first one ends the command, and clean-up that has begun is finished."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+BEGIN = "import sys, time\nfrom bundler import interruption\nfrom bundler.interruption import *\n"
+CLEANING = """
+end_by_signals()
+try:
+    try:
+        print("working", flush=True)
+        time.sleep(60)
+    finally:
+        for part in range(4):
+            time.sleep(0.3)
+        print("cleaned", flush=True)
+except InterruptedBySignal as error:
+    sys.exit(error.exit_code)
+"""
+SHIELDED = """
+end_by_signals()
+try:
+    with shielded():
+        print("working", flush=True)
+        time.sleep(1)
+        print("cleaned", flush=True)
+    print("not reached", flush=True)
+except InterruptedBySignal as error:
+    sys.exit(error.exit_code)
+"""
+HANGING = """
+interruption.CLEAN_UP_SECONDS = 0.5
+end_by_signals()
+try:
+    print("working", flush=True)
+    time.sleep(60)
+finally:
+    time.sleep(60)
+"""
+
+
+def signalled(program: str, *numbers: int, pause: float = 0.2) -> tuple[int, str, str]:
+    with subprocess.Popen(
+        [sys.executable, "-c", BEGIN + program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "working\n"
+        for number in numbers:
+            process.send_signal(number)
+            time.sleep(pause)
+        stdout, stderr = process.communicate(timeout=30)
+    return process.returncode, stdout, stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_clean_up_is_finished_whatever_else_arrives(number: int) -> None:
+    more = (number, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    assert signalled(CLEANING, *more) == (128 + number, "cleaned\n", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_shield_lets_a_signal_wait(number: int) -> None:
+    assert signalled(SHIELDED, number, number) == (128 + number, "cleaned\n", "")
+
+
+def test_clean_up_that_hangs_is_given_up() -> None:
+    start = time.monotonic()
+    code, _, stderr = signalled(HANGING, signal.SIGTERM)
+    assert code == 143
+    assert "bundler doctor --clean" in stderr
+    assert time.monotonic() - start < 20
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    program = 'import os, signal\nend_by_signals()\nos.kill(os.getpid(), signal.SIGHUP)\nprint("here still")'
+    run = subprocess.run(
+        ["bash", "-c", 'trap "" HUP; exec "$@"', "-", sys.executable, "-c", BEGIN + program],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=dict(os.environ),
+        cwd=Path(__file__).parents[1],
+    )
+    assert run.stdout == "here still\n"
