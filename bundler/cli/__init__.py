@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import signal
 import sys
 from types import FrameType
@@ -80,6 +81,9 @@ def cli(debug: bool) -> None:
 def main() -> None:
     """Run the command line; every failure becomes a message, a next step and an exit code here and nowhere else."""
     signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack any character, and must not stop us
     debug = "--debug" in sys.argv[1:2]
     try:
         code: Any = cli.main(standalone_mode=False)

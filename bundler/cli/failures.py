@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 
@@ -19,7 +20,7 @@ def report(error: BaseException, *, debug: bool) -> int:
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, click.ClickException):
-        error.show()
+        _show_usage(error)
         return error.exit_code
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
@@ -42,6 +43,16 @@ def report(error: BaseException, *, debug: bool) -> int:
         "This was not foreseen. `bundler --debug …` shows where it happened; please report it with that.",
     )
     return 1
+
+
+def _show_usage(error: click.ClickException) -> None:
+    """Print what click says about the command line; the arguments that it repeats are made visible."""
+    from bundler import console  # noqa: PLC0415  as above
+
+    text = io.StringIO()
+    error.show(file=text)
+    for line in text.getvalue().splitlines():
+        console.plain(line)
 
 
 def _is_full_disk(error: OSError) -> bool:
