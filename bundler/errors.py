@@ -30,6 +30,7 @@ __all__ = [
     "TrainingError",
     "UnknownModelError",
     "UnknownTargetError",
+    "UntrustedBundleError",
     "VerificationFailedError",
     "nearest",
 ]
@@ -177,6 +178,12 @@ class BundleDamagedError(BundlerError):
 
 
 class BundleNotFoundError(BundlerError):
+    exit_code = 11
+
+
+class UntrustedBundleError(BundlerError):
+    """A bundle that asks for something that only the user may ask for."""
+
     exit_code = 11
 
 

@@ -8,8 +8,8 @@ import click
 
 from bundler import console
 from bundler.cli.summary import print_summary
-from bundler.manifest import Manifest, QuantizationRecord, RecoveryRecord, read_manifest
-from bundler.packaging.checksums import check_checksums
+from bundler.manifest import Manifest, QuantizationRecord, RecoveryRecord
+from bundler.packaging.reading import check_bundle
 
 __all__ = ["command"]
 
@@ -28,8 +28,7 @@ def command(*, bundle: Path, layers: bool, as_json: bool) -> None:
       bundler inspect dist/arm64-qnnpack/mobilenet_v2
       bundler inspect --layers dist/arm64-qnnpack/mobilenet_v2
     """
-    manifest = read_manifest(bundle)
-    check_checksums(bundle)
+    manifest = check_bundle(bundle).manifest
     if as_json:
         console.json_result(manifest.model_dump(mode="json", by_alias=True))
         return
@@ -78,7 +77,8 @@ def _print_layers(manifest: Manifest) -> None:
     for mode in manifest.modes:
         if mode.quantization is None:
             continue
-        console.text_result(f"\n{mode.name}: torch's INT8 against FP32 on the golden pictures, as the layers are executed")
+        console.text_result("")
+        console.text_result(f"{mode.name}: torch's INT8 against FP32 on the golden pictures, as the layers are executed")
         rows = [
             (layer.name, _decibel(layer.weight_sqnr_db), _decibel(layer.output_sqnr_db)) for layer in mode.quantization.layers
         ]
