@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -27,10 +28,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from bundler import cli
+from bundler.cli import verify as _verify  # noqa: F401  with everything that it needs, before the processes are forked
 
 REFUSED, INCOMPLETE = 11, 3
 MOST_SECONDS, MOST_MIB = 60, 1536
+SECRET = "what only the owner of this machine may read"
 ESC = "\x1b]0;owned\x07\x1b[31mred\u202e\u0085\x00"
 
 Json = dict[str, Any]
@@ -117,7 +124,9 @@ def replace(name: str, old: str, new: str) -> Callable[[Path, Path], None]:
 
 def hostile_runner(bundle: Path, outside: Path) -> None:
     code = f"import pathlib, os\npathlib.Path({str(outside)!r}, 'executed').write_text(str(dict(os.environ)))\n"
-    (bundle / "runner.py").write_text(code + (bundle / "runner.py").read_text().partition("from __future__ import annotations\n")[2])
+    (bundle / "runner.py").write_text(
+        code + (bundle / "runner.py").read_text().partition("from __future__ import annotations\n")[2]
+    )
 
 
 def module_beside(bundle: Path, outside: Path) -> None:
@@ -297,30 +306,41 @@ class Outcome:
 
 
 def run_bundler(arguments: list[str], home: Path) -> Outcome:
-    environment = {
-        **{name: value for name, value in os.environ.items() if name not in ("COLUMNS", "XDG_CACHE_HOME")},
-        **{"DOCKER_HOST": "unix:///nonexistent", "HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[2])},
-        "SECRET_TOKEN": "secret",
-    }
-    command = [sys.executable, "-P", "-c", "from bundler.cli import main; main()", *arguments]
+    """Run the command line in a fork of this process, which has imported it: that takes a tenth of the time."""
     started = time.monotonic()
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
-        status = None
-        while status is None and time.monotonic() - started < MOST_SECONDS:
-            ended, code, usage = os.wait4(process.pid, os.WNOHANG)
-            if ended:
-                status = os.waitstatus_to_exitcode(code)
-                process.returncode = status
-            else:
-                time.sleep(0.02)
-        if status is None:
-            process.kill()
-            _, _, usage = os.wait4(process.pid, 0)
-            status = process.returncode = 124
+        process = os.fork()
+        if process == 0:
+            become_bundler(arguments, home, output.fileno())
+        ended, seconds = 0, 0.0
+        while not ended and seconds < MOST_SECONDS:
+            time.sleep(0.02)
+            ended, status, usage = os.wait4(process, os.WNOHANG)
+            seconds = time.monotonic() - started
+        if not ended:
+            os.killpg(process, signal.SIGKILL)
+            _, status, usage = os.wait4(process, 0)
         output.seek(0)
         text = output.read().decode(errors="surrogateescape")
-    return Outcome(code=status, seconds=time.monotonic() - started, mib=usage.ru_maxrss / 1024, output=text)
+    return Outcome(code=os.waitstatus_to_exitcode(status), seconds=seconds, mib=usage.ru_maxrss / 1024, output=text)
+
+
+def become_bundler(arguments: list[str], home: Path, output: int) -> NoReturn:
+    os.setsid()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.update(DOCKER_HOST="unix:///nonexistent", HOME=str(home), SECRET_TOKEN="secret")
+    sys.argv = ["bundler", *arguments]
+    code = 70
+    try:
+        cli.main()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def snapshot(folder: Path) -> Mapping[str, str]:
@@ -353,7 +373,7 @@ def attempt(attack: Attack, good: Path, target: str, folder: Path) -> tuple[Outc
     outside, shelf, home = folder / "outside", folder / "dist", folder / "home"
     for path in (outside, shelf, home):
         path.mkdir(parents=True)
-    (outside / "secret").write_text("secret")
+    (outside / "secret").write_text(SECRET)
     bundle = Path(shutil.copytree(good, shelf / "resnet18"))
     make_stale(bundle)
     if attack.change is not None:
@@ -365,7 +385,7 @@ def attempt(attack: Attack, good: Path, target: str, folder: Path) -> tuple[Outc
     before, inside = snapshot(outside), snapshot(bundle)
     outcome = run_bundler(["verify", "--target", target, str(bundle)], home)
     left = [path.name for path in shelf.iterdir() if path.name not in ("resnet18", "resnet18.tar.gz")]
-    changed = snapshot(outside) != before or bool(left) or "secret" in outcome.output.replace(str(outside / "secret"), "")
+    changed = snapshot(outside) != before or bool(left) or SECRET in outcome.output
     problems = problems_of(attack, outcome, changed=changed, rewritten=snapshot(bundle) != inside)
     if not attack.refused and not problems and bundle.is_dir():
         problems = rendered_problems(bundle)
