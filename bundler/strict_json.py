@@ -16,7 +16,8 @@ def parse_json(content: bytes) -> Any:
     """Return the document in UTF-8 `content`.
 
     Raises:
-        ValueError: it is not JSON, has a key twice, NaN or an infinity, an integer beyond 64 bits, or more than 32 levels.
+        ValueError: it is not JSON, has a key twice, NaN or an infinity, an integer beyond 64 bits, more than 32 levels, or
+            half of a surrogate pair.
     """
     try:
         document = json.loads(
@@ -30,7 +31,7 @@ def parse_json(content: bytes) -> Any:
         raise ValueError(f"it is not UTF-8 (byte {error.start})") from error
     except RecursionError as error:
         raise ValueError(f"it is nested more than {_DEPTH} levels deep") from error
-    _check_depth(document, _DEPTH)
+    _check(document, _DEPTH)
     return document
 
 
@@ -60,10 +61,21 @@ def _finite(text: str) -> float:
     return value
 
 
-def _check_depth(value: Any, left: int) -> None:
-    if not isinstance(value, dict | list):
-        return
-    if left == 0:
-        raise ValueError(f"it is nested more than {_DEPTH} levels deep")
-    for item in value.values() if isinstance(value, dict) else value:
-        _check_depth(item, left - 1)
+def _check(value: Any, left: int) -> None:
+    if isinstance(value, str):
+        _check_text(value)
+    elif isinstance(value, dict | list):
+        if left == 0:
+            raise ValueError(f"it is nested more than {_DEPTH} levels deep")
+        for item in value:
+            _check(item, left - 1)
+        if isinstance(value, dict):
+            for item in value.values():
+                _check(item, left - 1)
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the string {text[:40]!r} has one half of a surrogate pair, which is not a character") from error
