@@ -59,7 +59,7 @@ MANIFEST_SCHEMA: Final = "edge-bundler/manifest/2"
 Verdict = Literal["passed", "failed", "not_run"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
-MANIFEST_BYTES: Final = 16 * 2**20  # at most; the largest network's has 1 % of that
+MANIFEST_BYTES: Final = 8 * 2**20  # at most; ours have up to a tenth
 _TEXT: Final = 20_000  # characters
 
 
@@ -520,7 +520,7 @@ def read_manifest(bundle: Path) -> Manifest:
     """Read `manifest.json` of a bundle, without looking at any other file of it (bundler/packaging/reading.py does).
 
     Raises:
-        BundleDamagedError: it is missing, is not a regular file of at most 16 MiB, or as `parse_manifest`.
+        BundleDamagedError: it is missing, is not a regular file of at most 8 MiB, or as `parse_manifest`.
     """
     path = bundle / "manifest.json"
     try:
