@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ from bundler import console
 from bundler.cli.summary import print_summary
 from bundler.manifest import Manifest, QuantizationRecord, RecoveryRecord
 from bundler.packaging.reading import check_bundle
+from bundler.packaging.unpacking import is_archive, unpacked
 
 __all__ = ["command"]
 
@@ -21,14 +23,15 @@ _SCOPES = {"whole": "the whole network", "backbone": "the backbone"}
 @click.option("--layers", is_flag=True, help="Show how far each layer of INT8 is from FP32.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def command(*, bundle: Path, layers: bool, as_json: bool) -> None:
-    """Show what BUNDLE (a folder) is and where it was executed, after comparing every file with its checksum.
+    """Show what BUNDLE (a folder, or its .tar.gz) is and where it was executed, after comparing every file with its checksum.
 
     \b
     Example:
       bundler inspect dist/arm64-qnnpack/mobilenet_v2
       bundler inspect --layers dist/arm64-qnnpack/mobilenet_v2
     """
-    manifest = check_bundle(bundle).manifest
+    with unpacked(bundle) if is_archive(bundle) else nullcontext(bundle) as folder:
+        manifest = check_bundle(folder).manifest
     if as_json:
         console.json_result(manifest.model_dump(mode="json", by_alias=True))
         return

@@ -16,7 +16,19 @@ from bundler.packaging.checksums import CHECKSUMS, CHECKSUMS_BYTES
 from bundler.packaging.runner_document import RUNNER_BYTES
 from bundler.plain_files import kind_of, open_regular
 
-__all__ = ["LARGEST_FILE", "Folder", "belongs", "largest", "open_bundle", "open_file", "plain_tree", "refusal"]
+__all__ = [
+    "LARGEST_BUNDLE",
+    "LARGEST_FILE",
+    "MOST_ENTRIES",
+    "NAME",
+    "Folder",
+    "belongs",
+    "largest",
+    "open_bundle",
+    "open_file",
+    "plain_tree",
+    "refusal",
+]
 
 # What a bundle may hold. Python finds modules beside the program that it runs, so that no other file is harmless there.
 FILES = frozenset(
@@ -31,7 +43,7 @@ LARGEST_PAPER = 64 * 2**20  # every file at the top but these
 DOCUMENTS: Mapping[str, int] = {CHECKSUMS: CHECKSUMS_BYTES, "manifest.json": MANIFEST_BYTES, "runner.json": RUNNER_BYTES}
 MOST_ENTRIES = 200
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class Folder:
@@ -138,7 +150,7 @@ def _problem(folder: str, name: str, status: os.stat_result) -> str:
         return f"is {kind_of(status.st_mode)}, not a regular file"
     if status.st_nlink > 1:
         return f"is a hard link: the same file has {status.st_nlink} names"
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         return "has a name with other characters than letters, digits, `.`, `_` and `-`, or more than 128"
     limit = largest(f"{folder}/{name}" if folder else name)
     return f"is larger than {limit:,} bytes" if status.st_size > limit else ""
