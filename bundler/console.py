@@ -1,5 +1,8 @@
 """The only writer to the terminal: results go to stdout, everything else to stderr.
 
+All text is made visible here (bundler/visible.py): a line feed or a control character in it is written out, whoever it is
+from. Text of several lines is several calls.
+
 rich is imported by what needs it: the listing commands answer in a pipe without it, in a third of the time.
 """
 
@@ -15,6 +18,7 @@ from traceback import format_exception
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bundler.errors import OutputError
+from bundler.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +29,7 @@ __all__ = [
     "error",
     "heading",
     "json_result",
+    "plain",
     "progress",
     "step",
     "success",
@@ -69,22 +74,29 @@ def error(message: str, next_step: str) -> None:
 
 def trace(error: BaseException) -> None:
     """Say where a failure happened."""
-    sys.stderr.write("".join(format_exception(error)))
+    for line in "".join(format_exception(error)).splitlines():
+        plain(line)
+
+
+def plain(text: str) -> None:
+    """Write a line to stderr without any mark."""
+    sys.stderr.write(f"{visible(text)}\n")
 
 
 def text_result(text: str) -> None:
     """Write a result for people to stdout."""
-    _write_result(f"{text}\n")
+    _write_result(f"{visible(text)}\n")
 
 
 def json_result(value: Any) -> None:
-    """Write a result for machines to stdout: one JSON document."""
-    _write_result(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write a result for machines to stdout: one JSON document, in which invisible characters are escaped as JSON does it."""
+    lines = json.dumps(value, indent=2, ensure_ascii=False).split("\n")  # json escapes line feeds inside strings
+    _write_result("".join(f"{_json_escaped(line)}\n" for line in lines))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Write a table to stdout: folded to the width of a terminal, and one line a row in a pipe."""
-    lines = [list(columns), *(list(row) for row in rows)]
+    lines = [list(map(visible, line)) for line in (columns, *rows)]
     if not sys.stdout.isatty():
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
@@ -94,7 +106,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    grid = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for name in lines[0]:
+        grid.add_column(Text(name))
     for line in lines[1:]:
         grid.add_row(*map(Text, line))
     Console(highlight=False).print(grid)
@@ -119,7 +133,7 @@ def progress(description: str, total: int | None) -> Iterator[Advance]:
         TimeRemainingColumn,
     )
 
-    console = _stderr()
+    console, description = _stderr(), visible(description)
     if not console.is_terminal:
         detail(f"{description} …")
         yield lambda _done, _text=None: None
@@ -133,7 +147,7 @@ def progress(description: str, total: int | None) -> Iterator[Advance]:
     )
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task(description, total=total)
-        yield lambda done, text=None: bars.update(task, advance=done, description=text)
+        yield lambda done, text=None: bars.update(task, advance=done, description=None if text is None else visible(text))
 
 
 def _write_result(text: str) -> None:
@@ -159,11 +173,22 @@ def _say(text: str, *, mark: str = "", mark_style: str = "", style: str = "") ->
     from rich.text import Text  # noqa: PLC0415  a plain string would be searched for markup and emoji
 
     try:
-        _stderr().print(Text.assemble((mark, mark_style), (text, style)))
+        _stderr().print(Text.assemble((mark, mark_style), (visible(text), style)))
     except (OSError, SystemExit) as error:  # rich makes a SystemExit of a broken pipe
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  for the rest of the process
         if isinstance(error, SystemExit | BrokenPipeError):
             raise SystemExit(_NOBODY_READS) from error
+
+
+def _json_escaped(line: str) -> str:
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else "".join(f"\\u{unit:04x}" for unit in _utf16(c)) for c in line)
+
+
+def _utf16(character: str) -> Iterator[int]:
+    data = character.encode("utf-16-be", "surrogatepass")
+    return (int.from_bytes(data[index : index + 2], "big") for index in range(0, len(data), 2))
 
 
 def _stderr() -> Console:

@@ -31,6 +31,7 @@ __all__ = [
     "TrainingError",
     "UnknownModelError",
     "UnknownTargetError",
+    "UntrustedBundleError",
     "VerificationFailedError",
     "nearest",
 ]
@@ -182,6 +183,12 @@ class BundleDamagedError(BundlerError):
 
 
 class BundleNotFoundError(BundlerError):
+    exit_code = 11
+
+
+class UntrustedBundleError(BundlerError):
+    """A bundle that asks for something that only the user may ask for."""
+
     exit_code = 11
 
 

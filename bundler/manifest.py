@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from bundler.errors import BundleDamagedError
+from bundler.plain_files import read_regular
+from bundler.strict_json import parse_json
+from bundler.targets import CpuName, Name
+from bundler.visible import visible
 
 __all__ = [
+    "MANIFEST_BYTES",
     "MANIFEST_SCHEMA",
     "AccuracyRecord",
     "BoxesRecord",
@@ -44,6 +49,7 @@ __all__ = [
     "json_schema",
     "judge_exactness",
     "judge_mode",
+    "parse_manifest",
     "read_manifest",
     "write_manifest",
 ]
@@ -54,15 +60,34 @@ Verdict = Literal["passed", "failed", "not_run"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ImageDigest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
+MANIFEST_BYTES: Final = 8 * 2**20  # at most; ours have up to a tenth
+_TEXT: Final = 20_000  # characters
+
+
+def _writable(value: Any) -> Any:
+    """Write out bytes of a file name that are not UTF-8, which JSON cannot hold, and cut messages of other programs."""
+    if not isinstance(value, str):
+        return value
+    text = "".join(visible(character) if "\ud800" <= character <= "\udfff" else character for character in value)
+    return text if len(text) <= _TEXT else f"{text[: _TEXT - 1]}…"
+
+
+# Names become parts of paths, image references and commands: they have an alphabet. Text does not, and is made visible, or
+# escaped, wherever it is printed or rendered (bundler/console.py, bundler/packaging/rendering.py).
+Text = Annotated[str, BeforeValidator(_writable)]
+Identifier = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=200)]
+TensorName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=100)]
+ImageReference = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$", max_length=300)]
+
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=False, validate_by_alias=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=False, validate_by_alias=True, allow_inf_nan=False)
 
 
 class TensorRecord(_Record):
     """A graph's input or output; the batch axis is dynamic and written as 0. Detections are [0, boxes, 5 + classes]."""
 
-    name: str
+    name: TensorName
     dtype: Literal["float32"]
     shape: Annotated[tuple[int, ...], Field(description="0 stands for the dynamic batch axis")]
 
@@ -80,14 +105,14 @@ class PreprocessingRecord(_Record):
 
 
 class WeightsRecord(_Record):
-    source: Annotated[str, Field(description="`pretrained:NAME`, `random:SEED`, or a file's name")]
+    source: Annotated[Text, Field(description="`pretrained:NAME`, `random:SEED`, or a file's name")]
     sha256: Annotated[Sha256, Field(description="of the file, or of the state dict where there is no file")]
     trained: bool
 
 
 class ModelRecord(_Record):
-    name: str
-    row: Annotated[str, Field(description="row of the specification's scope table")]
+    name: Identifier
+    row: Annotated[Text, Field(description="row of the specification's scope table")]
     task: Literal["classification", "detection"]
     num_classes: int
     input: TensorRecord
@@ -97,12 +122,12 @@ class ModelRecord(_Record):
 
 
 class TargetRecord(_Record):
-    name: str
-    platform: str
+    name: Name
+    platform: Annotated[str, Field(pattern=r"^linux/[a-z0-9]+$", max_length=30)]
 
 
 class OnnxRecord(_Record):
-    path: str
+    path: Annotated[str, Field(pattern=r"^models/[a-z0-9-]+\.onnx$", max_length=60)]
     sha256: Sha256
     bytes: int
     opset: int
@@ -113,7 +138,7 @@ class CalibrationRecord(_Record):
     count: int
     batch_size: int
     digest: Annotated[Sha256, Field(description="over the names and bytes of the pictures, in their order")]
-    skipped: Annotated[tuple[str, ...], Field(description="pictures that could not be read")]
+    skipped: Annotated[tuple[Text, ...], Field(description="pictures that could not be read")]
 
 
 class TrainingRecord(_Record):
@@ -136,8 +161,8 @@ class TrainingRecord(_Record):
 class RecoveryRecord(_Record):
     """Something that was tried because INT8 lost more accuracy than was allowed."""
 
-    step: str
-    detail: Annotated[str, Field(description="why it was not tried, with how many pictures, or which layers stay in float")]
+    step: Text
+    detail: Annotated[Text, Field(description="why it was not tried, with how many pictures, or which layers stay in float")]
     score: Annotated[
         float | None, Field(description="top-1, mAP or agreement of boxes with it, 0 to 1; null where it was not tried")
     ]
@@ -146,14 +171,14 @@ class RecoveryRecord(_Record):
 
 
 class QuantizationRecord(_Record):
-    engine: str
-    qconfig: str
+    engine: Text
+    qconfig: Text
     calibration: Annotated[CalibrationRecord | None, Field(description="null where it was trained")]
     training: Annotated[TrainingRecord | None, Field(description="null where it was calibrated")] = None
     quantize_nodes: int
     dequantize_nodes: int
     float_operators: Annotated[
-        dict[str, int], Field(description="operators that compute in float between Quantize and Dequantize")
+        dict[Text, int], Field(description="operators that compute in float between Quantize and Dequantize")
     ]
     torch_max_steps: Annotated[
         int | None,
@@ -163,13 +188,14 @@ class QuantizationRecord(_Record):
     ]
     torch_equal_share: Annotated[float, Field(description="share of outputs equal to torch's INT8 on the build host")]
     refinements: Annotated[
-        tuple[str, ...], Field(description="what was changed in torch's default qconfig, by the target's profile or to recover")
+        tuple[Text, ...],
+        Field(description="what was changed in torch's default qconfig, by the target's profile or to recover"),
     ]
     recovery: Annotated[
         tuple[RecoveryRecord, ...], Field(description="what was tried where more accuracy was lost than allowed, in that order")
     ] = ()
     optimization_levels: Annotated[
-        dict[str, Sha256], Field(description="graph optimization level: digest of the outputs on the build host")
+        dict[Text, Sha256], Field(description="graph optimization level: digest of the outputs on the build host")
     ]
     saturation: tuple[SaturationRecord, ...]
     ties: tuple[TieRecord, ...]
@@ -181,7 +207,7 @@ class QuantizationRecord(_Record):
 class LayerRecord(_Record):
     """How far a layer is from the float network's, with the noise of all layers before it."""
 
-    name: str
+    name: Text
     weight_sqnr_db: Annotated[float | None, Field(description="null where it has no weights, or none was changed")]
     output_sqnr_db: Annotated[float | None, Field(description="null where its outputs are equal")]
 
@@ -197,16 +223,16 @@ class StepsApart(_Record):
 class LedgerPair(_Record):
     """Two executions of the same INT8 network on the golden pictures."""
 
-    first: str
-    second: str
-    parted: Annotated[str | None, Field(description="first layer in which any value differs; null where all are equal")]
+    first: Text
+    second: Text
+    parted: Annotated[Text | None, Field(description="first layer in which any value differs; null where all are equal")]
     top1_agreement: Annotated[float | None, Field(description="share of the golden pictures; null for a detector")]
 
 
 class LedgerTensor(_Record):
     """A quantized tensor of the first golden picture."""
 
-    layer: str
+    layer: Text
     apart: Annotated[tuple[StepsApart | None, ...], Field(description="one for each pair; null where torch has no such tensor")]
 
 
@@ -216,7 +242,7 @@ class LedgerRecord(_Record):
     Of a tensor with more than 16,384 values, as many as that are compared, evenly spaced.
     """
 
-    executions: tuple[str, ...]
+    executions: tuple[Text, ...]
     pairs: tuple[LedgerPair, ...]
     tensors: tuple[LedgerTensor, ...]
 
@@ -224,8 +250,8 @@ class LedgerRecord(_Record):
 class TieRecord(_Record):
     """An operator that rounds in float: all its inputs were tried in every way in which processors round."""
 
-    operator: str
-    op_type: str
+    operator: Text
+    op_type: Text
     inputs: int
     ambiguous: Annotated[int, Field(description="inputs whose answer depended on the processor, before the nudge")]
     nudge: Annotated[float, Field(description="by which its output scale was multiplied, so that none does")]
@@ -234,7 +260,7 @@ class TieRecord(_Record):
 class SaturationRecord(_Record):
     """A convolution or matrix product: the extremes of two neighbouring weights' sums; from -128 to 128 none saturates."""
 
-    operator: str
+    operator: Text
     paired: Annotated[bool, Field(description="whether processors without VNNI add its products in pairs at all")]
     smallest_sum: int
     largest_sum: int
@@ -322,27 +348,27 @@ class RunnerRecord(_Record):
     """What executed the runner, as seen from inside: the processor itself, or an emulator."""
 
     kind: Literal["native", "emulator"]
-    name: str
-    version: str
+    name: Text
+    version: Text
     sha256: Sha256 | None = None
 
 
 class Evidence(_Record):
     """One execution of a mode on one CPU, or the reason why there was none."""
 
-    cpu: str
+    cpu: CpuName
     verdict: Verdict
-    reason: str = ""
-    machine: Annotated[str | None, Field(description="`uname -m` in there")] = None
-    cpu_features: Annotated[tuple[str, ...], Field(description="as numpy names them, detected in there")] = ()
+    reason: Text = ""
+    machine: Annotated[Text | None, Field(description="`uname -m` in there")] = None
+    cpu_features: Annotated[tuple[Text, ...], Field(description="as numpy names them, detected in there")] = ()
     place: Annotated[
         Literal["container", "host"] | None, Field(description="in the device image, or as a process of the host")
     ] = None
     runner: RunnerRecord | None = None
-    python: str | None = None
-    numpy: str | None = None
-    onnxruntime: str | None = None
-    graph_optimization_level: str | None = None
+    python: Text | None = None
+    numpy: Text | None = None
+    onnxruntime: Text | None = None
+    graph_optimization_level: Text | None = None
     samples: int | None = None
     image_digest: Annotated[
         ImageDigest | None, Field(description="of the configuration of the device image that was executed; null on the host")
@@ -365,21 +391,21 @@ class Evidence(_Record):
 class FleetRecord(_Record):
     """The same file, executed on the CPUs of another target."""
 
-    target: str
+    target: Name
     evidence: tuple[Evidence, ...]
 
 
 class ModeRecord(_Record):
     name: Literal["fp32", "int8-ptq", "int8-qat"]
     supported: bool
-    reason: str
+    reason: Text
     scope: Annotated[
         Literal["whole", "backbone"],
         Field(description="how much of the network is INT8: all but a detector's decoding, or less"),
     ]
     onnx: OnnxRecord
     exact: Annotated[bool, Field(description="whether the outputs were the same bits everywhere this mode was executed")]
-    exact_reason: str
+    exact_reason: Text
     accuracy: Annotated[
         AccuracyRecord | BoxesRecord | None, Field(description="on the user's pictures; null where none were given")
     ] = None
@@ -390,7 +416,7 @@ class ModeRecord(_Record):
 
 
 class WheelRecord(_Record):
-    name: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl$", max_length=300)]
     sha256: Sha256
 
 
@@ -398,7 +424,9 @@ class ImageRecord(_Record):
     reference: str
     digest: Annotated[ImageDigest, Field(description="of the image's configuration")]
     size: Annotated[int, Field(description="bytes of the unpacked layers")]
-    base: Annotated[str, Field(description="`debian:SUITE` made from packages, or the reference given with --base-image")]
+    base: Annotated[
+        ImageReference, Field(description="`debian:SUITE` made from packages, or the reference given with --base-image")
+    ]
     wheels: tuple[WheelRecord, ...]
 
 
@@ -406,12 +434,12 @@ class Manifest(_Record):
     """A bundle's statement of what it is and where it was executed."""
 
     schema_: Literal["edge-bundler/manifest/2"] = Field(alias="schema")
-    bundle: str
+    bundle: Annotated[Identifier, Field(description="one component of a path: MODEL-TARGET")]
     model: ModelRecord
     target: TargetRecord
     modes: tuple[ModeRecord, ...]
     image: ImageRecord | None
-    versions: Annotated[dict[str, str], Field(description="of every tool that took part")]
+    versions: Annotated[dict[Text, Text], Field(description="of every tool that took part")]
 
     @property
     def verdict(self) -> Verdict:
@@ -497,16 +525,38 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
 
 
 def read_manifest(bundle: Path) -> Manifest:
-    """Read `manifest.json` of a bundle.
+    """Read `manifest.json` of a bundle, without looking at any other file of it (bundler/packaging/reading.py does).
 
     Raises:
-        BundleDamagedError: it is missing, is not JSON, or does not follow the schema.
+        BundleDamagedError: it is missing, is not a regular file of at most 8 MiB, or as `parse_manifest`.
     """
     path = bundle / "manifest.json"
     try:
-        return Manifest.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
-        raise BundleDamagedError(
-            f"{path} is not a manifest: {reason}", next_step="Build the bundle again: `bundler bundle MODEL --target TARGET`."
-        ) from error
+        content = read_regular(path, limit=MANIFEST_BYTES)
+    except OSError as error:
+        raise _not_a_manifest(path, error.strerror or str(error)) from error
+    return parse_manifest(content, path)
+
+
+def parse_manifest(content: bytes, path: Path) -> Manifest:
+    """Return the manifest in the bytes that were read from `path`.
+
+    Raises:
+        BundleDamagedError: they are not JSON with one meaning (bundler/strict_json.py), or do not follow the schema.
+    """
+    try:
+        document = parse_json(content)
+    except ValueError as error:
+        raise _not_a_manifest(path, str(error)) from error
+    try:
+        return Manifest.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise _not_a_manifest(path, f"{where}: {first['msg']}") from error
+
+
+def _not_a_manifest(path: Path, reason: str) -> BundleDamagedError:
+    return BundleDamagedError(
+        f"{path} is not a manifest: {reason}", next_step="Build the bundle again: `bundler bundle MODEL --target TARGET`."
+    )

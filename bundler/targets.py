@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Final, Literal, get_args
 
 from packaging.version import Version
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bundler.architecture import Architecture
 from bundler.errors import TargetProfileError, UnknownTargetError
+from bundler.plain_files import read_regular
 from bundler.resources import resource
 
 __all__ = [
+    "CpuName",
     "CpuProfile",
+    "Name",
     "OptimizationLevel",
     "QuantizationProfile",
     "Ranges",
@@ -29,13 +32,25 @@ __all__ = [
 ]
 
 OptimizationLevel = Literal["disabled", "basic", "extended", "all"]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+
+# Every field of a profile has an alphabet and a bound: other programs get them as arguments.
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]  # also the tag of an image
+CpuName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,=+-]*$", max_length=200)]  # QEMU: `max,sve=off`
+Feature = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_length=64)]
+Package = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$", max_length=128)]  # Debian Policy 5.6.1
+Suite = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=64)]
+Requirement = Annotated[  # PEP 508's name and PEP 440's version, pinned
+    str, Field(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?==[A-Za-z0-9][A-Za-z0-9.!+_-]*$", max_length=128)
+]
+WheelPlatform = Annotated[str, Field(pattern=r"^[a-z0-9]+(?:_[a-z0-9]+)+$", max_length=64)]
+Decibel = Annotated[float, Field(ge=-1000, le=1000)]
+_PROFILE_BYTES: Final = 256 * 2**10  # at most; ours have 4 KB
 
 
 class _Profile(BaseModel):
     """Frozen, and strict about its keys: one that is missing or unknown is an error, never a default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 Ranges = Literal["minmax-ranges", "mse-ranges", "percentile-ranges", "entropy-ranges"]
@@ -92,50 +107,50 @@ class QuantizationProfile(_Profile):
 
 
 class ExportProfile(_Profile):
-    opset: Annotated[int, Field(ge=13)]
-    torch_max_steps: PositiveInt
-    torch_sqnr_loss_db: Annotated[float, Field(ge=0)]
-    fp32_min_sqnr_db: float
+    opset: Annotated[int, Field(ge=13, le=100)]
+    torch_max_steps: Annotated[int, Field(ge=1, le=255)]
+    torch_sqnr_loss_db: Annotated[float, Field(ge=0, le=1000)]
+    fp32_min_sqnr_db: Decibel
 
 
 class RuntimeProfile(_Profile):
     """What is laid into the image to run the models."""
 
-    python: Annotated[str, Field(pattern=r"^3\.\d+$")]
-    requirements: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[^=]+$")], ...]
-    wheel_platforms: tuple[str, ...]
+    python: Annotated[str, Field(pattern=r"^3\.[0-9]{1,2}$")]
+    requirements: Annotated[tuple[Requirement, ...], Field(min_length=1, max_length=50)]
+    wheel_platforms: Annotated[tuple[WheelPlatform, ...], Field(min_length=1, max_length=50)]
     graph_optimization_level: OptimizationLevel
 
 
 class ImageProfile(_Profile):
-    suite: str
-    packages: tuple[str, ...]
-    user: Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$")]
+    suite: Suite
+    packages: Annotated[tuple[Package, ...], Field(max_length=500)]
+    user: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}:[1-9][0-9]{0,8}$")]
 
 
 class Tolerances(_Profile):
-    max_steps: Annotated[int, Field(ge=0)]
-    sqnr_loss_db: Annotated[float, Field(ge=0)]
-    fp32_min_sqnr_db: float
+    max_steps: Annotated[int, Field(ge=0, le=255)]
+    sqnr_loss_db: Annotated[float, Field(ge=0, le=1000)]
+    fp32_min_sqnr_db: Decibel
 
 
 class CpuProfile(_Profile):
     """A CPU to prove: `native`, or a name that QEMU's `-cpu` takes."""
 
-    name: str
-    present: tuple[str, ...]
-    absent: tuple[str, ...]
+    name: CpuName
+    present: Annotated[tuple[Feature, ...], Field(max_length=200)]
+    absent: Annotated[tuple[Feature, ...], Field(max_length=200)]
 
 
 class VerificationProfile(_Profile):
-    timeout_seconds: PositiveInt
-    memory_mib: PositiveInt
-    emulator_minimum: str
-    golden_inputs: Annotated[int, Field(ge=2)]
-    golden_inputs_fp32: PositiveInt
-    fleet: tuple[Name, ...]
+    timeout_seconds: Annotated[int, Field(ge=1, le=7 * 24 * 3600)]
+    memory_mib: Annotated[int, Field(ge=64, le=2**20)]
+    emulator_minimum: Annotated[str, Field(pattern=r"^[0-9][0-9A-Za-z.]*$", max_length=30)]
+    golden_inputs: Annotated[int, Field(ge=2, le=1000)]
+    golden_inputs_fp32: Annotated[int, Field(ge=1, le=1000)]
+    fleet: Annotated[tuple[Name, ...], Field(max_length=20)]
     tolerances: Tolerances
-    cpus: Annotated[tuple[CpuProfile, ...], Field(min_length=1)]
+    cpus: Annotated[tuple[CpuProfile, ...], Field(min_length=1, max_length=50)]
 
     @field_validator("emulator_minimum")
     @classmethod
@@ -148,14 +163,21 @@ class TargetProfile(_Profile):
     """A target: platform, quantized engine, runtime, image, and the CPUs on which a bundle proves itself."""
 
     name: Name
-    aliases: tuple[Name, ...]
-    summary: str
-    platform: str
+    aliases: Annotated[tuple[Name, ...], Field(max_length=20)]
+    summary: Annotated[str, Field(max_length=500)]
+    platform: Annotated[str, Field(max_length=30)]
     quantization: QuantizationProfile
     export: ExportProfile
     runtime: RuntimeProfile
     image: ImageProfile
     verification: VerificationProfile
+
+    @field_validator("summary")
+    @classmethod
+    def _is_printable(cls, text: str) -> str:
+        if not text.isprintable():
+            raise ValueError("control characters and line breaks are not allowed")
+        return text
 
     @field_validator("platform")
     @classmethod
@@ -174,12 +196,19 @@ def load_target(path: Path) -> TargetProfile:
         TargetProfileError: the file cannot be read, is not TOML, or a key is missing, unknown or out of range.
     """
     try:
-        return TargetProfile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        text = read_regular(path, limit=_PROFILE_BYTES, follow_links=True).decode()
+        return TargetProfile.model_validate(tomllib.loads(text))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise TargetProfileError(path, f"{key}: {first['msg']}") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise TargetProfileError(path, f"it is not UTF-8 (byte {error.start})") from error
+    except RecursionError as error:
+        raise TargetProfileError(path, "it is nested too deeply") from error
+    except OSError as error:
+        raise TargetProfileError(path, error.strerror or str(error)) from error
+    except ValueError as error:  # TOMLDecodeError, and a date or number that Python cannot hold
         raise TargetProfileError(path, str(error)) from error
 
 

@@ -105,3 +105,60 @@ def in_terminal(code: str, *, columns: int) -> str:
 def test_json_is_for_machines_also_when_a_name_is_strange(capsys: pytest.CaptureFixture[str]) -> None:
     console.json_result({"name": '"\n[x]'})
     assert json.loads(capsys.readouterr().out) == {"name": '"\n[x]'}
+
+
+HOSTILE = "\x1b]0;title\x07\x1b[31m\x00\x7f\x85\x9b\r\b\t\u200e\u202e\u2066\u2028\ufeff\ud800x\udcff[red]\n✓ passed"
+SEEN = r"\x1b]0;title\x07\x1b[31m\x00\x7f\x85\x9b\r\x08\t\u200e\u202e\u2066\u2028\ufeff\ud800x\udcff[red]\n✓ passed"
+
+
+def test_no_control_character_reaches_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    for say in (console.heading, console.step, console.detail, console.success, console.warn, console.plain):
+        say(HOSTILE)
+    console.error(HOSTILE, HOSTILE)
+    console.trace(ValueError(HOSTILE))
+    console.text_result(HOSTILE)
+    console.table((HOSTILE,), [(HOSTILE,)])
+    with console.progress(HOSTILE, 1) as advance:
+        advance(1)
+    out, err = capsys.readouterr()
+    assert all(line.isprintable() for line in (out + err).split("\n"))
+    assert out.splitlines() == [SEEN] * 3
+    assert err.count(SEEN) == 9
+    assert err.splitlines()[-1] == f"  {SEEN} …"
+
+
+def test_no_control_character_reaches_a_real_terminal() -> None:
+    code = (
+        f"text = {HOSTILE!r}\n"
+        "console.warn(text)\n"
+        "console.table((text,), [(text,)])\n"
+        "with console.progress(text, 3) as advance:\n"
+        "  advance(3, text)"
+    )
+    shown = in_terminal(code, columns=300)
+    assert "\x1b" not in shown.replace("\x1b[", "")  # rich's own are gone
+    assert shown.count(SEEN) >= 3
+    assert "\u202e" not in shown
+
+
+def test_json_is_escaped_and_gives_the_text_back(capsys: pytest.CaptureFixture[str]) -> None:
+    text = HOSTILE + "\U000e0041"
+    console.json_result({text: [text, "é"]})
+    out = capsys.readouterr().out
+    assert all(line.isprintable() for line in out.split("\n"))
+    assert json.loads(out) == {text: [text, "é"]}
+    assert "é" in out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_terminal_of_any_encoding_gets_the_text(encoding: str, tmp_path: os.PathLike[str]) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C"}
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xe4\x1b[31m\xc3\xa9")
+    command = [sys.executable, "-c", "from bundler.cli import main; main()", "inspect", name]
+    run = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert run.returncode == 11
+    assert b"\\udcff\\udce4\\x1b[31m" in run.stderr
+    assert b"Traceback" not in run.stderr
+    run = subprocess.run([*command[:-2], name], env=environment, capture_output=True, check=False)
+    assert run.returncode == 2
+    assert b"\x1b" not in run.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from bundler.manifest import (
     Manifest,
     QuantizationRecord,
     Verdict,
+    WeightsRecord,
     json_schema,
     judge_exactness,
     judge_mode,
@@ -227,3 +229,52 @@ def test_float_arithmetic_and_saturation_stand_against_it_whatever_the_bits(quan
     assert not exact
     assert reason == ("computed in float: Sigmoid x2; products saturate on processors without VNNI: /features/0/0/Conv")
     assert judge_exactness(None, executed(a53="c", a76="c"), []) == (False, "it computes in float")
+
+
+def test_the_name_of_a_file_that_is_not_utf_8_can_be_written(tmp_path: Path) -> None:
+    manifest = read_manifest(DATA)
+    weights = WeightsRecord(source="m\udcff\udce4.pth", sha256="a" * 64, trained=True)
+    model = manifest.model.model_copy(update={"weights": weights})
+    write_manifest(manifest.model_copy(update={"model": model}), tmp_path / "manifest.json")
+    assert read_manifest(tmp_path).model.weights.source == r"m\udcff\udce4.pth"
+
+
+def test_a_long_message_is_cut_and_control_characters_are_kept_for_those_who_print() -> None:
+    assert Evidence(cpu="native", verdict="not_run", reason="\x1b[31m\n").reason == "\x1b[31m\n"
+    cut = Evidence(cpu="native", verdict="not_run", reason="x" * 10**6).reason
+    assert (len(cut), cut[-1]) == (20_000, "…")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("bundle",), "/srv/x"),
+        (("bundle",), "../x"),
+        (("bundle",), "a/b"),
+        (("bundle",), "x" * 201),
+        (("bundle",), "x\n"),
+        (("bundle",), "x y"),
+        (("bundle",), "--x"),
+        (("model", "name"), "../x"),
+        (("model", "name"), "X"),
+        (("model", "input", "name"), "image\x1b"),
+        (("target", "name"), "-x"),
+        (("target", "platform"), "linux/arm64 --privileged"),
+        (("modes", 0, "name"), "int4"),
+        (("modes", 0, "onnx", "path"), "models/../x.onnx"),
+        (("modes", 0, "onnx", "path"), "/models/x.onnx"),
+        (("modes", 0, "evidence", 0, "cpu"), "-cpu"),
+        (("image", "reference"), "--all"),
+        (("image", "reference"), "a b"),
+        (("image", "base"), "x;y"),
+        (("image", "wheels", 0, "name"), "../x.whl"),
+    ],
+)
+def test_names_have_alphabets(document: dict[str, Any], tmp_path: Path, keys: tuple[Any, ...], value: str) -> None:
+    place: Any = document
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    (tmp_path / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(BundleDamagedError, match=re.escape(".".join(map(str, keys)))):
+        read_manifest(tmp_path)

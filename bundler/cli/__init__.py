@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -103,6 +104,9 @@ def cli(debug: bool) -> None:
 def main() -> None:
     """Run the command line; every failure becomes a message, a next step and an exit code here and nowhere else."""
     _open_standard_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack any character, and must not stop us
     debug = "--debug" in sys.argv[1:2]
     try:
         end_by_signals()

@@ -129,6 +129,7 @@ def command(
         console.json_result(bundle.manifest.model_dump(mode="json", by_alias=True))
     else:
         print_summary(bundle.manifest)
-        console.text_result(f"\n{bundle.directory}\n{bundle.archive}")
+        for line in ("", str(bundle.directory), str(bundle.archive)):
+            console.text_result(line)
     if bundle.manifest.verdict != "passed":
         ctx.exit(INCOMPLETE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import signal
@@ -24,7 +25,7 @@ def report(error: BaseException, *, debug: bool) -> int:
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, click.ClickException):
-        error.show()
+        _show_usage(error)
         return error.exit_code
     if isinstance(error, BrokenPipeError):
         return NOBODY_READS
@@ -75,6 +76,16 @@ def _named(error: OSError) -> Exception:
         f"{os.fsdecode(error.filename2 or error.filename)}: {error.strerror}",
         next_step="See that it exists, that it may be read and written, and that its disk works.",
     )
+
+
+def _show_usage(error: click.ClickException) -> None:
+    """Print what click says about the command line; the arguments that it repeats are made visible."""
+    from bundler import console  # noqa: PLC0415  as above
+
+    text = io.StringIO()
+    error.show(file=text)
+    for line in text.getvalue().splitlines():
+        console.plain(line)
 
 
 def _is_full_disk(error: OSError) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
 
 from bundler import console
 from bundler.cli.summary import print_summary
-from bundler.manifest import Manifest, QuantizationRecord, RecoveryRecord, read_manifest
-from bundler.packaging.checksums import check_checksums
+from bundler.manifest import Manifest, QuantizationRecord, RecoveryRecord
 from bundler.packaging.placing import recover
+from bundler.packaging.reading import check_bundle
+from bundler.packaging.unpacking import is_archive, unpacked
 
 __all__ = ["command"]
 
@@ -22,7 +24,7 @@ _SCOPES = {"whole": "the whole network", "backbone": "the backbone"}
 @click.option("--layers", is_flag=True, help="Show how far each layer of INT8 is from FP32.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def command(*, bundle: Path, layers: bool, as_json: bool) -> None:
-    """Show what BUNDLE (a folder) is and where it was executed, after comparing every file with its checksum.
+    """Show what BUNDLE (a folder, or its .tar.gz) is and where it was executed, after comparing every file with its checksum.
 
     \b
     Example:
@@ -30,8 +32,8 @@ def command(*, bundle: Path, layers: bool, as_json: bool) -> None:
       bundler inspect --layers dist/arm64-qnnpack/mobilenet_v2
     """
     recover(bundle.resolve())
-    manifest = read_manifest(bundle)
-    check_checksums(bundle)
+    with unpacked(bundle) if is_archive(bundle) else nullcontext(bundle) as folder:
+        manifest = check_bundle(folder).manifest
     if as_json:
         console.json_result(manifest.model_dump(mode="json", by_alias=True))
         return
@@ -80,7 +82,8 @@ def _print_layers(manifest: Manifest) -> None:
     for mode in manifest.modes:
         if mode.quantization is None:
             continue
-        console.text_result(f"\n{mode.name}: torch's INT8 against FP32 on the golden pictures, as the layers are executed")
+        console.text_result("")
+        console.text_result(f"{mode.name}: torch's INT8 against FP32 on the golden pictures, as the layers are executed")
         rows = [
             (layer.name, _decibel(layer.weight_sqnr_db), _decibel(layer.output_sqnr_db)) for layer in mode.quantization.layers
         ]

@@ -14,8 +14,9 @@ def print_ledgers(manifest: Manifest) -> None:
         if mode.ledger is None:
             continue
         pairs = mode.ledger.pairs
+        console.text_result("")
         console.text_result(
-            f"\n{manifest.bundle}, {mode.name}: values equal / one step apart / more, on the first golden picture"
+            f"{manifest.bundle}, {mode.name}: values equal / one step apart / more, on the first golden picture"
         )
         columns = [f"{pair.first} : {pair.second}" for pair in pairs]
         rows = [(tensor.layer, *(_cell(apart) for apart in tensor.apart)) for tensor in mode.ledger.tensors]

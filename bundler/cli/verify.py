@@ -20,15 +20,30 @@ __all__ = ["command"]
 @click.argument("bundles", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--target", required=True, metavar="TARGET", help="Name, alias, or path of a target profile (`bundler targets`).")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("dist"), show_default=True, metavar="DIR")
+@click.option("--base-image", metavar="IMAGE", help="What the device image begins with, for bundles that were built on one.")
+@click.option("--trust-bundle", is_flag=True, help="Without an engine, execute a runner.py of another version on this host.")
 @click.option("--explain", is_flag=True, help="Compare torch and ONNX Runtime, tensor by tensor, here and on arm64.")
 @click.option("--json", "as_json", is_flag=True, help="Print the evidence as JSON.")
 @click.pass_context
-def command(ctx: click.Context, *, bundles: tuple[Path, ...], target: str, output: Path, explain: bool, as_json: bool) -> None:
+def command(
+    ctx: click.Context,
+    *,
+    bundles: tuple[Path, ...],
+    target: str,
+    output: Path,
+    base_image: str | None,
+    trust_bundle: bool,
+    explain: bool,
+    as_json: bool,
+) -> None:
     """Prove BUNDLES again, or every bundle of the target below --output.
 
     Every file is compared with the bundle's checksums, and its device program executed on each CPU of the profile. What was
     executed now and says more than the bundle's record, or contradicts it, is written into the bundle; what could not be
     executed replaces nothing.
+
+    The runner is executed in a container without a network. Without an engine it is executed on this host, if it is the one
+    that this version of bundler writes, or with --trust-bundle.
 
     \b
     Examples:
@@ -37,7 +52,10 @@ def command(ctx: click.Context, *, bundles: tuple[Path, ...], target: str, outpu
       bundler verify --target arm64 dist/arm64-qnnpack/mobilenet_v2
     """
     profile = find_target(target)
-    verifications = [verify_bundle(bundle, profile, explain=explain) for bundle in bundles or find_bundles(output, profile)]
+    verifications = [
+        verify_bundle(bundle, profile, base_image=base_image, trust_bundle=trust_bundle, explain=explain)
+        for bundle in bundles or find_bundles(output, profile)
+    ]
     if as_json:
         console.json_result([_document(verification) for verification in verifications])
     else:

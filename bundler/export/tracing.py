@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from bundler.errors import BundleDamagedError
+from bundler.export.foreign_graph import parse_graph
 from bundler.export.graph import INPUT
 
 __all__ = ["GraphTensor", "sizes_of", "write_traced"]
@@ -31,20 +34,34 @@ class GraphTensor:
 
 
 def write_traced(path: Path, traced: Path) -> tuple[GraphTensor, ...]:
-    """Write the copy of the graph at `path`; return its additional outputs, in the order in which they are computed."""
-    model = onnx.load(path)
+    """Write the copy of the graph at `path`; return its additional outputs, in the order in which they are computed.
+
+    Raises:
+        BundleDamagedError: the file is not a graph that stands by itself, with constant scales and zero points.
+    """
+    try:
+        model = parse_graph(path.read_bytes())
+        tensors = tuple(_quantized_tensors(model))
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise BundleDamagedError(
+            f"{path.name} is not a graph that this program exported: {error}",
+            next_step="Build the bundle again: `bundler bundle MODEL --target TARGET`.",
+        ) from error
+    for tensor in tensors:
+        model.graph.output.append(helper.make_tensor_value_info(tensor.name, TensorProto.UINT8, None))
+    onnx.save(model, traced)
+    return tensors
+
+
+def _quantized_tensors(model: onnx.ModelProto) -> Iterator[GraphTensor]:
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     producers = {name: node for node in model.graph.node for name in node.output}
-    tensors = []
     for node in model.graph.node:  # in topological order
         if node.op_type != "QuantizeLinear":
             continue
         name, scale, zero_point = node.output[0], *(numpy_helper.to_array(constants[item]) for item in node.input[1:3])
         layer = _layer(node, producers.get(node.input[0]))
-        tensors.append(GraphTensor(name=name, layer=layer, scale=float(scale), zero_point=int(zero_point)))
-        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.UINT8, None))
-    onnx.save(model, traced)
-    return tuple(tensors)
+        yield GraphTensor(name=name, layer=layer, scale=float(scale), zero_point=int(zero_point))
 
 
 def _layer(node: onnx.NodeProto, producer: onnx.NodeProto | None) -> str:

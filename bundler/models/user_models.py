@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import sys
 from collections.abc import Container
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
+from typing import get_args
 
-from bundler.models.specs import ModelSpec
+from bundler.datasets import Fit, Interpolation
+from bundler.models.specs import ModelSpec, Task
 
 __all__ = ["GROUP", "BrokenModel", "UserModel", "user_models"]
 
 GROUP = "bundler.models"
 PARAMETERS = ("weights", "progress", "quantize", "is_qat", "target")  # of a model parser function, all keyword-only
 NAME = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*")  # a bundle's folder and its image are called that
+LONGEST = 100  # characters of a name
+LARGEST = 8192  # pixels of an input, and classes times 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +51,10 @@ def user_models(*, taken: Container[str]) -> list[UserModel | BrokenModel]:
     Args:
         taken: names that are not to be had any more.
     """
-    found: list[UserModel | BrokenModel] = []
+    entries, found = _entries()
     seen: set[str] = set()
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
-        package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "a package without a name"
+    for entry in sorted(entries, key=lambda entry: (entry.name, entry.value)):
+        package = _package(entry.dist)
         spec = f"the name {entry.name} is taken" if entry.name in taken or entry.name in seen else _loaded(entry)
         if isinstance(spec, str):
             found.append(BrokenModel(name=entry.name, package=package, reason=spec))
@@ -59,9 +64,41 @@ def user_models(*, taken: Container[str]) -> list[UserModel | BrokenModel]:
     return found
 
 
+def _entries() -> tuple[list[EntryPoint], list[UserModel | BrokenModel]]:
+    """Return all entry points of the group, and a broken model for each package whose entry points cannot be read."""
+    with suppress(Exception):  # importlib.metadata parses the files of all packages, and fails with the first broken one
+        return list(entry_points(group=GROUP)), []
+    entries: dict[tuple[str, str], EntryPoint] = {}
+    broken: list[UserModel | BrokenModel] = []
+    for distribution in distributions():
+        try:
+            for entry in distribution.entry_points.select(group=GROUP):
+                entries.setdefault((entry.name, entry.value), entry)
+        except Exception as error:  # noqa: BLE001  as above
+            reason = f"its entry points cannot be read ({_described(error)})"
+            broken.append(BrokenModel(name="every model", package=_package(distribution), reason=reason))
+    return list(entries.values()), broken
+
+
+def _package(distribution: Distribution | None) -> str:
+    try:
+        name, version = (distribution.name, distribution.version) if distribution else (None, None)
+    except Exception:  # noqa: BLE001  its METADATA may be missing or unreadable
+        name = version = None
+    return f"{name} {version}" if name and version else "a package without a name"
+
+
+def _described(error: BaseException) -> str:
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # noqa: BLE001  a foreign package's own exception
+        text = ""
+    return f"{type(error).__name__}: {text}"
+
+
 def _loaded(entry: EntryPoint) -> ModelSpec | str:
     """Return the spec that the parser asks for, or why it cannot be used."""
-    if not NAME.fullmatch(entry.name):
+    if not NAME.fullmatch(entry.name) or len(entry.name) > LONGEST:
         return f"{entry.name!r} names no image; take lower-case letters and digits, with - _ . between them"
     if not entry.pattern.match(entry.value):
         return f"{entry.value} is not of the form package.module:function"
@@ -69,8 +106,12 @@ def _loaded(entry: EntryPoint) -> ModelSpec | str:
         with redirect_stdout(sys.stderr):  # stdout is for results
             parser = entry.load()
         accepted = inspect.signature(parser).parameters
-    except (Exception, SystemExit) as error:  # noqa: BLE001  whatever a foreign package does when it is imported
-        return f"{entry.value} cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())})"
+        usual = ModelSpec(name=entry.name, parser=f"{entry.module}:{entry.attr}", resize=256, crop=224)
+        asked = getattr(parser, "model_spec", usual)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  whatever a foreign package does when it is imported
+        return f"{entry.value} cannot be loaded ({_described(error)})"
     lacking = [name for name in PARAMETERS if name not in accepted or accepted[name].kind is not inspect.Parameter.KEYWORD_ONLY]
     if lacking:
         return f"{entry.value} does not take {', '.join(lacking)} as keyword-only parameters"
@@ -80,8 +121,27 @@ def _loaded(entry: EntryPoint) -> ModelSpec | str:
     required = [name for name, item in accepted.items() if item.default is item.empty and item.kind not in variadic]
     if required:
         return f"{entry.value} cannot be called without {', '.join(required)}"
-    usual = ModelSpec(name=entry.name, parser=f"{entry.module}:{entry.attr}", resize=256, crop=224)
-    asked = getattr(parser, "model_spec", usual)
     if not isinstance(asked, ModelSpec):
         return f"model_spec of {entry.value} is no ModelSpec"
-    return replace(asked, name=usual.name, parser=usual.parser)
+    problem = _spec_problem(asked)
+    return f"model_spec of {entry.value}: {problem}" if problem else replace(asked, name=usual.name, parser=usual.parser)
+
+
+def _spec_problem(spec: ModelSpec) -> str:
+    """Return which field holds what it cannot; a dataclass checks nothing."""
+    for name in ("resize", "crop", "num_classes"):
+        value, most = getattr(spec, name), 10 * LARGEST if name == "num_classes" else LARGEST
+        if type(value) is not int or not 1 <= value <= most:
+            return f"{name} is {value!r:.100}, not a whole number from 1 to {most}"
+    for name, known in (("interpolation", Interpolation), ("fit", Fit), ("task", Task)):
+        if getattr(spec, name) not in get_args(known):
+            return f"{name} is {getattr(spec, name)!r:.100}, not {' or '.join(get_args(known))}"
+    for name in ("mean", "std"):
+        value = getattr(spec, name)
+        if not isinstance(value, tuple | list) or len(value) != 3 or not all(_is_number(item) for item in value):
+            return f"{name} is {value!r:.100}, not three numbers"
+    return "" if all(spec.std) else "std holds 0, by which nothing can be divided"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

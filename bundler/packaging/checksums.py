@@ -1,15 +1,18 @@
-"""SHA256SUMS of a bundle: written in the format of `sha256sum`, and checked file by file."""
+"""SHA256SUMS of a bundle: written and read in the format of `sha256sum`, in one form only."""
 
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
-from bundler.errors import BundleDamagedError
-
-__all__ = ["CHECKSUMS", "check_checksums", "sha256_of", "write_checksums"]
+__all__ = ["CHECKSUMS", "CHECKSUMS_BYTES", "parse_checksums", "sha256_of", "write_checksums"]
 
 CHECKSUMS = "SHA256SUMS"
+CHECKSUMS_BYTES = 2**20  # at most; ours have 2 KB
+
+_LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*)")
 
 
 def sha256_of(path: Path) -> str:
@@ -19,33 +22,29 @@ def sha256_of(path: Path) -> str:
 
 def write_checksums(bundle: Path) -> None:
     """Cover every file but the list itself; `sha256sum -c SHA256SUMS` checks it on the device."""
-    lines = [f"{sha256_of(bundle / name)}  {name}\n" for name in _files(bundle)]
+    names = (path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file())
+    lines = [f"{sha256_of(bundle / name)}  {name}\n" for name in sorted(names) if name != CHECKSUMS]
     (bundle / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def check_checksums(bundle: Path) -> None:
-    """Compare every file of the bundle with the list.
+def parse_checksums(content: bytes) -> Mapping[str, str]:
+    """Return the digest of each file that a list names.
 
     Raises:
-        BundleDamagedError: the list is missing or unreadable, or a file is changed, missing, or new; each is named.
+        ValueError: a line is not `DIGEST  PATH` with a lower-case digest and a relative path, or a path occurs twice.
     """
-    path = bundle / CHECKSUMS
-    try:
-        lines = path.read_bytes().decode().split("\n")[:-1]  # one way only to end a line: any other is a changed byte
-        listed = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise BundleDamagedError(f"{path} cannot be read: {error}", next_step=_NEXT_STEP) from error
-    found = set(_files(bundle))
-    problems = [f"{name} is missing" for name in sorted(listed.keys() - found)]
-    problems += [f"{name} is not in {CHECKSUMS}" for name in sorted(found - listed.keys())]
-    problems += [f"{name} has changed" for name in sorted(found & listed.keys()) if sha256_of(bundle / name) != listed[name]]
-    if problems:
-        raise BundleDamagedError(f"{bundle} is not the bundle that was proved: {', '.join(problems)}", next_step=_NEXT_STEP)
-
-
-_NEXT_STEP = "Restore the bundle from its .tar.gz, or build it again."
-
-
-def _files(bundle: Path) -> list[str]:
-    names = (path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file())
-    return sorted(name for name in names if name != CHECKSUMS)
+    *lines, rest = content.decode("ascii", "backslashreplace").split("\n")  # one way only to end a line
+    listed: dict[str, str] = {}
+    for number, line in enumerate([*lines, rest] if rest else lines, start=1):
+        found = _LINE.fullmatch(line)
+        if found is None:
+            raise ValueError(f"line {number} is not a SHA-256 digest in lower case, two spaces and a path: {line[:100]!r}")
+        digest, name = found.groups()
+        if name in listed:
+            raise ValueError(f"{name} occurs twice")
+        if name == CHECKSUMS:
+            raise ValueError("it lists itself")
+        listed[name] = digest
+    if rest:
+        raise ValueError("its last line does not end")
+    return listed

@@ -8,10 +8,12 @@ from typing import Any
 from bundler.manifest import Manifest, write_manifest
 from bundler.packaging.checksums import sha256_of, write_checksums
 from bundler.packaging.layer_plot import plot_layers
-from bundler.packaging.rendering import render
+from bundler.packaging.rendering import markdown, render
 from bundler.targets import TargetProfile
 
 __all__ = ["write_papers"]
+
+_FREE_TEXT = frozenset({"reason", "exact_reason", "machine", "source", "detail", "step", "row"})
 
 
 def write_papers(bundle: Path, manifest: Manifest, target: TargetProfile, *, image_reference: str) -> None:
@@ -32,9 +34,20 @@ def write_papers(bundle: Path, manifest: Manifest, target: TargetProfile, *, ima
         ("README.md.j2", "README.md"),
         ("report.html.j2", "report.html"),
     ):
-        (bundle / name).write_text(render(template, context), encoding="utf-8")
+        inserted = _in_markdown(context) if template == "README.md.j2" else context
+        (bundle / name).write_text(render(template, inserted), encoding="utf-8")
     write_manifest(manifest, bundle / "manifest.json")
     write_checksums(bundle)
+
+
+def _in_markdown(value: Any) -> Any:
+    """Return the context with its free text escaped: what is not a name has no alphabet (bundler/manifest.py)."""
+    if isinstance(value, dict):
+        return {
+            key: markdown(item) if key in _FREE_TEXT and isinstance(item, str) else _in_markdown(item)
+            for key, item in value.items()
+        }
+    return [_in_markdown(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _context(manifest: Manifest) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from bundler.export.agreement import top1_agreement
 from bundler.export.graph import ExportedGraph
 from bundler.export.tracing import GraphTensor, sizes_of, write_traced
 from bundler.manifest import LedgerPair, LedgerRecord, LedgerTensor, StepsApart
+from bundler.packaging.arrays import read_arrays
 from bundler.packaging.staging import model_path
 from bundler.pipeline.quantizing import QuantizedModel
 from bundler.quantization import quantized_engine, trace_integers
@@ -141,8 +142,7 @@ def make_ledger(bundle: Path, mode: str, *, level: str, samples: int, places: Se
 def _torch_trace(bundle: Path, mode: str) -> Trace:
     path = _torch_path(bundle, mode)
     try:
-        with np.load(path) as stored:
-            return dict(stored)
+        return read_arrays(path.read_bytes())
     except (OSError, ValueError) as error:
         raise BundleDamagedError(
             f"{path} cannot be read: {error}", next_step="Build the bundle again: bundles of earlier versions have no ledger."
@@ -156,8 +156,7 @@ def _read(result: RunResult, name: str) -> Trace:
             f"the traced graph does not run on {name}: {words} (exit code {result.exit_code})",
             next_step="`bundler doctor` shows what works here; the evidence of the bundle is not concerned.",
         )
-    with np.load(io.BytesIO(base64.b64decode(result.stdout))) as printed:
-        return dict(printed)
+    return read_arrays(base64.b64decode(result.stdout))
 
 
 def _apart(first: Trace, second: Trace, tensor: GraphTensor) -> StepsApart | None:

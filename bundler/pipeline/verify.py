@@ -1,35 +1,27 @@
-"""Proving an existing bundle again, from its own files."""
+"""Verifying an existing bundle again, from its own files."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bundler import console
 from bundler.containers.engine import Engine
 from bundler.containers.image import DeviceImage
 from bundler.containers.image_tags import name_image
-from bundler.errors import BundleDamagedError, BundleNotFoundError, EngineUnavailableError
-from bundler.manifest import (
-    Evidence,
-    FleetRecord,
-    ImageRecord,
-    Manifest,
-    Verdict,
-    read_manifest,
-)
+from bundler.errors import BundleDamagedError, BundleNotFoundError, EngineUnavailableError, UntrustedBundleError
+from bundler.manifest import Evidence, FleetRecord, ImageRecord, Manifest, Verdict
 from bundler.packaging.archive import write_archive
-from bundler.packaging.checksums import check_checksums, sha256_of
+from bundler.packaging.checksums import sha256_of
 from bundler.packaging.papers import write_papers
 from bundler.packaging.placing import place, recover, recover_all, workshop
-from bundler.packaging.staging import model_path
+from bundler.packaging.reading import CheckedBundle, check_bundle
+from bundler.packaging.runner_document import RunnerDocument
 from bundler.pipeline.fleet import foreign_image, may_be_exact, prove_in_the_fleet
 from bundler.pipeline.ledger import host_place, image_place, make_ledger
 from bundler.pipeline.proof import default_reference, engine_or_reason, image_for, image_record, prove
+from bundler.resources import resource
 from bundler.targets import TargetProfile
 from bundler.verification.renewal import Contradiction, renew
 
@@ -76,71 +68,91 @@ def find_bundles(output: Path, target: TargetProfile) -> tuple[Path, ...]:
     return bundles
 
 
-def verify_bundle(directory: Path, target: TargetProfile, *, explain: bool = False) -> Verification:
+def verify_bundle(
+    directory: Path,
+    target: TargetProfile,
+    *,
+    base_image: str | None = None,
+    trust_bundle: bool = False,
+    explain: bool = False,
+) -> Verification:
     """Check every file of a bundle, and execute its runner again on every CPU of the profile.
 
     What was executed now and says more than the bundle's record, or contradicts it, is written into the bundle; what could not
-    be executed replaces nothing. With `explain`, the INT8
-    graphs are run tensor by tensor as well, here and on another architecture, and the new ledger is written into the bundle.
+    be executed replaces nothing. With `explain`, the INT8 graphs are run tensor by tensor as well, here and on another
+    architecture, and the new ledger is written into the bundle.
+
+    Nothing of the bundle is used before it was checked as a whole, and then only from a private copy of what was checked.
+    Its runner is executed in a container; where no engine answers, as a process of this host, if it is the one that this
+    version writes into bundles.
+
+    Args:
+        directory: the bundle's folder.
+        target: the profile of the target that it was built for.
+        base_image: what the device image begins with instead of Debian's packages; never taken from the bundle.
+        trust_bundle: execute any runner on this host.
+        explain: compare the INT8 graphs tensor by tensor.
 
     Raises:
-        BundleDamagedError: a file is changed, missing or new, or the manifest cannot be read; each is named.
+        BundleDamagedError: the bundle is not plain, whole and consistent (`check_bundle`), or is for another target.
+        UntrustedBundleError: it was built on a base image that `base_image` does not name.
         EngineError: the engine or an image failed.
     """
     recover(directory.resolve())
-    manifest = read_manifest(directory)
+    checked = check_bundle(directory)
+    manifest = checked.manifest
     console.heading(f"{manifest.bundle} ({directory})")
-    check_checksums(directory)
-    console.step("Every file is the one that was proved")
-    if manifest.target.name != target.name:
-        raise BundleDamagedError(
-            f"{directory} was built for {manifest.target.name}, not for {target.name}",
-            next_step=f"Name its own target: `bundler verify --target {manifest.target.name} {directory}`.",
-        )
-    runner = _runner_document(directory)
+    console.step("Every file has the checksum that it was built with")
+    _require_target(checked, target)
+    _require_base(manifest, target, base_image)
     home = directory.resolve()  # `.` has no name, and nothing could be put beside it
-    files = sorted([*runner["files"], "runner.json"])
-    _check_models(manifest, directory)
-    with (
-        workshop(home) as folder,
-        engine_or_reason() as engine,
-        image_for(
+    files = checked.image_files
+    with workshop(home) as folder, engine_or_reason() as engine:
+        bundle = folder / manifest.model.name
+        checked.copy_to(bundle)
+        with image_for(
             target,
             identifier=manifest.bundle,
-            bundle=directory,
+            bundle=bundle,
             files=files,
-            base_image=_given_base(manifest, target),
+            base_image=base_image,
             engine=engine,
             workspace=folder,
-        ) as image,
-    ):
-        if image and manifest.image and image.digest != manifest.image.digest:
-            console.warn(
-                f"the image is {image.digest}, not {manifest.image.digest}: the base image's packages have changed since"
+        ) as image:
+            if image and manifest.image and image.digest != manifest.image.digest:
+                console.warn(
+                    f"the image is {image.digest}, not {manifest.image.digest}: the base image's packages have changed since"
+                )
+            modes = tuple(mode.name for mode in manifest.modes)
+            samples = {str(mode.name): mode.samples for mode in checked.runner.modes}
+            withheld = _reason_to_withhold(checked, engine, trust_bundle=trust_bundle)
+            if withheld:
+                console.warn(f"not executed: {withheld}")
+                evidence = _withheld(modes, target, withheld)
+            else:
+                evidence = prove(target, modes, bundle=bundle, image=image, engine=engine, pictures=sum(samples.values()))
+            records = {str(mode.name): mode.quantization for mode in manifest.modes}
+            fleet = prove_in_the_fleet(
+                target,
+                () if withheld else may_be_exact(records, evidence),
+                bundle=bundle,
+                files=files,
+                samples=samples,
+                engine=engine,
+                workspace=folder,
             )
-        modes = tuple(mode.name for mode in manifest.modes)
-        samples = {str(mode["name"]): int(mode["samples"]) for mode in runner["modes"]}
-        evidence = prove(target, modes, bundle=directory, image=image, engine=engine, pictures=sum(samples.values()))
-        records = {str(mode.name): mode.quantization for mode in manifest.modes}
-        fleet = prove_in_the_fleet(
-            target,
-            may_be_exact(records, evidence),
-            bundle=directory,
-            files=files,
-            samples=samples,
-            engine=engine,
-            workspace=folder,
-        )
-        reference = default_reference(manifest.model.name, target, image)
-        renewed, contradictions = _renewed(manifest, evidence, fleet, image_record(image, reference))
-        for contradiction in contradictions:
-            console.warn(f"the bundle's evidence was false and is replaced: {contradiction}")
-        if explain:
-            renewed = _explained(renewed, directory, target, files, samples, runner, image, engine, folder)
-        if renewed != manifest:
-            _rewrite(home, folder, renewed, target, renewed.image.reference if renewed.image else reference)
-        if image is not None and isinstance(engine, Engine) and renewed.image == image_record(image, reference):
-            name_image(engine, image, reference, bundle=home, replaced=None)
+            # Never the name that the bundle gives: another image may have it.
+            record = image_record(image, default_reference(manifest.model.name, target, image))
+            renewed, contradictions = _renewed(manifest, evidence, fleet, record)
+            for contradiction in contradictions:
+                console.warn(f"the bundle's evidence was false and is replaced: {contradiction}")
+            if explain:
+                renewed = _explained(renewed, bundle, target, files, samples, checked.runner, image, engine, folder)
+            if renewed != manifest:
+                reference = renewed.image.reference if renewed.image else default_reference(manifest.model.name, target, None)
+                _rewrite(bundle, home, folder, renewed, target, reference)
+            if image is not None and record is not None and isinstance(engine, Engine) and renewed.image == record:
+                name_image(engine, image, record.reference, bundle=home, replaced=None)
     return Verification(
         directory=directory,
         evidence=evidence,
@@ -151,27 +163,47 @@ def verify_bundle(directory: Path, target: TargetProfile, *, explain: bool = Fal
     )
 
 
-def _check_models(manifest: Manifest, directory: Path) -> None:
-    """Refuse a manifest that speaks of other models than those in the bundle.
+def _require_target(checked: CheckedBundle, target: TargetProfile) -> None:
+    built_for = checked.manifest.target.name
+    if built_for != target.name:
+        raise BundleDamagedError(
+            f"{checked.directory} was built for {built_for}, not for {target.name}",
+            next_step=f"Name its own target: `bundler verify --target {built_for} {checked.directory}`.",
+        )
 
-    Raises:
-        BundleDamagedError: the manifest names another checksum.
-    """
-    for mode in manifest.modes:
-        if sha256_of(directory / model_path(mode.name)) != mode.onnx.sha256:
-            raise BundleDamagedError(
-                f"{directory / 'manifest.json'} names another SHA-256 than that of {model_path(mode.name)}",
-                next_step="Restore the bundle from its .tar.gz, or build it again.",
-            )
+
+def _require_base(manifest: Manifest, target: TargetProfile, base_image: str | None) -> None:
+    """Refuse a base image that only the bundle asks for: it would be pulled from wherever the bundle says."""
+    if base_image is None and manifest.image is not None and manifest.image.base != f"debian:{target.image.suite}":
+        raise UntrustedBundleError(
+            f"{manifest.bundle} was built on {manifest.image.base}, and a bundle may not choose what is pulled",
+            next_step=f"If you trust that image, name it: `--base-image {manifest.image.base}`.",
+        )
+
+
+def _reason_to_withhold(checked: CheckedBundle, engine: Engine | EngineUnavailableError, *, trust_bundle: bool) -> str:
+    """Return why the bundle's runner may not be executed; empty where it may."""
+    ours = checked.digests["runner.py"] == sha256_of(resource("templates", "runner.py"))
+    if ours or trust_bundle or isinstance(engine, Engine):
+        return ""
+    return (
+        "no container engine answers, and the bundle's runner.py is not the one of this version; "
+        "--trust-bundle executes it on this host"
+    )
+
+
+def _withheld(modes: tuple[str, ...], target: TargetProfile, reason: str) -> Mapping[str, tuple[Evidence, ...]]:
+    nothing = tuple(Evidence(cpu=cpu.name, verdict="not_run", reason=reason) for cpu in target.verification.cpus)
+    return dict.fromkeys(modes, nothing)
 
 
 def _explained(
     manifest: Manifest,
     directory: Path,
     target: TargetProfile,
-    files: list[str],
+    files: tuple[str, ...],
     samples: Mapping[str, int],
-    runner: Mapping[str, Any],
+    runner: RunnerDocument,
     image: DeviceImage | None,
     engine: Engine | EngineUnavailableError,
     folder: Path,
@@ -183,7 +215,7 @@ def _explained(
         modes = []
         for mode in manifest.modes:
             if mode.quantization is not None:
-                level = str(runner["graph_optimization_level"])
+                level = runner.graph_optimization_level
                 ledger = make_ledger(
                     directory, mode.name, level=level, samples=samples[mode.name], places=places, workspace=folder
                 )
@@ -191,17 +223,6 @@ def _explained(
             else:
                 modes.append(mode)
     return manifest.model_copy(update={"modes": tuple(modes)})
-
-
-def _runner_document(directory: Path) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((directory / "runner.json").read_text(encoding="utf-8"))  # its checksum was checked
-    return document
-
-
-def _given_base(manifest: Manifest, target: TargetProfile) -> str | None:
-    if manifest.image is None or manifest.image.base == f"debian:{target.image.suite}":
-        return None
-    return manifest.image.base
 
 
 def _renewed(
@@ -226,11 +247,9 @@ def _renewed(
     return manifest.model_copy(update={"modes": modes, "image": image}), contradictions
 
 
-def _rewrite(directory: Path, folder: Path, manifest: Manifest, target: TargetProfile, reference: str) -> None:
-    renewed = folder / directory.name
-    shutil.copytree(directory, renewed)
-    write_papers(renewed, manifest, target, image_reference=reference)
+def _rewrite(bundle: Path, directory: Path, folder: Path, manifest: Manifest, target: TargetProfile, reference: str) -> None:
+    write_papers(bundle, manifest, target, image_reference=reference)
     archive = folder / f"{directory.name}.tar.gz"
-    write_archive(renewed, archive, root=manifest.bundle)
-    place(renewed, directory, archive=archive, archive_path=directory.with_name(archive.name))
+    write_archive(bundle, archive, root=manifest.bundle)
+    place(bundle, directory, archive=archive, archive_path=directory.with_name(archive.name))
     console.step(f"The manifest of {directory} has the new evidence")

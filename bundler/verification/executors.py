@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import site
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -17,7 +21,7 @@ from bundler.containers.emulation import Launch, NotRunnable, decide_launch
 from bundler.containers.engine import Engine
 from bundler.containers.image import DeviceImage
 from bundler.errors import ContainerTimeoutError
-from bundler.resources import resource
+from bundler.resources import resource as data_file
 from bundler.targets import CpuProfile, TargetProfile
 
 __all__ = ["ContainerExecutor", "HostExecutor"]
@@ -45,7 +49,7 @@ class ContainerExecutor:
         return self._run(launch, arguments, on_stderr_line)
 
     def trace(self, launch: Launch, model: Path, inputs: Path, options: Sequence[str]) -> RunResult:
-        files = {"model.onnx": model, "inputs.npy": inputs, "trace.py": resource("templates", "trace.py")}
+        files = {"model.onnx": model, "inputs.npy": inputs, "trace.py": data_file("templates", "trace.py")}
         programs = {**launch.programs, **{f"{_TRACE}/{name}": path for name, path in files.items()}}
         arguments = [f"{_TRACE}/model.onnx", f"{_TRACE}/inputs.npy", *options]
         return self._run(replace(launch, programs=programs), arguments, lambda _line: None, script=f"{_TRACE}/trace.py")
@@ -70,9 +74,22 @@ class ContainerExecutor:
         )
 
 
+_ADDRESS_SPACE = 2  # times the memory that a container gets: libraries and stacks of threads reserve more than they use
+_PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "EDGE_BUNDLER_THREADS")
+
+
+def _environment(home: str) -> dict[str, str]:
+    """Return the whole environment of a process on this host; packages of the user's own are found although HOME differs."""
+    kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return {**kept, "LANG": "C.UTF-8", "HOME": home, "TMPDIR": home, "PYTHONUSERBASE": site.getuserbase()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class HostExecutor:
-    """Executes the bundle's runner with this Python, where no engine answers; a foreign target cannot run so."""
+    """Executes the bundle's runner with this Python, where no engine answers; a foreign target cannot run so.
+
+    The process sees no more of this host's environment than it needs, an empty home folder, and no module beside its program.
+    """
 
     bundle: Path
     target: TargetProfile
@@ -83,24 +100,33 @@ class HostExecutor:
         return decide_launch(None, self.target, cpu)
 
     def run(self, launch: Launch, arguments: Sequence[str], on_stderr_line: Callable[[str], None]) -> RunResult:
-        return self._run(launch, [str(self.bundle / "runner.py"), *arguments], on_stderr_line)
+        return self._run(launch, [str(self.bundle.absolute() / "runner.py"), *arguments], on_stderr_line)
 
     def trace(self, launch: Launch, model: Path, inputs: Path, options: Sequence[str]) -> RunResult:
-        script = str(resource("templates", "trace.py"))
-        return self._run(launch, [script, str(model), str(inputs), *options], lambda _line: None)
+        script = str(data_file("templates", "trace.py"))
+        return self._run(launch, [script, str(model.absolute()), str(inputs.absolute()), *options], lambda _line: None)
 
     def _run(self, launch: Launch, arguments: Sequence[str], on_stderr_line: Callable[[str], None]) -> RunResult:
-        command = [*launch.prefix, sys.executable, *arguments]
+        command = [*launch.prefix, sys.executable, "-P", "-B", *arguments]
         seconds = self.target.verification.timeout_seconds
         lines: list[str] = []
-        with subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **launch.environment, "PYTHONDONTWRITEBYTECODE": "1"},
-            start_new_session=True,
-        ) as process:
+        with (
+            tempfile.TemporaryDirectory(prefix="edge-bundler-home-") as home,
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                cwd=home,
+                env={**_environment(home), **launch.environment},
+                start_new_session=True,
+            ) as process,
+        ):
+            limit = _ADDRESS_SPACE * self.target.verification.memory_mib * 2**20
+            with suppress(ProcessLookupError):  # it may have ended already
+                resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, limit))
 
             def listen() -> None:
                 assert process.stderr is not None  # noqa: S101  for the type checker: it is a pipe

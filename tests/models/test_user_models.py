@@ -144,6 +144,66 @@ def test_a_name_that_is_no_folder_and_no_image_is_refused(install: Install, name
     assert f"{name!r} names no image" in model.reason
 
 
+def test_a_name_may_not_be_long_nor_hold_control_characters(install: Install) -> None:
+    install(GOOD, {"a" * 101: "own_nets:net", "\x1b[31mred": "own_nets:net"})
+    for model in user_models(taken=()):
+        assert isinstance(model, BrokenModel)
+        assert "names no image" in model.reason
+        assert model.reason.isprintable()
+
+
+@pytest.mark.parametrize("text", ["just a line\n", "= own_nets:net\n"])
+def test_entry_points_that_cannot_be_read_do_not_take_the_others_down(install: Install, tmp_path: Path, text: str) -> None:
+    install(GOOD, {"my_net": "own_nets:net"})
+    (tmp_path / "bad-1.dist-info").mkdir()
+    (tmp_path / "bad-1.dist-info" / "entry_points.txt").write_text(f"[{GROUP}]\n{text}")
+    found = {type(model): model for model in user_models(taken=())}
+    assert found[UserModel].name == "my_net"
+    assert found[BrokenModel].package == "a package without a name"
+
+
+def test_entry_points_in_another_encoding_do_not_take_the_others_down(install: Install, tmp_path: Path) -> None:
+    install(GOOD, {"my_net": "own_nets:net"})
+    (tmp_path / "bad-1.dist-info").mkdir()
+    (tmp_path / "bad-1.dist-info" / "entry_points.txt").write_bytes(b"\xff\xfe")
+    names = {type(model): model.name for model in user_models(taken=())}
+    assert names == {UserModel: "my_net", BrokenModel: "every model"}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("class Own(BaseException): pass\nraise Own('no')\n", "Own: no"),
+        ("class Own(Exception):\n    def __str__(self): raise RuntimeError\nraise Own\n", "(Own: )"),
+    ],
+)
+def test_an_exception_of_its_own_is_named(install: Install, text: str, reason: str) -> None:
+    install(text, {"my_net": "own_nets:net"})
+    model = only()
+    assert isinstance(model, BrokenModel)
+    assert reason in model.reason
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ("resize='x', crop=64", "resize is 'x', not a whole number"),
+        ("resize=64, crop=10**9", "crop is 1000000000, not a whole number from 1 to 8192"),
+        ("resize=64, crop=64, num_classes=-1", "num_classes is -1"),
+        ("resize=64, crop=64, interpolation='\\x1b[31m'", "interpolation is '\\x1b[31m', not bilinear or bicubic"),
+        ("resize=64, crop=64, task='segmentation'", "task is 'segmentation'"),
+        ("resize=64, crop=64, mean=(0, 0)", "mean is (0, 0), not three numbers"),
+        ("resize=64, crop=64, std=(1, 0, 1)", "std holds 0"),
+        ("resize=64, crop=64, std=(1, float('nan'), 1)", "not three numbers"),
+    ],
+)
+def test_a_model_spec_with_a_wrong_field_is_refused(install: Install, fields: str, reason: str) -> None:
+    install(f"{SPEC}{GOOD}net.model_spec = ModelSpec(name='x', parser='x:y', {fields})\n", {"my_net": "own_nets:net"})
+    model = only()
+    assert isinstance(model, BrokenModel)
+    assert reason in model.reason
+
+
 def test_of_two_with_the_same_name_the_first_is_used(install: Install) -> None:
     install(GOOD, {"my_net": "b_nets:net"}, package="b-nets", module="b_nets")
     install(GOOD, {"my_net": "a_nets:net"}, package="a-nets", module="a_nets")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from bundler.manifest import Manifest, read_manifest
-from bundler.packaging.checksums import check_checksums, sha256_of
+from bundler.packaging.checksums import sha256_of
 from bundler.packaging.papers import write_papers
+from bundler.packaging.rendering import markdown
 from bundler.targets import find_target
 
 DATA = Path(__file__).parents[1] / "data"
@@ -43,7 +47,7 @@ def test_every_paper_is_written_and_covered_by_the_checksums(tmp_path: Path, man
         ),
         "mobilenet_v2-arm64-qnnpack.service",
     }
-    check_checksums(tmp_path / "bundle")
+    subprocess.run(["sha256sum", "--check", "--quiet", "--strict", "SHA256SUMS"], cwd=tmp_path / "bundle", check=True)
     assert read_manifest(tmp_path / "bundle") == manifest
     assert papers["requirements.txt"].split() == list(find_target("arm64").runtime.requirements)
     for name, text in papers.items():
@@ -112,3 +116,105 @@ def test_names_in_the_report_are_text_and_not_html(tmp_path: Path, manifest: Man
     report = written(tmp_path / "bundle", foreign)["report.html"]
     assert "<script>" not in report
     assert "&lt;script&gt;alert(1)" in report
+
+
+HOSTILE = (
+    "\x1b[31m</title></svg><script>alert(1)</script>`x`[a](http://evil) ![i](x) **b** _e_ | cell |\n# head\n"
+    '" onload="x" &amp; $x$ @all www.evil.org https://evil.org \u202e\udcff {{ 7 * 7 }} %n'
+)
+
+
+def hostile(value: object, field: str = "") -> object:
+    """Return a record's JSON with every string that has no alphabet replaced."""
+    if isinstance(value, dict):
+        return {(HOSTILE if field == "versions" else key): hostile(item, key) for key, item in value.items()}
+    if isinstance(value, list):
+        return [hostile(item, field) for item in value]
+    return HOSTILE if isinstance(value, str) and field in TEXT_FIELDS else value
+
+
+TEXT_FIELDS = {
+    *("row", "source", "skipped", "step", "detail", "refinements", "layer", "first", "second", "parted", "executions"),
+    *("operator", "op_type", "reason", "exact_reason", "machine", "cpu_features", "version", "python", "numpy", "onnxruntime"),
+    *("graph_optimization_level", "engine", "qconfig"),
+}
+
+
+@pytest.fixture
+def hostile_papers(tmp_path: Path) -> dict[str, str]:
+    """The papers of a manifest all of whose free texts are hostile."""
+    document = hostile(json.loads((DATA / "manifest.json").read_text()))
+    assert isinstance(document, dict)
+    document["model"]["row"] = document["model"]["weights"]["source"] = HOSTILE
+    for mode in document["modes"]:
+        if mode["quantization"]:
+            mode["quantization"]["calibration"]["source"] = "pictures"
+            for layer in mode["quantization"]["layers"]:
+                layer["name"] = HOSTILE
+    foreign = Manifest.model_validate(document)
+    return written(tmp_path / "bundle", foreign)
+
+
+def test_no_control_character_of_a_stranger_is_rendered(hostile_papers: dict[str, str]) -> None:
+    for name, text in hostile_papers.items():
+        if name != "manifest.json":  # JSON escapes them by itself, but for U+202E
+            assert all(line.isprintable() for line in text.split("\n")), name
+            assert "49" not in re.findall(r"\{\{ 7 \* 7 \}\}|\b49\b", text), name
+    assert "\x1b" not in hostile_papers["manifest.json"]
+    assert json.loads(hostile_papers["manifest.json"])["model"]["row"] == HOSTILE.replace("\udcff", "\\udcff")
+
+
+def test_no_markup_of_a_stranger_is_rendered_in_the_readme(
+    hostile_papers: dict[str, str], tmp_path: Path, manifest: Manifest
+) -> None:
+    """It has the lines, tables, links and code that it has without the stranger's texts."""
+    readme, plain = hostile_papers["README.md"], written(tmp_path / "plain", manifest)["README.md"]
+    assert "<script" not in readme
+    assert "http://" not in readme
+    assert "https://" not in readme
+    assert "www.evil" not in readme
+    assert not re.search(r"(?<!\\)(\\\\)*\]\(", readme)
+    for mark in ("`", "|", "*", "$", "@", "#"):
+        unescaped = rf"(?<!\\)(?:\\\\)*{re.escape(mark)}"
+        assert len(re.findall(unescaped, readme)) == len(re.findall(unescaped, plain)), mark
+    assert readme.count("\n") == plain.count("\n")
+
+
+def test_no_markup_of_a_stranger_is_rendered_in_the_report(
+    hostile_papers: dict[str, str], tmp_path: Path, manifest: Manifest
+) -> None:
+    class Tags(HTMLParser):
+        def __init__(self, text: str) -> None:
+            super().__init__()
+            self.found: list[tuple[str, tuple[str, ...]]] = []
+            self.feed(text)
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            self.found.append((tag, tuple(name for name, _ in attrs)))
+
+    report, plain = hostile_papers["report.html"], written(tmp_path / "plain", manifest)["report.html"]
+    assert Tags(report).found == Tags(plain).found
+    ElementTree.fromstring(re.findall(r"<svg.*?</svg>", report, re.DOTALL)[0])  # noqa: S314  escaped well
+
+
+def test_the_other_papers_hold_no_free_text(hostile_papers: dict[str, str], tmp_path: Path, manifest: Manifest) -> None:
+    plain = written(tmp_path / "plain", manifest)
+    for name in ("Dockerfile", "compose.yaml", "requirements.txt", "mobilenet_v2-arm64-qnnpack.service"):
+        assert hostile_papers[name] == plain[name]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("SQNR is 41.20 dB; at least 80.00 dB (x86_64)", "SQNR is 41.20 dB; at least 80.00 dB (x86_64)"),
+        ("mine_2.pth", "mine_2.pth"),
+        ("_mine_.pth", "\\_mine\\_.pth"),
+        ("a|b", "a\\|b"),
+        ("a\nb", "a\\\\nb"),
+        ("<b>", "&lt;b&gt;"),
+        ("`x`", "\\`x\\`"),
+        ("\\`", "\\\\\\`"),
+    ],
+)
+def test_markdown_is_escaped_where_it_means_something(text: str, shown: str) -> None:
+    assert markdown(text) == shown

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -116,3 +119,99 @@ def test_inspect_tells_people_and_machines(built: dict[str, Path], run: Run) -> 
     assert "native" in text
     document = json.loads(run("inspect", str(built["x86"]), "--json").stdout)
     assert document == json.loads((built["x86"] / "manifest.json").read_text())
+
+
+# ---- bundles of others
+
+
+def reseal(bundle: Path) -> None:
+    """Write new checksums into a bundle that was changed, as a stranger would."""
+    document = json.loads((bundle / "runner.json").read_text())
+    document["files"] = {name: sha256_of(bundle / name) for name in document["files"]}
+    (bundle / "runner.json").write_text(json.dumps(document))
+    write_checksums(bundle)
+
+
+def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    document = json.loads((bundle / "manifest.json").read_text())
+    change(document)
+    (bundle / "manifest.json").write_text(json.dumps(document))
+
+
+@pytest.fixture
+def native(tmp_path: Path) -> str:
+    """The x86 profile with one CPU and no fleet: for tests of what is executed at all."""
+    text = (Path(__file__).parents[2] / "targets" / "x86-fbgemm.toml").read_text(encoding="utf-8")
+    text = re.sub(
+        r"^fleet = .*$", "fleet = []", text.partition('[[verification.cpus]]\nname = "Haswell"')[0], flags=re.MULTILINE
+    )
+    (tmp_path / "native.toml").write_text(text, encoding="utf-8")
+    return str(tmp_path / "native.toml")
+
+
+@pytest.fixture
+def foreign(built: dict[str, Path], tmp_path: Path) -> Path:
+    """A bundle for this machine whose runner.py leaves a file where it was executed."""
+    bundle = Path(shutil.copytree(built["x86"], tmp_path / "x86-fbgemm" / "resnet18"))
+    runner = (bundle / "runner.py").read_text()
+    mark = f"import os\nopen({str(tmp_path / 'executed')!r}, 'w').write(' '.join(os.environ))\n"
+    (bundle / "runner.py").write_text(runner.replace("import argparse\n", f"import argparse\n{mark}", 1))
+    reseal(bundle)
+    return bundle
+
+
+def test_a_foreign_runner_is_not_executed_on_this_host_unless_it_is_trusted(
+    foreign: Path, run: Run, native: str, tmp_path: Path
+) -> None:
+    process = run("verify", "--target", native, str(foreign), "--json", code=3)
+    assert not (tmp_path / "executed").exists()
+    (document,) = json.loads(process.stdout)
+    reasons = {item["reason"] for items in document["evidence"].values() for item in items}
+    assert len(reasons) == 1
+    assert "--trust-bundle" in reasons.pop()
+    run("verify", "--target", native, "--trust-bundle", str(foreign), PRIVATE="yes")
+    assert "PRIVATE" not in (tmp_path / "executed").read_text().split()
+
+
+def test_the_base_image_that_a_bundle_names_is_not_pulled(bundle: Path, run: Run) -> None:
+    record = {"reference": "x:y", "digest": f"sha256:{'a' * 64}", "size": 1, "base": "localhost:1/evil", "wheels": []}
+    edit(bundle, lambda document: document.update(image=record))
+    reseal(bundle)
+    process = run("verify", "--target", "arm64", str(bundle), code=11)
+    assert "was built on localhost:1/evil" in process.stderr
+    assert "--base-image localhost:1/evil" in process.stderr
+    run("verify", "--target", "arm64", "--base-image", "localhost:1/evil", str(bundle), code=3)
+
+
+def test_a_bundle_writes_nowhere_but_into_its_folder(bundle: Path, run: Run, tmp_path: Path) -> None:
+    edit(bundle, lambda document: document.update(bundle=str(tmp_path / "outside")))
+    reseal(bundle)
+    before = sorted(tmp_path.rglob("*"))
+    assert "is not a manifest: bundle: " in run("verify", "--target", "arm64", str(bundle), code=11).stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect"])
+def test_a_fifo_and_a_link_are_named_without_waiting(bundle: Path, run: Run, command: str) -> None:
+    (bundle / "manifest.json").unlink()
+    os.mkfifo(bundle / "manifest.json")
+    (bundle / "extra").symlink_to("/etc")
+    arguments = ("--target", "arm64", str(bundle)) if command == "verify" else (str(bundle),)
+    stderr = run(command, *arguments, code=11).stderr
+    assert "manifest.json is a FIFO" in stderr
+    assert "extra is a symbolic link" in stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--json",), ("--layers",)])
+def test_inspect_shows_control_characters_and_does_not_send_them(bundle: Path, run: Run, options: tuple[str, ...]) -> None:
+    text = "\x1b]0;owned\x07\u202e[red]"
+    edit(bundle, lambda document: document["model"]["weights"].update(source=text))
+    edit(bundle, lambda document: document["modes"][1]["quantization"]["layers"][0].update(name=text))
+    edit(bundle, lambda document: document["modes"][0]["evidence"][0].update(reason=text))
+    reseal(bundle)
+    process = run("inspect", str(bundle), *options)
+    assert all(line.isprintable() for line in (process.stdout + process.stderr).split("\n"))
+    if options == ("--json",):
+        assert json.loads(process.stdout)["model"]["weights"]["source"] == text
+    else:
+        assert r"\x1b]0;owned\x07\u202e[red]" in process.stdout

@@ -65,10 +65,27 @@ def test_prefix_and_environment_of_the_launch_reach_the_runner(runner: Runner) -
     assert result.stdout == "yes cortex-a53\n"
 
 
-def test_the_bundle_stays_as_it_is(runner: Runner, tmp_path: Path) -> None:
+def test_the_runner_finds_no_module_beside_it_and_little_of_the_environment(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle with a `numpy.py` in it would otherwise be executed through the runner of this version."""
     (tmp_path / "beside.py").write_text("")
-    runner(probe="import beside").run(HERE, ["probe"], lambda _line: None)
+    monkeypatch.setenv("SECRET_TOKEN", "secret")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    result = runner(probe="print(sorted(os.environ), os.environ['HOME'])\nimport beside").run(
+        HERE, ["probe"], lambda _line: None
+    )
+    assert "No module named 'beside'" in result.stderr
+    assert "SECRET_TOKEN" not in result.stdout
+    assert "PYTHONPATH" not in result.stdout
+    assert "OMP_NUM_THREADS" in result.stdout
+    assert str(Path.home()) not in result.stdout.split("]")[1].split()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["beside.py", "runner.py"]
+
+
+def test_it_gets_no_more_memory_than_its_target_has_twice(runner: Runner) -> None:
+    assert "MemoryError" in runner(probe="bytearray(2**40)").run(HERE, ["probe"], lambda _line: None).stderr
 
 
 def test_after_its_time_limit_it_is_gone_with_its_children(runner: Runner) -> None:

@@ -1,0 +1,67 @@
+"""Reading files that somebody else may have put there: regular files only, without waiting for a writer, up to a size."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["kind_of", "open_regular", "read_regular"]
+
+_KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFREG: "a regular file",
+}
+
+
+def kind_of(mode: int) -> str:
+    """Return what kind of file a `st_mode` says it is, with its article."""
+    return _KINDS.get(stat.S_IFMT(mode), "a file of an unknown kind")
+
+
+def open_regular(name: str | Path, *, folder: int | None = None, follow_links: bool = False) -> BinaryIO:
+    """Open a regular file to read its bytes. Nothing else is opened: that could wait for ever, or set a device going.
+
+    Args:
+        name: path, relative to `folder` where that is given.
+        folder: file descriptor of a folder.
+        follow_links: whether a symbolic link stands for the file it points to; otherwise it is refused.
+
+    Raises:
+        OSError: it is not there, cannot be read, or is not a regular file; `strerror` says which.
+    """
+    _require_regular(os.stat(name, dir_fd=folder, follow_symlinks=follow_links), name)
+    # O_NONBLOCK and the second look: it may have been replaced since.
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | (0 if follow_links else os.O_NOFOLLOW)
+    descriptor = os.open(name, flags, dir_fd=folder)
+    try:
+        _require_regular(os.fstat(descriptor), name)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return open(descriptor, "rb")  # noqa: PTH123  of a descriptor; the caller closes it
+
+
+def read_regular(name: str | Path, *, limit: int, folder: int | None = None, follow_links: bool = False) -> bytes:
+    """Return the bytes of a regular file, `limit` at most.
+
+    Raises:
+        OSError: as `open_regular`, or it is larger.
+    """
+    with open_regular(name, folder=folder, follow_links=follow_links) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {limit:,} bytes", str(name))
+    return content
+
+
+def _require_regular(status: os.stat_result, name: str | Path) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, f"it is {kind_of(status.st_mode)}, not a regular file", str(name))

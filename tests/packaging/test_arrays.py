@@ -1,0 +1,53 @@
+"""Arrays of others: numbers, as many as their headers say, and bounded."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bundler.packaging.arrays import read_arrays
+
+
+def archive(**members: bytes) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as written:
+        for name, data in members.items():
+            written.writestr(f"{name}.npy", data)
+    return content.getvalue()
+
+
+def npy(array: Any) -> bytes:
+    content = io.BytesIO()
+    np.save(content, array)
+    return content.getvalue()
+
+
+def test_what_numpy_wrote_is_read() -> None:
+    content = io.BytesIO()
+    np.savez_compressed(content, a=np.arange(6, dtype=np.uint8).reshape(2, 3), b=np.float32([1.5]))
+    found = read_arrays(content.getvalue())
+    assert found.keys() == {"a", "b"}
+    np.testing.assert_array_equal(found["a"], [[0, 1, 2], [3, 4, 5]])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: b"", "not a .npz archive"),
+        (lambda: archive(a=bytes(300 * 2**20)), "268,435,456 bytes"),
+        (lambda: archive(a=npy(np.array([{}], dtype=object))), "holds object, not numbers"),
+        (lambda: archive(a=npy(np.array(["x"]))), "not numbers"),
+        (lambda: archive(a=npy(np.zeros(3))[:-1]), "which is not what float64"),
+        (lambda: archive(a=npy(np.zeros(3)).replace(b"(3,)", b"(10**9,)")), "not a numpy array"),
+        (lambda: archive(a=npy(np.zeros(30)).replace(b"(30,),", b"(9**9),")), "not a numpy array"),
+        (lambda: archive(a=npy(np.zeros(30)).replace(b"(30,)", b"(-1,)")), "which is not what"),
+    ],
+)
+def test_what_is_something_else_is_refused(make: Callable[[], bytes], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        read_arrays(make())
