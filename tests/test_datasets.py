@@ -61,16 +61,20 @@ def test_files_of_every_kind_are_read_as_torchvision_reads_them(tmp_path: Path, 
             torch.testing.assert_close(torch.from_numpy(pixels), preset(image.convert("RGB")), rtol=0, atol=1e-6)
 
 
-def test_a_pictures_orientation_is_left_as_torchvision_leaves_it(tmp_path: Path) -> None:
+def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
-    for name, extra in (("plain", {}), ("turned", {"exif": exif})):
+    exif[0x0112] = 6  # stored lying on its side
+    for name, turned in (("plain", False), ("phone", True)):
         (tmp_path / name).mkdir()
         for index in range(2):
-            picture(index).save(tmp_path / name / f"{index}.jpg", quality=90, **extra)
-    plain, turned = (load_pictures(tmp_path / name, SMALL, count=2, seed=0) for name in ("plain", "turned"))
-    assert np.array_equal(plain.pictures, turned.pictures)
-    assert plain.sha256 != turned.sha256
+            image = picture(index)
+            if turned:
+                image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / name / f"{index}.png", exif=exif)
+            else:
+                image.save(tmp_path / name / f"{index}.png")
+    plain, phone = (load_pictures(tmp_path / name, SMALL, count=2, seed=0) for name in ("plain", "phone"))
+    assert np.array_equal(plain.pictures, phone.pictures)
+    assert plain.sha256 != phone.sha256
 
 
 @pytest.mark.parametrize("size", [(64, 48), (48, 64), (200, 50), (64, 64), (31, 7), (300, 1)])
@@ -163,10 +167,10 @@ def test_unreadable_pictures_are_named_skipped_and_replaced(folder: Path, capsys
     ("prepare", "words"),
     [
         (lambda folder: folder.rmdir(), "does not exist"),
-        (lambda _folder: None, "holds no picture"),
-        (lambda folder: (folder / "readme.txt").write_text("x"), "holds no picture"),
-        (lambda folder: [(folder / f"{index}.jpg").write_text("x") for index in range(3)], "none of the 3 pictures"),
-        (lambda folder: picture(1).save(folder / "1.jpg"), "1 of the 1 pictures"),
+        (lambda _folder: None, "holds no image"),
+        (lambda folder: (folder / "readme.txt").write_text("x"), "holds no image"),
+        (lambda folder: [(folder / f"{index}.jpg").write_text("x") for index in range(3)], "none of the 3 images"),
+        (lambda folder: picture(1).save(folder / "1.jpg"), "1 of the 1 images"),
     ],
     ids=["missing", "empty", "other files", "all unreadable", "only one"],
 )

@@ -45,7 +45,7 @@ def test_labels_are_found_as_tools_lay_them_out(tmp_path: Path, picture: str, la
     (labels,) = pictures.labels
     assert labels.classes.tolist() == [2, 0]
     np.testing.assert_allclose(labels.boxes, [[0.25, 0, 0.75, 0.5], [0, 0.8, 0.2, 1.0]], atol=1e-12)
-    assert str(pictures) == "1 pictures with 2 labelled boxes"
+    assert str(pictures) == "1 images with 2 labelled boxes"
 
 
 def test_of_a_divided_folder_the_validation_pictures_are_measured_on(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_to_train_a_fifth_of_a_folder_that_is_not_divided_is_held_out(tmp_path: 
     [
         (("train/a.jpg", "train/b.jpg"), "has train/ and no val/"),
         (("images/val/a.jpg",), "has val/ and no train/"),
-        (("a.jpg",), "a single picture"),
+        (("a.jpg",), "a single image"),
         ((), "does not exist"),
     ],
 )
@@ -124,7 +124,7 @@ def test_without_any_label_file_there_are_no_labels(tmp_path: Path) -> None:
     write(tmp_path, "class/a.jpg")
     pictures = load(tmp_path)
     assert (pictures.labels, pictures.labelled_boxes) == (None, None)
-    assert "without labels (no .txt beside them, or in labels/ beside images/)" in str(pictures)
+    assert "images without labels (no .txt beside them or in labels/ beside images/, no COCO annotations)" in str(pictures)
 
 
 @pytest.mark.parametrize(
@@ -155,12 +155,14 @@ def test_the_digest_covers_labels_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("0 0.5 0.5 0.5", r"a\.txt, object 1: 4 numbers instead of 5"),
-        ("0 0.5 0.5 0.5 0.5\n0 0.1 0.1 0.2 0.1 0.2 0.3", r"a\.txt, object 2: 7 numbers instead of 5"),  # a polygon
+        ("0 0.5 0.5 0.5", r"a\.txt, line 1: 4 numbers instead of 5"),
+        ("0 0.5 0.5 0.5 0.5\n\n0 0.5 0.5 0.5 0.5 0.9", r"a\.txt, line 3: 6 numbers instead of 5; .* confidence"),
+        ("0 0.1 0.1 0.2 0.1 0.2 0.3 0.4", r"a\.txt, line 1: 8 numbers"),
+        ("0 0.1 0.1 0.2 0.1 0.2 3", r"0\.1 0\.1 0\.2 0\.1 0\.2 3 is no box in an image"),
         ("dog 0.5 0.5 0.5 0.5", r"could not convert string to float: 'dog'"),
         ("3 0.5 0.5 0.5 0.5", r"class 3, and the network's are 0 to 2"),
         ("0.5 0.5 0.5 0.5 0.5", r"class 0\.5, and"),
-        ("0 320 240 64 64", r"320 240 64 64 is no box in a picture"),
+        ("0 320 240 64 64", r"320 240 64 64 is no box in an image"),
         ("0 0.5 0.5 0 0.5", r"0\.5 0\.5 0 0\.5 is no box"),
         ("0 nan 0.5 0.5 0.5", r"nan 0\.5 0\.5 0\.5 is no box"),
         ("", r"the 1 label files for .* hold no box"),
@@ -181,7 +183,7 @@ def test_a_label_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(DataError, match="holds no picture"):
+    with pytest.raises(DataError, match="holds no image"):
         load(tmp_path)
     with pytest.raises(DataError, match="does not exist"):
         load(tmp_path / "nowhere")

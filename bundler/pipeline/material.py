@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundler import console
-from bundler.datasets import Dataset, load_pictures, synthetic_pictures
+from bundler.datasets import Dataset, load_pictures, require_unlike, synthetic_pictures
 from bundler.labelled_boxes import DetectionPictures, load_detection_pictures, load_detection_split
 from bundler.labelled_pictures import LabelledPictures, load_split, load_validation
 from bundler.models.checkpoints import LoadedWeights, load_weights
@@ -64,6 +64,8 @@ def gather(job: BuildJob) -> Material:
     else:
         pictures = load_pictures(request.folder, job.preprocessing, count=request.pictures + golden, seed=job.seed)
     calibration, golden_pictures = pictures.split(golden)
+    if request.folder is not None:
+        require_unlike(golden_pictures, job.preprocessing, f"the {len(golden_pictures)} golden images of {request.folder}")
     return Material(weights=weights, calibration=calibration, golden=golden_pictures, labelled=labelled, training=training)
 
 
