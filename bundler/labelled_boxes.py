@@ -62,8 +62,8 @@ class DetectionPictures:
 
     def __str__(self) -> str:
         if self.labels is None:
-            return f"{len(self)} images without labels (no .txt beside them or in labels/ beside images/, no COCO annotations)"
-        return f"{len(self)} images with {self.labelled_boxes} labelled boxes"
+            return f"{len(self)} pictures without labels (no .txt beside them or in labels/ beside images/, no COCO annotations)"
+        return f"{len(self)} pictures with {self.labelled_boxes} labelled boxes"
 
     @property
     def labelled_boxes(self) -> int | None:

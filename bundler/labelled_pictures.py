@@ -53,7 +53,7 @@ class LabelledPictures:
         return len(self.paths)
 
     def __str__(self) -> str:
-        return f"{len(self)} images of {len(self.classes)} classes"
+        return f"{len(self)} pictures of {len(self.classes)} classes"
 
     @cached_property
     def sha256(self) -> str:
@@ -198,7 +198,7 @@ def _listed(folder: Path, preprocessing: Preprocessing, num_classes: int) -> Lab
     empty = [own for own, inside in zip(folders, found, strict=True) if not inside.paths]
     if empty:
         raise DataError(
-            f"{first_names(empty, folder)} of {printable(folder)} holds no image",
+            f"{printable(folder)}: {first_names(empty, folder)} holds no image",
             next_step="Put some in, or remove the folder.",
         )
     return LabelledPictures(

@@ -45,7 +45,7 @@ def test_labels_are_found_as_tools_lay_them_out(tmp_path: Path, picture: str, la
     (labels,) = pictures.labels
     assert labels.classes.tolist() == [2, 0]
     np.testing.assert_allclose(labels.boxes, [[0.25, 0, 0.75, 0.5], [0, 0.8, 0.2, 1.0]], atol=1e-12)
-    assert str(pictures) == "1 images with 2 labelled boxes"
+    assert str(pictures) == "1 pictures with 2 labelled boxes"
 
 
 def test_of_a_divided_folder_the_validation_pictures_are_measured_on(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_without_any_label_file_there_are_no_labels(tmp_path: Path) -> None:
     write(tmp_path, "class/a.jpg")
     pictures = load(tmp_path)
     assert (pictures.labels, pictures.labelled_boxes) == (None, None)
-    assert "images without labels (no .txt beside them or in labels/ beside images/, no COCO annotations)" in str(pictures)
+    assert "pictures without labels (no .txt beside them, or in labels/ beside images/; no COCO annotations)" in str(pictures)
 
 
 @pytest.mark.parametrize(
