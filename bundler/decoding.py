@@ -39,8 +39,8 @@ __all__ = [
 
 MAX_PIXELS = 100_000_000  # of an image, from its header; Pillow keeps 4 bytes for each pixel of RGB
 MAX_ASPECT_RATIO = 50  # of the longer side to the shorter: resizing 1 x 40,000 pixels to 224 wide takes 8 GB
-MAX_MEMORY = 3 << 30  # bytes of the child's address space; the largest images that are allowed take 1.4 GB
-MAX_CPU_SECONDS = 60  # for one image; a progressive JPEG of 100 megapixels takes 3
+MAX_MEMORY = 2 << 30  # bytes of the child's address space; the largest images that are allowed take 1.4 GB
+MAX_CPU_SECONDS = 30  # for one image
 BAND_BYTES = 1 << 26  # of pixels that are copied at a time
 START_BYTES = 512  # of a file, from which its format is recognized
 
@@ -198,7 +198,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _EIGHT_BIT:
         if image.mode in ("La", "RGBa"):  # premultiplied with their transparency, from which there is no direct way
             image = image.convert("LA" if image.mode == "La" else "RGBA")
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     if image.mode in _SIXTEEN_BIT or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return _grey(_from_sixteen_bits(image))
     if image.mode in ("I", "F"):

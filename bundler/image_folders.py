@@ -49,7 +49,7 @@ def find_images(folder: Path) -> FoundImages:
     A file with an image's suffix is taken for an image, so that a damaged one is named; with a suffix that says otherwise
     (.txt, .json, …) it is passed over; any other is an image if it starts like one. Hidden files and folders and `__MACOSX` are
     passed over. Symbolic links are followed, also out of the folder; each folder is read once, through its own name where it
-    has one, so that a link to a folder above it ends there.
+    has one, and none above `folder`, so that loops end.
     """
     walk = _Walk()
     walk.read(folder)
@@ -76,6 +76,9 @@ class _Walk:
                 status = current.stat()
                 if (status.st_dev, status.st_ino) in self.seen:
                     self.unusable.append((current, "it is a link to a folder that is read already"))
+                    continue
+                if current != folder and folder.resolve().is_relative_to(current.resolve()):
+                    self.unusable.append((current, "it is a link to a folder above"))
                     continue
                 self.seen.add((status.st_dev, status.st_ino))
                 with os.scandir(current) as entries:

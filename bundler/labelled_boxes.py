@@ -62,7 +62,7 @@ class DetectionPictures:
 
     def __str__(self) -> str:
         if self.labels is None:
-            return f"{len(self)} pictures without labels (no .txt beside them or in labels/ beside images/, no COCO annotations)"
+            return f"{len(self)} pictures without labels (no .txt beside them, or in labels/ beside images/; no COCO JSON)"
         return f"{len(self)} pictures with {self.labelled_boxes} labelled boxes"
 
     @property

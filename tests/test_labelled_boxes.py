@@ -124,7 +124,7 @@ def test_without_any_label_file_there_are_no_labels(tmp_path: Path) -> None:
     write(tmp_path, "class/a.jpg")
     pictures = load(tmp_path)
     assert (pictures.labels, pictures.labelled_boxes) == (None, None)
-    assert "pictures without labels (no .txt beside them, or in labels/ beside images/; no COCO annotations)" in str(pictures)
+    assert "pictures without labels (no .txt beside them, or in labels/ beside images/; no COCO JSON)" in str(pictures)
 
 
 @pytest.mark.parametrize(
