@@ -47,7 +47,7 @@ class AnnotatedImage:
             box = f"[{left:g}, {top:g}, {right - left:g}, {bottom - top:g}]"
             raise DataError(
                 f"{where}, annotation {self.annotations[index]}: bbox {box} is not in"
-                f"  {printable(self.file_name)}, which has {size[0]} x {size[1]} pixels",
+                f" {printable(self.file_name)}, which has {size[0]} x {size[1]} pixels",
                 next_step="Give the images that were labelled, at their own sizes; bbox is in pixels of the upright image.",
             )
         return Labels(classes=self.labels.classes, boxes=boxes.clip(0, 1), crowd=self.labels.crowd)

@@ -39,8 +39,8 @@ __all__ = [
 
 MAX_PIXELS = 100_000_000  # of an image, from its header; Pillow keeps 4 bytes for each pixel of RGB
 MAX_ASPECT_RATIO = 50  # of the longer side to the shorter: resizing 1 x 40,000 pixels to 224 wide takes 8 GB
-MAX_MEMORY = 2 << 30  # bytes of the child's address space; the largest images that are allowed take 1.4 GB
-MAX_CPU_SECONDS = 30  # for one image
+MAX_MEMORY = 2 << 30  # bytes of the child's address space; a progressive CMYK JPEG of 100 megapixels takes 1.2 GB
+MAX_CPU_SECONDS = 30  # for one image; an AVIF of 100 megapixels takes 5
 BAND_BYTES = 1 << 26  # of pixels that are copied at a time
 START_BYTES = 512  # of a file, from which its format is recognized
 

@@ -158,8 +158,10 @@ def _part_of(folder: Path, names: Sequence[str]) -> tuple[Path, str | None]:
     for _ in range(DEEPEST):
         if len(inside) != 1 or inside[0] in (*LEARNED, *MEASURED) or find_label_table(folder) is not None:
             break
-        folder /= inside[0]
-        inside = [path.name for path in _folders_in(folder)]
+        below = [path.name for path in _folders_in(folder / inside[0])]
+        if not below and find_label_table(folder / inside[0]) is None:
+            break
+        folder, inside = folder / inside[0], below
     return folder, next((name for name in names if name in inside and _is_divided_by_class(folder / name)), None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,6 +181,54 @@ def test_a_folder_without_pictures_is_an_error(tmp_path: Path, prepare: object, 
     prepare(folder)  # type: ignore[operator]
     with pytest.raises(CalibrationError, match=words):
         load_pictures(folder, SMALL, count=4, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ([np.zeros((50, 60, 3))] * 4, "the 4 calibration images in .* are alike: they are all black"),
+        ([np.full((50, 60, 3), 130)] * 3, "the 3 calibration images in .* are alike: they show the same"),
+        ([np.full((50, 60, 3), 130), np.full((70, 70, 3), 130.9)], "are alike"),
+        ([np.pad(np.full((30, 60, 3), 90), ((shade, 0), (0, 0), (0, 0))) for shade in (0, 0, 0)], "are alike"),
+    ],
+    ids=["black", "equal", "nearly equal", "equal with detail"],
+)
+def test_images_that_are_alike_are_refused(tmp_path: Path, images: list[Any], words: str) -> None:
+    for index, pixels in enumerate(images):
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{index}.png")
+    with pytest.raises(CalibrationError, match=words) as refusal:
+        load_pictures(tmp_path, SMALL, count=8, seed=0)
+    assert refusal.value.exit_code == 7
+
+
+def test_one_image_that_differs_is_enough(tmp_path: Path) -> None:
+    for index in range(5):
+        Image.new("RGB", (50, 60), (index // 4 * 9,) * 3).save(tmp_path / f"{index}.png")
+    assert len(load_pictures(tmp_path, SMALL, count=8, seed=0)) == 5
+
+
+def test_sixteen_bits_and_eight_give_the_same_numbers(tmp_path: Path) -> None:
+    for index in range(3):
+        grey = np.asarray(picture(index, mode="L"))
+        for name, pixels in (("eight", grey), ("sixteen", grey.astype(np.uint16) * 257)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
+    eight, sixteen = (load_pictures(tmp_path / name, SMALL, count=3, seed=0) for name in ("eight", "sixteen"))
+    assert np.array_equal(eight.pictures, sixteen.pictures)
+
+
+def test_a_strip_is_skipped_by_a_limit_that_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (1, 40_000)).save(folder / "strip.png")
+    assert load_pictures(folder, SMALL, count=20, seed=0).skipped == ("strip.png",)
+    assert "strip.png: it has 1 x 40000 pixels, beyond the limit of 50:1 for the aspect ratio" in capsys.readouterr().err
+
+
+def test_links_to_class_folders_are_followed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    linked = tmp_path_factory.mktemp("linked")
+    for name in ("cat", "dog", "eel"):
+        (linked / name).symlink_to(folder / name)
+    here, there = (load_pictures(of, SMALL, count=9, seed=0) for of in (folder, linked))
+    assert here.sha256 == there.sha256
 
 
 def test_a_file_is_not_a_folder(tmp_path: Path) -> None:

@@ -48,6 +48,55 @@ def test_labels_are_found_as_tools_lay_them_out(tmp_path: Path, picture: str, la
     assert str(pictures) == "1 pictures with 2 labelled boxes"
 
 
+def test_of_polygons_the_boxes_around_them_are_taken(tmp_path: Path) -> None:
+    write(tmp_path, "a.jpg", "a.txt", "1 0.1 0.2 0.5 0.2 0.3 0.8\n0 0.5 0.5 0.5 0.5\n")
+    labels = load(tmp_path).labels
+    assert labels is not None
+    np.testing.assert_allclose(labels[0].boxes, [[0.1, 0.2, 0.5, 0.8], [0.25, 0.25, 0.75, 0.75]])
+
+
+@pytest.mark.parametrize("source", ["", "data.yaml"])
+def test_a_yaml_file_says_where_the_parts_are_and_how_many_classes(tmp_path: Path, source: str) -> None:
+    for part in ("learn", "check"):
+        write(tmp_path, f"{part}/images/{part}.jpg", f"{part}/labels/{part}.txt", "0 0.5 0.5 0.5 0.5")
+    text = "path: ../datasets/mine\ntrain: learn/images\nval: check/images\nnames: [cat, dog, eel]\n"
+    (tmp_path / "data.yaml").write_text(text)
+    assert [path.name for path in load(tmp_path / source).paths] == ["check.jpg"]
+    assert load(tmp_path).classes == ("cat", "dog", "eel")
+    assert [path.name for path in split(tmp_path / source).train.paths] == ["learn.jpg"]
+    (tmp_path / "data.yaml").write_text(text.replace(", eel", ""))
+    with pytest.raises(DataError, match=r"data\.yaml names 2 classes, and the network has 3 classes"):
+        load(tmp_path)
+
+
+def test_names_beside_the_labels_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, "a.jpg", "a.txt", "0 0.5 0.5 0.5 0.5")
+    (tmp_path / "classes.txt").write_text("cat\ndog\neel\n")
+    assert load(tmp_path).classes == ("cat", "dog", "eel")
+    (tmp_path / "classes.txt").write_text("cat\n")
+    assert load(tmp_path).classes is None
+    assert "classes.txt names 1 classes, and the network has 3" in capsys.readouterr().err
+
+
+def test_labels_lie_over_the_upright_image(tmp_path: Path) -> None:
+    pixels = np.full((80, 120, 3), 40, np.uint8)
+    pixels[10:30, 10:50] = (255, 30, 30)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    frames = []
+    for name, image, extra in (
+        ("plain", Image.fromarray(pixels), {}),
+        ("phone", Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90), {"exif": exif}),
+    ):
+        (tmp_path / name).mkdir()
+        image.save(tmp_path / name / "a.jpg", quality=100, **extra)
+        (picture,) = load(tmp_path / name)
+        rows, columns = np.nonzero(picture.pixels[0] > 0.8)
+        frames.append((picture.frame, rows.min(), rows.max(), columns.min(), columns.max()))
+    assert frames[0] == frames[1]
+    assert frames[0][0] == (0, 10, 64, 43)
+
+
 def test_of_a_divided_folder_the_validation_pictures_are_measured_on(tmp_path: Path) -> None:
     for part in ("train", "val"):
         write(tmp_path, f"images/{part}/{part}.jpg", f"labels/{part}/{part}.txt", "0 0.5 0.5 0.5 0.5")
