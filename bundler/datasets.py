@@ -33,7 +33,7 @@ MEAN = (0.485, 0.456, 0.406)  # of ImageNet, on which torchvision's weights were
 DEVIATION = (0.229, 0.224, 0.225)
 GREY = (114, 114, 114)  # around a letterboxed picture, as YOLOv5 is trained
 
-ALIKE = 1.0  # levels of 8 bits
+ALIKE = 2.0  # levels of 8 bits: frames of a scene that stands still differ by their noise
 _FOLDER_HINT = "Give a folder of images: flat, or one sub-folder for each class."
 
 Interpolation = Literal["bilinear", "bicubic"]

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SECONDS = 120.0  # of one case, most of it the limit of `bundler.decoding` for one image
+SECONDS = 60.0  # of a processor, for one case; half of it the limit of `bundler.decoding` for one image
 MEGABYTES = 2300.0  # of the largest process: the limit of the child that decodes, and Python itself
 GOOD = 4  # images in each folder that nothing is wrong with
 
@@ -420,17 +420,18 @@ def attack(case: Case, workplace: Path) -> Outcome:
             cwd=workplace,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         )
-        killer = threading.Timer(2 * SECONDS, process.kill)
+        killer = threading.Timer(10 * SECONDS, process.kill)  # other programs may run
         killer.start()
         _, status, usage = os.wait4(process.pid, 0)
         killer.cancel()
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.monotonic() - start
+        used = usage.ru_utime + usage.ru_stime
         output.seek(0)
         said = output.read()
     (workplace / "output").unlink()
     megabytes = usage.ru_maxrss / 1024
-    problem = _problem(case, process.returncode, said, seconds, megabytes)
+    problem = _problem(case, process.returncode, said, used, megabytes)
     if sorted(path.name for path in workplace.iterdir()) != before:
         problem = "it wrote something beside the folder"
     return Outcome(problem, process.returncode, seconds, megabytes)
