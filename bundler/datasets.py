@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from bundler import console
-from bundler.errors import CalibrationError
+from bundler.errors import CalibrationError, UnreadableImageError
+from bundler.image_files import decode_image, digest_of, name_of, printable, read_bytes
+from bundler.image_folders import Skipped, find_images, folder_problem
 
 __all__ = [
     "DEVIATION",
     "MEAN",
-    "SUFFIXES",
     "Dataset",
     "Fit",
     "Interpolation",
     "Preprocessing",
     "load_pictures",
+    "require_unlike",
     "synthetic_pictures",
 ]
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, on which torchvision's weights were trained
 DEVIATION = (0.229, 0.224, 0.225)
 GREY = (114, 114, 114)  # around a letterboxed picture, as YOLOv5 is trained
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"})
+
+ALIKE = 2.0  # levels of 8 bits: frames of a scene that stands still differ by their noise
+_FOLDER_HINT = "Give a folder of images: flat, or one sub-folder for each class."
 
 Interpolation = Literal["bilinear", "bicubic"]
 Fit = Literal["crop", "letterbox"]
@@ -118,64 +121,81 @@ class Dataset:
 
 
 def load_pictures(folder: Path, preprocessing: Preprocessing, *, count: int, seed: int) -> Dataset:
-    """Read up to `count` pictures of a flat folder or of class folders, chosen by the seed and spread over the classes.
+    """Read up to `count` images of a flat folder or of class folders, chosen by the seed and spread over the classes.
 
-    Unreadable pictures are named, skipped and replaced by others.
+    Files that cannot be used are named, skipped and replaced by others.
 
     Raises:
-        CalibrationError: the folder does not exist, holds no picture, or fewer than two that can be read.
+        CalibrationError: the folder does not exist, holds no image, fewer than two that can be read, or images that are alike.
     """
-    candidates = _in_order(folder, seed)
+    problem = folder_problem(folder)
+    if problem is not None:
+        raise CalibrationError(f"the calibration folder {printable(folder)} {problem}", next_step=_FOLDER_HINT)
+    found = find_images(folder)
+    skipped = Skipped()
+    skipped.add_found([found], folder)
+    if not found.paths:
+        raise CalibrationError(f"the calibration folder {printable(folder)} holds no image", next_step=_FOLDER_HINT)
+    candidates = _in_order(found.paths, seed)
     pictures: list[Batch] = []
-    skipped: list[str] = []
+    unusable = [path for path, _ in found.unusable]
     digests: list[str] = []
-    with console.progress("reading pictures", min(count, len(candidates))) as advance:
+    with console.progress("reading images", min(count, len(candidates))) as advance:
         for path in candidates:
             if len(pictures) == count:
                 break
-            name = os.fsencode(path.relative_to(folder)).decode(errors="backslashreplace")  # a name may be in another encoding
             try:
-                content = path.read_bytes()
-                with Image.open(path) as picture:
-                    pictures.append(preprocessing(picture))
-            except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-                console.warn(f"skipped {path}: {_short(error)}")
-                skipped.append(name)
+                content = read_bytes(path)
+                pictures.append(preprocessing(decode_image(content, path)))
+            except UnreadableImageError as error:
+                skipped.add(path, error.reason)
+                unusable.append(path)
                 continue
-            digests.append(f"{hashlib.sha256(content).hexdigest()}  {name}")
+            digests.append(digest_of(content, path, folder))
             advance(1)
+    skipped.finish()
     if len(pictures) < 2:
         raise CalibrationError(
-            f"{len(pictures) or 'none'} of the {len(candidates)} pictures in {folder} can be read, and at least 2 are needed",
-            next_step="Give a folder with JPEG or PNG pictures of what the device will see, or leave --calibration out.",
+            f"{len(pictures) or 'none'} of the {len(candidates)} images in {printable(folder)} can be read, and at least 2 are"
+            " needed",
+            next_step="Give a folder of JPEG or PNG images like those that the device will get, or leave --calibration out.",
         )
-    return Dataset(source="pictures", pictures=np.stack(pictures), digests=tuple(digests), skipped=tuple(skipped))
+    require_unlike(np.stack(pictures), preprocessing, f"the {len(pictures)} calibration images in {printable(folder)}")
+    return Dataset(
+        source="pictures",
+        pictures=np.stack(pictures),
+        digests=tuple(digests),
+        skipped=tuple(name_of(path, folder) for path in unusable),
+    )
 
 
-def _in_order(folder: Path, seed: int) -> list[Path]:
-    """Return the folder's pictures, shuffled by the seed and then taken from each class in turn."""
-    if not folder.is_dir():
-        raise CalibrationError(
-            f"the calibration folder {folder} does not exist" if not folder.exists() else f"{folder} is not a folder",
-            next_step="Give a folder of pictures: flat, or one sub-folder for each class.",
-        )
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not found:
-        raise CalibrationError(
-            f"the calibration folder {folder} holds no picture ({', '.join(sorted(SUFFIXES))})",
-            next_step="Give a folder of pictures: flat, or one sub-folder for each class.",
-        )
-    order = np.random.default_rng(seed).permutation(len(found))
+def _in_order(paths: Sequence[Path], seed: int) -> list[Path]:
+    """Return the images, shuffled by the seed and then taken from each class in turn."""
+    order = np.random.default_rng(seed).permutation(len(paths))
     classes: dict[Path, list[Path]] = {}
     for index in order:
-        classes.setdefault(found[index].parent, []).append(found[index])
+        classes.setdefault(paths[index].parent, []).append(paths[index])
     queues = [classes[parent] for parent in sorted(classes)]
     longest = max(len(queue) for queue in queues)
     return [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
 
 
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+def require_unlike(images: Batch, preprocessing: Preprocessing, name: str) -> None:
+    """Refuse images, float32 [N, 3, H, W], that are all nearly the same: neither ranges nor errors can be seen on them.
+
+    They are, where each differs from the first by less than `ALIKE` levels of 8 bits, on the average over its pixels.
+
+    Raises:
+        CalibrationError: they are alike.
+    """
+    levels = 255 * np.array(preprocessing.std, np.float32).reshape(3, 1, 1)
+    if any(float(np.abs((image - images[0]) * levels).mean()) >= ALIKE for image in images[1:]):
+        return
+    black = float((images[0] * levels + 255 * np.array(preprocessing.mean, np.float32).reshape(3, 1, 1)).max()) < ALIKE
+    raise CalibrationError(
+        f"{name} are alike: {'they are all black' if black else 'they show the same'}, within {ALIKE:g} of 255 levels",
+        next_step="Give different images, like those that the device will get: --calibration DIR.",
+    )
 
 
 def synthetic_pictures(preprocessing: Preprocessing, *, count: int, seed: int) -> Dataset:

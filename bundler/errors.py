@@ -31,6 +31,7 @@ __all__ = [
     "TrainingError",
     "UnknownModelError",
     "UnknownTargetError",
+    "UnreadableImageError",
     "UntrustedBundleError",
     "VerificationFailedError",
     "nearest",
@@ -118,6 +119,16 @@ class DataError(BundlerError):
     """Labelled pictures that accuracy cannot be measured with."""
 
     exit_code = 7
+
+
+class UnreadableImageError(DataError):
+    """An image file that cannot be read or decoded; `reason` says why, in a few words."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(
+            f"{path} cannot be read: {reason}", next_step="Remove it or replace it: every image of the data counts."
+        )
+        self.reason = reason
 
 
 class TrainingError(BundlerError):

@@ -11,10 +11,12 @@ from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-from bundler.datasets import SUFFIXES, Preprocessing
+from bundler.datasets import Preprocessing
 from bundler.errors import DataError
+from bundler.image_files import digest_of, printable, read_bytes, read_image
+from bundler.image_folders import Skipped, find_images, first_names, folder_problem, sub_folders
+from bundler.label_tables import LabelTable, find_label_table, is_label_table, read_label_table
 
 __all__ = [
     "HELD_OUT",
@@ -27,6 +29,9 @@ __all__ = [
     "sha256_of_files",
 ]
 
+LEARNED = ("train",)
+MEASURED = ("val", "valid", "validation", "test")
+DEEPEST = 3  # folders that hold nothing but the next one, as archives unpack
 HELD_OUT = 0.2  # of each class, or of all, where a folder is not divided into train/ and val/
 
 Part = TypeVar("Part")
@@ -42,6 +47,7 @@ class LabelledPictures:
     labels: tuple[int, ...]
     classes: tuple[str, ...]
     preprocessing: Preprocessing
+    tables: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -51,8 +57,8 @@ class LabelledPictures:
 
     @cached_property
     def sha256(self) -> str:
-        """Covers each file's name and bytes, in their order."""
-        return sha256_of_files(self.folder, self.paths)
+        """Covers each file's name and bytes, in their order, and the CSV file's where that has the labels."""
+        return sha256_of_files(self.folder, (*self.paths, *self.tables))
 
     def batches(self, size: int, *, seed: int | None = None, skip: int = 0) -> Iterator[LabelledBatch]:
         """Yield pictures, float32 [N, 3, crop, crop], and classes, int64 [N], as `read_batches` does."""
@@ -69,7 +75,7 @@ def read_batches(
     are mirrored.
 
     Raises:
-        DataError: a picture cannot be read.
+        UnreadableImageError: an image cannot be read.
     """
     order, mirrored = np.arange(len(paths)), np.zeros(len(paths), dtype=bool)
     if seed is not None:
@@ -82,25 +88,19 @@ def read_batches(
 
 
 def read_picture(path: Path, preprocessing: Preprocessing) -> tuple[NDArray[np.float32], tuple[int, int]]:
-    """Return a picture as a network's input, float32 [3, crop, crop], and its own width and height.
+    """Return an image as a network's input, float32 [3, crop, crop], and its own width and height, upright.
 
     Raises:
-        DataError: it cannot be read.
+        UnreadableImageError: it cannot be read.
     """
-    try:
-        with Image.open(path) as picture:
-            return preprocessing(picture), picture.size
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise DataError(
-            f"{path} cannot be read: {str(error).splitlines()[0]}",
-            next_step="Remove it or replace it; accuracy counts every picture of the folder.",
-        ) from error
+    image = read_image(path)
+    return preprocessing(image), image.size
 
 
 def sha256_of_files(folder: Path, paths: Iterable[Path]) -> str:
     """Return a digest of each file's name below the folder and its bytes, in their order."""
-    lines = (f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}" for path in paths)
-    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+    lines = (digest_of(read_bytes(path), path, folder) for path in paths)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,54 +112,114 @@ class Split(Generic[Part]):
 
 
 def load_validation(folder: Path, preprocessing: Preprocessing, *, num_classes: int) -> LabelledPictures:
-    """List the pictures to measure with: of `folder/val` where there is one, otherwise all of the folder's class folders.
+    """List the images to measure with, by class folders, links to folders among them, or by a CSV file.
+
+    Of a folder that is divided these are in `val`, `valid`, `validation` or `test`, the first of them that is there. In place
+    of class folders there may be one CSV file (`bundler.label_tables`), and `folder` may be such a file itself. A folder that
+    holds a single folder stands for that one.
 
     Raises:
         DataError: there are no class folders, another number than the network's classes, or one is empty.
     """
-    return _listed(folder / "val" if (folder / "val").is_dir() else folder, preprocessing, num_classes)
+    folder, part = _part_of(folder, MEASURED)
+    return _listed(folder / part if part else folder, preprocessing, num_classes)
 
 
 def load_split(folder: Path, preprocessing: Preprocessing, *, num_classes: int, seed: int) -> Split[LabelledPictures]:
-    """List `folder/train` and `folder/val`; of a folder without them, a fifth of each class is held out, chosen by the seed.
+    """List `folder/train` and what `load_validation` lists; of a folder without them, a fifth of each class is held out.
 
     Raises:
-        DataError: as `load_validation`; or the two have other classes, or a class has a single picture.
+        DataError: as `load_validation`; or the two have other classes, or a class has a single image.
     """
-    if (folder / "train").is_dir() != (folder / "val").is_dir():
-        found, lacking = ("train", "val") if (folder / "train").is_dir() else ("val", "train")
-        raise DataError(f"{folder} has {found}/ and no {lacking}/", next_step="Give both, or class folders alone.")
-    if (folder / "train").is_dir():
-        train, validation = (_listed(folder / part, preprocessing, num_classes) for part in ("train", "val"))
+    folder, learned = _part_of(folder, LEARNED)
+    folder, measured = _part_of(folder, MEASURED)
+    if (learned is None) != (measured is None):
+        raise DataError(
+            f"{printable(folder)} has {learned or measured}/ and no {'train' if measured else 'val'}/",
+            next_step="Give both, or class folders alone.",
+        )
+    if learned is not None and measured is not None:
+        train, validation = (_listed(folder / part, preprocessing, num_classes) for part in (learned, measured))
         if train.classes != validation.classes:
             odd = sorted(set(train.classes) ^ set(validation.classes))
-            raise DataError(f"{folder}/train and val differ: {', '.join(odd[:5])}", next_step="Give both the same classes.")
+            raise DataError(
+                f"{printable(folder)}/{learned} and {measured} differ: {', '.join(map(printable, odd[:5]))}",
+                next_step="Give both the same classes.",
+            )
         return Split(train=train, validation=validation)
     return _divided(_listed(folder, preprocessing, num_classes), seed)
 
 
+def _part_of(folder: Path, names: Sequence[str]) -> tuple[Path, str | None]:
+    """Return the folder itself, out of folders that hold it alone, and the first of the names that is a part in it."""
+    if is_label_table(folder):
+        return folder, None
+    inside = [path.name for path in _folders_in(folder)]
+    for _ in range(DEEPEST):
+        if len(inside) != 1 or inside[0] in (*LEARNED, *MEASURED) or find_label_table(folder) is not None:
+            break
+        below = [path.name for path in _folders_in(folder / inside[0])]
+        if not below and find_label_table(folder / inside[0]) is None:
+            break
+        folder, inside = folder / inside[0], below
+    return folder, next((name for name in names if name in inside and _is_divided_by_class(folder / name)), None)
+
+
+def _is_divided_by_class(part: Path) -> bool:
+    """Say whether a folder called `train` is a part of the data: a class may have that name too."""
+    return bool(_folders_in(part)) or find_label_table(part) is not None
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    problem = folder_problem(folder)
+    if problem is not None:
+        raise DataError(
+            f"the data folder {printable(folder)} {problem}",
+            next_step="Give a folder with one sub-folder for each class, or a CSV file with lines `filename,label`.",
+        )
+    return sub_folders(folder)
+
+
 def _listed(folder: Path, preprocessing: Preprocessing, num_classes: int) -> LabelledPictures:
-    if not folder.is_dir():
-        raise DataError(
-            f"the data folder {folder} does not exist", next_step="Give a folder with one sub-folder for each class."
-        )
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    if is_label_table(folder):
+        return _of_table(read_label_table(folder, num_classes=num_classes), preprocessing)
+    folders, table = _folders_in(folder), find_label_table(folder)
+    if table is not None and len(folders) != num_classes:
+        return _of_table(read_label_table(table, num_classes=num_classes), preprocessing)
+    classes = [path.name for path in folders]
     if len(classes) != num_classes:
-        named = f" ({', '.join(classes[:3])}{', …' if len(classes) > 3 else ''})" if classes else ""
+        named = f" ({', '.join(map(printable, classes[:3]))}{', …' if len(classes) > 3 else ''})" if classes else ""
         raise DataError(
-            f"{folder} has {len(classes)} class folders{named}, and the network tells {num_classes} classes apart",
-            next_step="Give one sub-folder for each class, or --num-classes as the weights were trained for.",
+            f"{printable(folder)} has {len(classes)} class folders{named}, and the network has {num_classes} classes",
+            next_step="Give a sub-folder for each class or a CSV file, or --num-classes as the weights were trained for.",
         )
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-        if not found:
-            raise DataError(f"{folder / name} holds no picture", next_step=f"Put some in: {', '.join(sorted(SUFFIXES))}.")
-        paths += found
-        labels += [label] * len(found)
+    found = [find_images(own) for own in folders]
+    skipped = Skipped()
+    skipped.add_found(found, folder)
+    skipped.finish()
+    empty = [own for own, inside in zip(folders, found, strict=True) if not inside.paths]
+    if empty:
+        raise DataError(
+            f"{printable(folder)}: {first_names(empty, folder)} holds no image",
+            next_step="Put some in, or remove the folder.",
+        )
     return LabelledPictures(
-        folder=folder, paths=tuple(paths), labels=tuple(labels), classes=tuple(classes), preprocessing=preprocessing
+        folder=folder,
+        paths=tuple(path for inside in found for path in inside.paths),
+        labels=tuple(label for label, inside in enumerate(found) for _ in inside.paths),
+        classes=tuple(classes),
+        preprocessing=preprocessing,
+    )
+
+
+def _of_table(table: LabelTable, preprocessing: Preprocessing) -> LabelledPictures:
+    return LabelledPictures(
+        folder=table.path.parent,
+        paths=table.images,
+        labels=table.labels,
+        classes=table.classes,
+        preprocessing=preprocessing,
+        tables=(table.path,),
     )
 
 
@@ -169,11 +229,12 @@ def _divided(pictures: LabelledPictures, seed: int) -> Split[LabelledPictures]:
     validation: list[int] = []
     for label, name in enumerate(pictures.classes):
         members = generator.permutation([index for index, own in enumerate(pictures.labels) if own == label]).tolist()
-        if len(members) < 2:
+        if len(members) == 1:
             raise DataError(
-                f"{pictures.folder / name} has a single picture", next_step="Give at least 2, to train on and to measure with."
+                f"{printable(pictures.folder / name)} has a single image",
+                next_step="Give at least 2, to train on and to measure with.",
             )
-        held_out = max(round(len(members) * HELD_OUT), 1)
+        held_out = max(round(len(members) * HELD_OUT), 1)  # none of a class that a CSV file does not name
         validation += members[:held_out]
         train += members[held_out:]
     return Split(train=_part(pictures, sorted(train)), validation=_part(pictures, sorted(validation)))
@@ -186,4 +247,5 @@ def _part(pictures: LabelledPictures, indices: list[int]) -> LabelledPictures:
         labels=tuple(pictures.labels[index] for index in indices),
         classes=pictures.classes,
         preprocessing=pictures.preprocessing,
+        tables=pictures.tables,
     )

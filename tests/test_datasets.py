@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,16 +62,20 @@ def test_files_of_every_kind_are_read_as_torchvision_reads_them(tmp_path: Path, 
             torch.testing.assert_close(torch.from_numpy(pixels), preset(image.convert("RGB")), rtol=0, atol=1e-6)
 
 
-def test_a_pictures_orientation_is_left_as_torchvision_leaves_it(tmp_path: Path) -> None:
+def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
-    for name, extra in (("plain", {}), ("turned", {"exif": exif})):
+    exif[0x0112] = 6  # stored lying on its side
+    for name, turned in (("plain", False), ("phone", True)):
         (tmp_path / name).mkdir()
         for index in range(2):
-            picture(index).save(tmp_path / name / f"{index}.jpg", quality=90, **extra)
-    plain, turned = (load_pictures(tmp_path / name, SMALL, count=2, seed=0) for name in ("plain", "turned"))
-    assert np.array_equal(plain.pictures, turned.pictures)
-    assert plain.sha256 != turned.sha256
+            image = picture(index)
+            if turned:
+                image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / name / f"{index}.png", exif=exif)
+            else:
+                image.save(tmp_path / name / f"{index}.png")
+    plain, phone = (load_pictures(tmp_path / name, SMALL, count=2, seed=0) for name in ("plain", "phone"))
+    assert np.array_equal(plain.pictures, phone.pictures)
+    assert plain.sha256 != phone.sha256
 
 
 @pytest.mark.parametrize("size", [(64, 48), (48, 64), (200, 50), (64, 64), (31, 7), (300, 1)])
@@ -163,10 +168,10 @@ def test_unreadable_pictures_are_named_skipped_and_replaced(folder: Path, capsys
     ("prepare", "words"),
     [
         (lambda folder: folder.rmdir(), "does not exist"),
-        (lambda _folder: None, "holds no picture"),
-        (lambda folder: (folder / "readme.txt").write_text("x"), "holds no picture"),
-        (lambda folder: [(folder / f"{index}.jpg").write_text("x") for index in range(3)], "none of the 3 pictures"),
-        (lambda folder: picture(1).save(folder / "1.jpg"), "1 of the 1 pictures"),
+        (lambda _folder: None, "holds no image"),
+        (lambda folder: (folder / "readme.txt").write_text("x"), "holds no image"),
+        (lambda folder: [(folder / f"{index}.jpg").write_text("x") for index in range(3)], "none of the 3 images"),
+        (lambda folder: picture(1).save(folder / "1.jpg"), "1 of the 1 images"),
     ],
     ids=["missing", "empty", "other files", "all unreadable", "only one"],
 )
@@ -176,6 +181,54 @@ def test_a_folder_without_pictures_is_an_error(tmp_path: Path, prepare: object, 
     prepare(folder)  # type: ignore[operator]
     with pytest.raises(CalibrationError, match=words):
         load_pictures(folder, SMALL, count=4, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ([np.zeros((50, 60, 3))] * 4, "the 4 calibration images in .* are alike: they are all black"),
+        ([np.full((50, 60, 3), 130)] * 3, "the 3 calibration images in .* are alike: they show the same"),
+        ([np.full((50, 60, 3), 130), np.full((70, 70, 3), 130.9)], "are alike"),
+        ([np.pad(np.full((30, 60, 3), 90), ((shade, 0), (0, 0), (0, 0))) for shade in (0, 0, 0)], "are alike"),
+    ],
+    ids=["black", "equal", "nearly equal", "equal with detail"],
+)
+def test_images_that_are_alike_are_refused(tmp_path: Path, images: list[Any], words: str) -> None:
+    for index, pixels in enumerate(images):
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{index}.png")
+    with pytest.raises(CalibrationError, match=words) as refusal:
+        load_pictures(tmp_path, SMALL, count=8, seed=0)
+    assert refusal.value.exit_code == 7
+
+
+def test_one_image_that_differs_is_enough(tmp_path: Path) -> None:
+    for index in range(5):
+        Image.new("RGB", (50, 60), (index // 4 * 9,) * 3).save(tmp_path / f"{index}.png")
+    assert len(load_pictures(tmp_path, SMALL, count=8, seed=0)) == 5
+
+
+def test_sixteen_bits_and_eight_give_the_same_numbers(tmp_path: Path) -> None:
+    for index in range(3):
+        grey = np.asarray(picture(index, mode="L"))
+        for name, pixels in (("eight", grey), ("sixteen", grey.astype(np.uint16) * 257)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
+    eight, sixteen = (load_pictures(tmp_path / name, SMALL, count=3, seed=0) for name in ("eight", "sixteen"))
+    assert np.array_equal(eight.pictures, sixteen.pictures)
+
+
+def test_a_strip_is_skipped_by_a_limit_that_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (1, 40_000)).save(folder / "strip.png")
+    assert load_pictures(folder, SMALL, count=20, seed=0).skipped == ("strip.png",)
+    assert "strip.png: it has 1 x 40000 pixels, beyond the limit of 50:1 for the aspect ratio" in capsys.readouterr().err
+
+
+def test_links_to_class_folders_are_followed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    linked = tmp_path_factory.mktemp("linked")
+    for name in ("cat", "dog", "eel"):
+        (linked / name).symlink_to(folder / name)
+    here, there = (load_pictures(of, SMALL, count=9, seed=0) for of in (folder, linked))
+    assert here.sha256 == there.sha256
 
 
 def test_a_file_is_not_a_folder(tmp_path: Path) -> None:

@@ -48,6 +48,55 @@ def test_labels_are_found_as_tools_lay_them_out(tmp_path: Path, picture: str, la
     assert str(pictures) == "1 pictures with 2 labelled boxes"
 
 
+def test_of_polygons_the_boxes_around_them_are_taken(tmp_path: Path) -> None:
+    write(tmp_path, "a.jpg", "a.txt", "1 0.1 0.2 0.5 0.2 0.3 0.8\n0 0.5 0.5 0.5 0.5\n")
+    labels = load(tmp_path).labels
+    assert labels is not None
+    np.testing.assert_allclose(labels[0].boxes, [[0.1, 0.2, 0.5, 0.8], [0.25, 0.25, 0.75, 0.75]])
+
+
+@pytest.mark.parametrize("source", ["", "data.yaml"])
+def test_a_yaml_file_says_where_the_parts_are_and_how_many_classes(tmp_path: Path, source: str) -> None:
+    for part in ("learn", "check"):
+        write(tmp_path, f"{part}/images/{part}.jpg", f"{part}/labels/{part}.txt", "0 0.5 0.5 0.5 0.5")
+    text = "path: ../datasets/mine\ntrain: learn/images\nval: check/images\nnames: [cat, dog, eel]\n"
+    (tmp_path / "data.yaml").write_text(text)
+    assert [path.name for path in load(tmp_path / source).paths] == ["check.jpg"]
+    assert load(tmp_path).classes == ("cat", "dog", "eel")
+    assert [path.name for path in split(tmp_path / source).train.paths] == ["learn.jpg"]
+    (tmp_path / "data.yaml").write_text(text.replace(", eel", ""))
+    with pytest.raises(DataError, match=r"data\.yaml names 2 classes, and the network has 3 classes"):
+        load(tmp_path)
+
+
+def test_names_beside_the_labels_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, "a.jpg", "a.txt", "0 0.5 0.5 0.5 0.5")
+    (tmp_path / "classes.txt").write_text("cat\ndog\neel\n")
+    assert load(tmp_path).classes == ("cat", "dog", "eel")
+    (tmp_path / "classes.txt").write_text("cat\n")
+    assert load(tmp_path).classes is None
+    assert "classes.txt names 1 classes, and the network has 3" in capsys.readouterr().err
+
+
+def test_labels_lie_over_the_upright_image(tmp_path: Path) -> None:
+    pixels = np.full((80, 120, 3), 40, np.uint8)
+    pixels[10:30, 10:50] = (255, 30, 30)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    frames = []
+    for name, image, extra in (
+        ("plain", Image.fromarray(pixels), {}),
+        ("phone", Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90), {"exif": exif}),
+    ):
+        (tmp_path / name).mkdir()
+        image.save(tmp_path / name / "a.jpg", quality=100, **extra)
+        (picture,) = load(tmp_path / name)
+        rows, columns = np.nonzero(picture.pixels[0] > 0.8)
+        frames.append((picture.frame, rows.min(), rows.max(), columns.min(), columns.max()))
+    assert frames[0] == frames[1]
+    assert frames[0][0] == (0, 10, 64, 43)
+
+
 def test_of_a_divided_folder_the_validation_pictures_are_measured_on(tmp_path: Path) -> None:
     for part in ("train", "val"):
         write(tmp_path, f"images/{part}/{part}.jpg", f"labels/{part}/{part}.txt", "0 0.5 0.5 0.5 0.5")
@@ -82,7 +131,7 @@ def test_to_train_a_fifth_of_a_folder_that_is_not_divided_is_held_out(tmp_path: 
     [
         (("train/a.jpg", "train/b.jpg"), "has train/ and no val/"),
         (("images/val/a.jpg",), "has val/ and no train/"),
-        (("a.jpg",), "a single picture"),
+        (("a.jpg",), "a single image"),
         ((), "does not exist"),
     ],
 )
@@ -124,7 +173,7 @@ def test_without_any_label_file_there_are_no_labels(tmp_path: Path) -> None:
     write(tmp_path, "class/a.jpg")
     pictures = load(tmp_path)
     assert (pictures.labels, pictures.labelled_boxes) == (None, None)
-    assert "without labels (no .txt beside them, or in labels/ beside images/)" in str(pictures)
+    assert "pictures without labels (no .txt beside them, or in labels/ beside images/; no COCO JSON)" in str(pictures)
 
 
 @pytest.mark.parametrize(
@@ -155,12 +204,14 @@ def test_the_digest_covers_labels_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("0 0.5 0.5 0.5", r"a\.txt, object 1: 4 numbers instead of 5"),
-        ("0 0.5 0.5 0.5 0.5\n0 0.1 0.1 0.2 0.1 0.2 0.3", r"a\.txt, object 2: 7 numbers instead of 5"),  # a polygon
+        ("0 0.5 0.5 0.5", r"a\.txt, line 1: 4 numbers instead of 5"),
+        ("0 0.5 0.5 0.5 0.5\n\n0 0.5 0.5 0.5 0.5 0.9", r"a\.txt, line 3: 6 numbers instead of 5; .* confidence"),
+        ("0 0.1 0.1 0.2 0.1 0.2 0.3 0.4", r"a\.txt, line 1: 8 numbers"),
+        ("0 0.1 0.1 0.2 0.1 0.2 3", r"0\.1 0\.1 0\.2 0\.1 0\.2 3 is no box in an image"),
         ("dog 0.5 0.5 0.5 0.5", r"could not convert string to float: 'dog'"),
         ("3 0.5 0.5 0.5 0.5", r"class 3, and the network's are 0 to 2"),
         ("0.5 0.5 0.5 0.5 0.5", r"class 0\.5, and"),
-        ("0 320 240 64 64", r"320 240 64 64 is no box in a picture"),
+        ("0 320 240 64 64", r"320 240 64 64 is no box in an image"),
         ("0 0.5 0.5 0 0.5", r"0\.5 0\.5 0 0\.5 is no box"),
         ("0 nan 0.5 0.5 0.5", r"nan 0\.5 0\.5 0\.5 is no box"),
         ("", r"the 1 label files for .* hold no box"),
@@ -181,7 +232,7 @@ def test_a_label_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(DataError, match="holds no picture"):
+    with pytest.raises(DataError, match="holds no image"):
         load(tmp_path)
     with pytest.raises(DataError, match="does not exist"):
         load(tmp_path / "nowhere")

@@ -65,6 +65,43 @@ def test_val_is_what_is_measured_on(fill: Fill) -> None:
     assert split.validation.paths == load_validation(folder, SMALL, num_classes=2).paths
 
 
+@pytest.mark.parametrize("part", ["val", "valid", "validation", "test"])
+@pytest.mark.parametrize("above", ["", "dataset/", "dataset/v1/"])
+def test_parts_have_the_names_that_tools_give_them(fill: Fill, part: str, above: str) -> None:
+    folder = fill(*(f"{above}{name}/{label}" for name in ("train", part) for label in "ab"))
+    assert {path.parent.parent.name for path in load_validation(folder, SMALL, num_classes=2).paths} == {part}
+    split = load_split(folder, SMALL, num_classes=2, seed=0)
+    assert {path.parent.parent.name for path in split.train.paths} == {"train"}
+
+
+def test_classes_may_be_called_as_parts_are(fill: Fill) -> None:
+    folder = fill("bus", "test", "train")
+    assert load_validation(folder, SMALL, num_classes=3).classes == ("bus", "test", "train")
+    assert load_split(folder, SMALL, num_classes=3, seed=0).train.classes == ("bus", "test", "train")
+
+
+def test_links_are_classes_and_hidden_folders_are_not(fill: Fill, tmp_path: Path) -> None:
+    fill("real/a", "real/b", "data/c")
+    for name in "ab":
+        (tmp_path / "data" / name).symlink_to(f"../real/{name}")
+    for name in (".ipynb_checkpoints", "__MACOSX"):
+        (tmp_path / "data" / name).mkdir()
+    (tmp_path / "data" / "a" / "loop").symlink_to(tmp_path)
+    (tmp_path / "data" / "a" / "labels.json").write_text("{}")
+    pictures = load_validation(tmp_path / "data", SMALL, num_classes=3)
+    assert (pictures.classes, pictures.labels) == (("a", "b", "c"), (0,) * 5 + (1,) * 5 + (2,) * 5)
+
+
+def test_files_that_are_not_images_take_one_line(fill: Fill, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fill("a", "b")
+    for name in "ab":
+        for index in range(20):
+            (folder / name / f"{index}.bin").write_bytes(b"x")
+    assert len(load_validation(folder, SMALL, num_classes=2)) == 10
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "40 files are not images: a/0.bin, a/1.bin, a/10.bin, a/11.bin, a/12.bin and 35 more" in line
+
+
 def test_a_folder_is_divided_by_the_seed_with_some_of_every_class(fill: Fill) -> None:
     folder = fill("a", "b", "c", count=10)
     split = load_split(folder, SMALL, num_classes=3, seed=0)
@@ -86,7 +123,7 @@ def test_the_digest_covers_names_and_bytes(fill: Fill) -> None:
 @pytest.mark.parametrize(
     ("folders", "classes", "words"),
     [
-        (("a", "b"), 3, r"has 2 class folders \(a, b\), and the network tells 3 classes apart"),
+        (("a", "b"), 3, r"has 2 class folders \(a, b\), and the network has 3 classes"),
         ((), 3, r"has 0 class folders, and"),
         (("train/a", "train/b"), 2, r"has train/ and no val/"),
         (("train/a", "train/b", "val/a", "val/c"), 2, r"train and val differ: b, c"),
@@ -101,11 +138,11 @@ def test_missing_empty_lonely_and_broken_are_named(fill: Fill, tmp_path: Path) -
     with pytest.raises(DataError, match="nowhere does not exist"):
         load_validation(tmp_path / "nowhere", SMALL, num_classes=2)
     folder = fill("a", "b", count=1)
-    with pytest.raises(DataError, match=r"a has a single picture"):
+    with pytest.raises(DataError, match=r"a has a single image"):
         load_split(folder, SMALL, num_classes=2, seed=0)
     (folder / "b" / "0.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"b/0\.png cannot be read"):
         list(load_validation(folder, SMALL, num_classes=2).batches(2))
     (folder / "b" / "0.png").rename(folder / "b" / "notes.txt")
-    with pytest.raises(DataError, match="b holds no picture"):
+    with pytest.raises(DataError, match="b holds no image"):
         load_validation(folder, SMALL, num_classes=2)

@@ -39,16 +39,16 @@ __all__ = ["command"]
     help="auto, pretrained, random, or a .pth, .pt, .safetensors or .weights file.",
 )
 @click.option(
-    "--calibration", type=click.Path(path_type=Path), metavar="DIR", help="Folder of pictures, flat or one sub-folder a class."
+    "--calibration", type=click.Path(path_type=Path), metavar="DIR", help="Folder of images, flat or one sub-folder a class."
 )
 @click.option("--calibration-pictures", type=click.IntRange(min=1), default=64, show_default=True, help="How many to use.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures at a time.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Measure accuracy on labelled pictures (val/ or class folders; for a detector, YOLO's labels or none); "
-    "int8-qat learns from train/, or from four fifths of them.",
+    metavar="PATH",
+    help="Measure accuracy on labelled images: class folders or a CSV file; for a detector YOLO's or COCO's labels, or none. "
+    "Of val/ where there is one; int8-qat learns from train/, or from four fifths of them.",
 )
 @click.option(
     "--max-drop",

@@ -105,7 +105,8 @@ def require_informative(model: str, outputs: NDArray[np.float32]) -> None:
     if problem:
         raise ExportError(
             f"nothing can be proved with these weights: {problem} of {model} on the golden pictures",
-            next_step="Give trained weights (--weights FILE or pretrained), or --weights random, which tell pictures apart.",
+            next_step="Give trained weights (--weights FILE or pretrained), or --weights random; and images that differ more"
+            " (--calibration DIR) where the outputs are the same for every one.",
         )
 
 

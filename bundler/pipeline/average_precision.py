@@ -11,7 +11,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from bundler.labelled_boxes import Labels
+from bundler.labels import Labels
 from bundler.verification.detections import Detections
 
 __all__ = ["mean_average_precision"]
@@ -20,13 +20,15 @@ __all__ = ["mean_average_precision"]
 def mean_average_precision(found: Sequence[Detections], truth: Sequence[Labels]) -> tuple[float, float]:
     """Return mAP50-95 and mAP50, 0 to 1, of what was found in each picture of `truth`.
 
-    The mean is over the classes that are labelled. Of each picture and class the 100 best detections count.
+    The mean is over the classes that are labelled. Of each picture and class the 100 best detections count; none in a crowd.
     """
     images = [{"id": index} for index in range(len(truth))]
-    categories = [{"id": int(kind)} for kind in np.unique(np.concatenate([labels.classes for labels in truth]))]
+    categories = [{"id": int(kind)} for kind in np.unique(np.concatenate([labels.classes[labels.counted] for labels in truth]))]
+    counted = np.concatenate([labels.counted for labels in truth]).tolist()
     objects = [
-        {"id": number, "image_id": index, "category_id": kind, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-        for number, (index, kind, box) in enumerate(_each(truth), start=1)  # an identifier of 0 would pass for no match
+        {"id": number, "image_id": index, "category_id": kind, "bbox": box, "area": box[2] * box[3], "iscrowd": int(not counts)}
+        # an identifier of 0 would pass for no match
+        for number, ((index, kind, box), counts) in enumerate(zip(_each(truth), counted, strict=True), start=1)
     ]
     scores = np.concatenate([one.scores for one in found])
     if not len(scores):

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundler import console
-from bundler.datasets import Dataset, load_pictures, synthetic_pictures
+from bundler.datasets import Dataset, load_pictures, require_unlike, synthetic_pictures
+from bundler.image_files import printable
 from bundler.labelled_boxes import DetectionPictures, load_detection_pictures, load_detection_split
 from bundler.labelled_pictures import LabelledPictures, load_split, load_validation
 from bundler.models.checkpoints import LoadedWeights, load_weights
@@ -64,6 +65,11 @@ def gather(job: BuildJob) -> Material:
     else:
         pictures = load_pictures(request.folder, job.preprocessing, count=request.pictures + golden, seed=job.seed)
     calibration, golden_pictures = pictures.split(golden)
+    if request.folder is not None:
+        name = (
+            f"the {len(golden_pictures)} golden images, the last of those that the seed chose from {printable(request.folder)},"
+        )
+        require_unlike(golden_pictures, job.preprocessing, name)
     return Material(weights=weights, calibration=calibration, golden=golden_pictures, labelled=labelled, training=training)
 
 

@@ -49,6 +49,12 @@ def test_worked_examples(seen: list[Detections], truth: list[Labels], expected: 
     assert mean_average_precision(seen, truth) == pytest.approx(expected, abs=1e-9)
 
 
+def test_what_is_found_in_a_crowd_counts_neither_for_nor_against() -> None:
+    truth = Labels(classes=np.array([0, 0, 5]), boxes=np.array([BOX, AWAY, AWAY]), crowd=np.array([False, True, True]))
+    inside = (0.6, 0.6, 0.7, 0.7)
+    assert mean_average_precision([found((0, inside, 0.99), (0, BOX, 0.9), (5, BOX, 0.9))], [truth]) == pytest.approx((1, 1))
+
+
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     mean_average_precision([found((0, BOX, 0.9))], [labels((0, BOX))])
     assert capfd.readouterr() == ("", "")
