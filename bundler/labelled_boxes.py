@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bundler.datasets import SUFFIXES, Preprocessing
+from bundler.datasets import SUFFIXES
 from bundler.errors import DataError
 from bundler.labelled_pictures import HELD_OUT, Split, read_batches, read_picture, sha256_of_files
+from bundler.preprocessing import Preprocessing
 
 __all__ = [
     "DetectionPicture",
@@ -38,7 +39,7 @@ class Labels:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionPicture:
-    """A letterboxed picture, float32 [3, crop, crop], and its own part of that: left, top, width and height in pixels."""
+    """A letterboxed picture, float32 [3, height, width], and its own part of that: left, top, width and height in pixels."""
 
     pixels: NDArray[np.float32]
     frame: tuple[int, int, int, int]
@@ -72,7 +73,7 @@ class DetectionPictures:
         return sha256_of_files(self.folder, (*self.paths, *self.label_paths))
 
     def batches(self, size: int, *, seed: int | None = None, skip: int = 0) -> Iterator[tuple[NDArray[np.float32]]]:
-        """Yield pictures alone, float32 [N, 3, crop, crop], as `read_batches` does."""
+        """Yield pictures alone, float32 [N, 3, height, width], as `read_batches` does."""
         for _, pictures in read_batches(self.paths, self.preprocessing, size, seed=seed, skip=skip):
             yield (pictures,)
 
@@ -84,7 +85,7 @@ class DetectionPictures:
         """
         for path in self.paths:
             pixels, size = read_picture(path, self.preprocessing)
-            yield DetectionPicture(pixels=pixels, frame=self.preprocessing.letterbox_frame(*size))
+            yield DetectionPicture(pixels=pixels, frame=self.preprocessing.frame(*size))
 
 
 def load_detection_pictures(folder: Path, preprocessing: Preprocessing, *, num_classes: int) -> DetectionPictures:

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from bundler.datasets import SUFFIXES, Preprocessing
+from bundler.datasets import SUFFIXES
 from bundler.errors import DataError
+from bundler.preprocessing import Preprocessing
 
 __all__ = [
     "HELD_OUT",
@@ -55,7 +56,7 @@ class LabelledPictures:
         return sha256_of_files(self.folder, self.paths)
 
     def batches(self, size: int, *, seed: int | None = None, skip: int = 0) -> Iterator[LabelledBatch]:
-        """Yield pictures, float32 [N, 3, crop, crop], and classes, int64 [N], as `read_batches` does."""
+        """Yield pictures, float32 [N, 3, height, width], and classes, int64 [N], as `read_batches` does."""
         for chosen, pictures in read_batches(self.paths, self.preprocessing, size, seed=seed, skip=skip):
             yield pictures, np.array([self.labels[index] for index in chosen])
 
@@ -63,7 +64,7 @@ class LabelledPictures:
 def read_batches(
     paths: Sequence[Path], preprocessing: Preprocessing, size: int, *, seed: int | None, skip: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Yield places in `paths`, int64 [N], and the pictures there, float32 [N, 3, crop, crop]: in order, or shuffled by a seed.
+    """Yield places in `paths`, int64 [N], and pictures, float32 [N, 3, height, width]: in order, or shuffled by a seed.
 
     The first `skip` batches are passed over without being read. Shuffled pictures are to be learned from, and so half of them
     are mirrored.
@@ -82,7 +83,7 @@ def read_batches(
 
 
 def read_picture(path: Path, preprocessing: Preprocessing) -> tuple[NDArray[np.float32], tuple[int, int]]:
-    """Return a picture as a network's input, float32 [3, crop, crop], and its own width and height.
+    """Return a picture as a network's input, float32 [3, height, width], and its own width and height.
 
     Raises:
         DataError: it cannot be read.
