@@ -128,6 +128,10 @@ class ModelRecord(_Record):
     input: TensorRecord
     output: TensorRecord
     preprocessing: PreprocessingRecord
+    suspicions: Annotated[
+        tuple[str, ...],
+        Field(description="what a poor accuracy of FP32 is probably due to, other preprocessing first; empty where none is"),
+    ] = ()
     weights: WeightsRecord
 
 
