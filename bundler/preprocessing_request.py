@@ -158,7 +158,8 @@ def _check_values(request: PreprocessingRequest) -> None:
     raise ImpossibleRequestError(
         f"{' and '.join(wrong)} {'seems' if len(wrong) == 1 else 'seem'} to be for pixels from 0 to 255; pixels are divided by"
         " 255 first, so that a mean lies between 0 and 1",
-        next_step=f"Divide by 255: {' '.join(converted)}",
+        next_step=f"Divide by 255: {' '.join(converted)}"
+        + ("; with --std 0.00392156863 (1/255) where the training divided by nothing" if request.std is None else ""),
     )
 
 

@@ -110,6 +110,8 @@ def command(
     Examples:
       bundler bundle mobilenet_v2 --target arm64 --calibration pictures/
       bundler bundle resnet18 --target x86 --weights mine.pth --num-classes 10 --input-size 64
+      bundler bundle resnet18 --target x86 --weights mine.pth --mean 0 --std 1    # trained on ToTensor() alone
+      bundler bundle yolov5s --target arm64 --weights yolov5s.pt --input-size 384x640
     """
     job = plan_build(
         model,

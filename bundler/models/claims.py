@@ -14,6 +14,7 @@ __all__ = ["claims_in"]
 _WHEN = r"(?:best|max|final|val|valid|validation|test|eval|metrics?)*"
 _ACCURACY = re.compile(_WHEN + r"(?:acc(?:uracy)?1?|top1(?:acc(?:uracy)?)?|acc(?:uracy)?top1|prec1|multiclassaccuracy)")
 _PRECISION = re.compile(_WHEN + r"(?:fitness|map|map5095|bboxmap)b?")
+_PLAIN = re.compile(r"[A-Za-z0-9_@/.(): -]{1,80}")
 DEPTH = 3  # of mappings within mappings
 LARGEST = 200  # items of a mapping that may hold such figures; larger ones hold weights
 
@@ -34,11 +35,13 @@ def _figures(mapping: Mapping[object, object], depth: int) -> Iterator[tuple[str
     for key, value in mapping.items():
         if isinstance(value, Mapping) and depth > 1:
             yield from _figures(value, depth - 1)
-        elif isinstance(key, str) and len(key) < 80 and _names_one(key) and (share := _share(value)) is not None:
+        elif isinstance(key, str) and _names_one(key) and (share := _share(value)) is not None:
             yield key, share
 
 
 def _names_one(key: str) -> bool:
+    if not _PLAIN.fullmatch(key):  # it is printed, and anybody may have written it
+        return False
     name = re.sub(r"[^a-z0-9]", "", key.lower())
     return bool(_ACCURACY.fullmatch(name) or _PRECISION.fullmatch(name))
 

@@ -26,6 +26,7 @@ Right = NDArray[np.bool_]
 Run = Callable[[Inputs], Inputs]
 
 PICTURES = 128  # that other preprocessing is tried on
+MEMORY = 256 << 20  # bytes that they may take as inputs
 FEWEST_WRONG = 9  # answers among them: fewer cannot be significant
 BATCH = 16
 SIGNIFICANT = 0.05  # chance of a false alarm over everything that is tried
@@ -50,7 +51,7 @@ def suspect_top1(graph: ExportedGraph, test: Top1Test, claims: Mapping[str, floa
     if len(right) - int(right.sum()) < FEWEST_WRONG and not _near_chance(right, pictures):
         return _below_claims(right, pictures, claims)
     order = find_class_order(np.array(pictures.labels), test.fp32_predicted)
-    subset = _subset(pictures, PICTURES)
+    subset = _subset(pictures)
     trials = Trials()
     found = _better(runnable(graph, test.level), subset, trials)
     console.detail(f"tried {trials} on {len(subset)} pictures")
@@ -109,9 +110,11 @@ def _listed(items: Sequence[str], count: int | None = None) -> str:
     return ", ".join(items[:LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _subset(pictures: LabelledPictures, count: int) -> LabelledPictures:
-    """Return up to `count` pictures, evenly spread, and so over the classes."""
-    chosen = np.unique(np.linspace(0, len(pictures) - 1, min(count, len(pictures))).round().astype(int)).tolist()
+def _subset(pictures: LabelledPictures) -> LabelledPictures:
+    """Return as many pictures as other preprocessing is tried on, evenly spread, and so over the classes."""
+    height, width = pictures.preprocessing.input_size
+    count = min(PICTURES, max(MEMORY // (12 * height * width), 1), len(pictures))
+    chosen = np.unique(np.linspace(0, len(pictures) - 1, count).round().astype(int)).tolist()
     return replace(
         pictures,
         paths=tuple(pictures.paths[index] for index in chosen),

@@ -28,6 +28,7 @@ from bundler.models.registry import find_model, load_parser
         ({"callbacks": {"ModelCheckpoint{}": {"monitor": "val_loss", "best_model_score": torch.tensor(0.1)}}}, {}),
         ({"best_acc": 0.0, "acc": float("nan"), "accuracy": True, "top1": "93", "acc1": 250}, {}),
         ({"acc5": 0.99, "accumulate": 0.5, "mapping": 0.5}, {}),
+        ({"\x1b]acc": 0.9, "acc\n": 0.9, "_" * 100 + "acc": 0.9}, {}),
         ({"fc.weight": torch.zeros(2, 2)}, {}),
         ([1, 2], {}),
     ],
