@@ -52,8 +52,8 @@ _OPTIONS = (
     click.option(
         "--interpolation",
         type=click.Choice(get_args(Interpolation)),
-        help="Pillow's, which average when they shrink (but for nearest), or opencv-bilinear: cv2.resize with INTER_LINEAR, bit "
-        "for bit, which YOLO is trained with.  [default: as torchvision publishes; detectors: bilinear]",
+        help="Pillow's, which average when they shrink (but for nearest), or opencv-bilinear: cv2.resize with INTER_LINEAR, "
+        "bit for bit, which YOLO is trained with.  [default: as torchvision publishes; detectors: bilinear]",
     ),
 )
 _NAMES = ("mean", "std", "resize", "crop", "fit", "channels", "interpolation")
