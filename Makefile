@@ -17,7 +17,7 @@ help: ## list what can be made
 	@echo
 	@echo "  make bundle TARGET=arm64 MODEL=mobilenet_v2 [MODE=int8-ptq] [WEIGHTS=file.pth] [CALIBRATION=folder]"
 	@echo "              [INPUT_SIZE=224] [NUM_CLASSES=1000] [INT8_SCOPE=whole] [BASE_IMAGE=image] [OUTPUT=dist]"
-	@echo "              [DATA=folder] [MAX_DROP=0.5]"
+	@echo "              [DATA=folder] [MAX_DROP=0.5] [PREPROCESSING='--mean 0 --std 1 --fit squash']"
 	@echo "  make verify TARGET=x86 [OUTPUT=dist]"
 	@echo "  make bench [MODEL=mobilenet_v2 WEIGHTS=file.pth CALIBRATION=folder DATA=folder [EMULATED=200] [ILL_SCALED=seed]]"
 	@echo
@@ -45,7 +45,7 @@ bundle: $(READY) engine ## build, quantize, prove and package MODEL for TARGET
 	@.venv/bin/bundler bundle "$(MODEL)" --target "$(TARGET)" --output "$(OUTPUT)" $(foreach mode,$(MODE),--mode "$(mode)") \
 	  $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(CALIBRATION),--calibration "$(CALIBRATION)") \
 	  $(if $(INT8_SCOPE),--int8-scope "$(INT8_SCOPE)") $(if $(INPUT_SIZE),--input-size "$(INPUT_SIZE)") $(if $(NUM_CLASSES),--num-classes "$(NUM_CLASSES)") \
-	  $(if $(DATA),--data "$(DATA)") $(if $(MAX_DROP),--max-drop "$(MAX_DROP)") \
+	  $(PREPROCESSING) $(if $(DATA),--data "$(DATA)") $(if $(MAX_DROP),--max-drop "$(MAX_DROP)") \
 	  $(if $(BASE_IMAGE),--base-image "$(BASE_IMAGE)")
 
 verify: $(READY) engine ## prove every bundle for TARGET again

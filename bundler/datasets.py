@@ -16,81 +16,24 @@ from bundler import console
 from bundler.errors import CalibrationError, UnreadableImageError
 from bundler.image_files import decode_image, digest_of, name_of, printable, read_bytes
 from bundler.image_folders import Skipped, find_images, folder_problem
+from bundler.preprocessing import Preprocessing
 
 __all__ = [
-    "DEVIATION",
-    "MEAN",
     "Dataset",
-    "Fit",
-    "Interpolation",
-    "Preprocessing",
     "load_pictures",
     "require_unlike",
     "synthetic_pictures",
 ]
 
-MEAN = (0.485, 0.456, 0.406)  # of ImageNet, on which torchvision's weights were trained
-DEVIATION = (0.229, 0.224, 0.225)
-GREY = (114, 114, 114)  # around a letterboxed picture, as YOLOv5 is trained
-
 ALIKE = 2.0  # levels of 8 bits: frames of a scene that stands still differ by their noise
 _FOLDER_HINT = "Give a folder of images: flat, or one sub-folder for each class."
 
-Interpolation = Literal["bilinear", "bicubic"]
-Fit = Literal["crop", "letterbox"]
 Batch = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """How a picture becomes a network's input of `crop` pixels square, and then (x/255 - mean) / std.
-
-    `fit="crop"` resizes the shorter side to `resize` pixels and crops the middle; `fit="letterbox"` resizes the whole picture
-    until it fits and centres it on grey, as detectors are trained.
-    """
-
-    resize: int
-    crop: int
-    interpolation: Interpolation
-    fit: Fit = "crop"
-    mean: tuple[float, float, float] = MEAN
-    std: tuple[float, float, float] = DEVIATION
-
-    def __call__(self, picture: Image.Image) -> Batch:
-        """Return float32 [3, crop, crop]; cropped, the same numbers as torchvision's `ImageClassification` preset gives."""
-        picture = picture.convert("RGB")
-        fitted = self._letterbox(picture) if self.fit == "letterbox" else self._crop(picture)
-        pixels = np.asarray(fitted, dtype=np.float32) / np.float32(255)
-        normalised = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return np.ascontiguousarray(normalised.transpose(2, 0, 1))
-
-    def _crop(self, picture: Image.Image) -> Image.Image:
-        width, height = picture.size
-        scale = self.resize / min(width, height)
-        longer = int(self.resize * max(width, height) / min(width, height))
-        size = (self.resize, longer) if width <= height else (longer, self.resize)
-        if scale != 1:
-            picture = picture.resize(size, Image.Resampling[self.interpolation.upper()])
-        width, height = picture.size
-        left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
-        return picture.crop((left, top, left + self.crop, top + self.crop))
-
-    def _letterbox(self, picture: Image.Image) -> Image.Image:
-        left, top, width, height = self.letterbox_frame(*picture.size)
-        canvas = Image.new("RGB", (self.crop, self.crop), GREY)
-        canvas.paste(picture.resize((width, height), Image.Resampling[self.interpolation.upper()]), (left, top))
-        return canvas
-
-    def letterbox_frame(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Return where a letterboxed picture of that size lies in the input: left, top, width and height in pixels."""
-        scale = min(self.crop / width, self.crop / height)
-        fitted = max(round(width * scale), 1), max(round(height * scale), 1)
-        return (self.crop - fitted[0]) // 2, (self.crop - fitted[1]) // 2, *fitted
-
-
-@dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Pictures ready for a network: float32 [N, 3, crop, crop], where they come from, and a digest of each one."""
+    """Pictures ready for a network: float32 [N, 3, height, width], where they come from, and a digest of each one."""
 
     source: Literal["pictures", "synthetic"]
     pictures: Batch
@@ -205,18 +148,18 @@ def synthetic_pictures(preprocessing: Preprocessing, *, count: int, seed: int) -
     the manifest says `synthetic`.
     """
     generator = np.random.default_rng(seed)
-    pictures = np.stack([preprocessing(_synthetic(generator, preprocessing.crop)) for _ in range(count)])
+    pictures = np.stack([preprocessing(_synthetic(generator, *preprocessing.input_size)) for _ in range(count)])
     digests = tuple(hashlib.sha256(picture.tobytes()).hexdigest() for picture in pictures)
     return Dataset(source="synthetic", pictures=pictures, digests=digests)
 
 
-def _synthetic(generator: np.random.Generator, size: int) -> Image.Image:
+def _synthetic(generator: np.random.Generator, height: int, width: int) -> Image.Image:
     def field(cells: int, resample: Image.Resampling) -> NDArray[np.float32]:
         coarse = Image.fromarray(generator.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
-        return np.asarray(coarse.resize((size, size), resample), dtype=np.float32)
+        return np.asarray(coarse.resize((width, height), resample), dtype=np.float32)
 
     smooth = field(int(generator.integers(2, 7)), Image.Resampling.BICUBIC)
     edges = field(int(generator.integers(3, 17)), Image.Resampling.NEAREST)
     share = generator.uniform(0.2, 0.8)
-    noise = generator.normal(0, generator.uniform(2, 16), (size, size, 1))
+    noise = generator.normal(0, generator.uniform(2, 16), (height, width, 1))
     return Image.fromarray(np.clip(share * smooth + (1 - share) * edges + noise, 0, 255).astype(np.uint8))

@@ -15,12 +15,12 @@ from bundler import console
 from bundler.class_names import DataYaml, folder_of, read_class_list, read_data_yaml, require_count
 from bundler.coco_annotations import AnnotatedImage, read_coco
 from bundler.coco_folders import annotation_file, files_of
-from bundler.datasets import Preprocessing
 from bundler.errors import DataError
 from bundler.image_files import printable, read_image
 from bundler.image_folders import Skipped, find_images, folder_problem
 from bundler.labelled_pictures import HELD_OUT, Split, read_batches, read_picture, sha256_of_files
 from bundler.labels import NO_OBJECTS, Labels
+from bundler.preprocessing import Preprocessing
 from bundler.yolo_labels import label_path, read_yolo_labels
 
 __all__ = [
@@ -39,7 +39,7 @@ _YAMLS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionPicture:
-    """A letterboxed picture, float32 [3, crop, crop], and its own part of that: left, top, width and height in pixels."""
+    """A letterboxed picture, float32 [3, height, width], and its own part of that: left, top, width and height in pixels."""
 
     pixels: NDArray[np.float32]
     frame: tuple[int, int, int, int]
@@ -75,7 +75,7 @@ class DetectionPictures:
         return sha256_of_files(self.folder, (*self.paths, *self.label_paths))
 
     def batches(self, size: int, *, seed: int | None = None, skip: int = 0) -> Iterator[tuple[NDArray[np.float32]]]:
-        """Yield pictures alone, float32 [N, 3, crop, crop], as `read_batches` does."""
+        """Yield pictures alone, float32 [N, 3, height, width], as `read_batches` does."""
         for _, pictures in read_batches(self.paths, self.preprocessing, size, seed=seed, skip=skip):
             yield (pictures,)
 
@@ -94,7 +94,7 @@ class DetectionPictures:
                     f" {expected[0]} x {expected[1]}",
                     next_step="Give the image that was labelled, or label this one.",
                 )
-            yield DetectionPicture(pixels=pixels, frame=self.preprocessing.letterbox_frame(*size))
+            yield DetectionPicture(pixels=pixels, frame=self.preprocessing.frame(*size))
 
 
 def load_detection_pictures(

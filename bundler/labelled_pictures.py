@@ -12,11 +12,11 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bundler.datasets import Preprocessing
 from bundler.errors import DataError
 from bundler.image_files import digest_of, printable, read_bytes, read_image
 from bundler.image_folders import Skipped, find_images, first_names, folder_problem, sub_folders
 from bundler.label_tables import LabelTable, find_label_table, is_label_table, read_label_table
+from bundler.preprocessing import Preprocessing
 
 __all__ = [
     "HELD_OUT",
@@ -61,7 +61,7 @@ class LabelledPictures:
         return sha256_of_files(self.folder, (*self.paths, *self.tables))
 
     def batches(self, size: int, *, seed: int | None = None, skip: int = 0) -> Iterator[LabelledBatch]:
-        """Yield pictures, float32 [N, 3, crop, crop], and classes, int64 [N], as `read_batches` does."""
+        """Yield pictures, float32 [N, 3, height, width], and classes, int64 [N], as `read_batches` does."""
         for chosen, pictures in read_batches(self.paths, self.preprocessing, size, seed=seed, skip=skip):
             yield pictures, np.array([self.labels[index] for index in chosen])
 
@@ -69,7 +69,7 @@ class LabelledPictures:
 def read_batches(
     paths: Sequence[Path], preprocessing: Preprocessing, size: int, *, seed: int | None, skip: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Yield places in `paths`, int64 [N], and the pictures there, float32 [N, 3, crop, crop]: in order, or shuffled by a seed.
+    """Yield places in `paths`, int64 [N], and pictures, float32 [N, 3, height, width]: in order, or shuffled by a seed.
 
     The first `skip` batches are passed over without being read. Shuffled pictures are to be learned from, and so half of them
     are mirrored.
@@ -88,7 +88,7 @@ def read_batches(
 
 
 def read_picture(path: Path, preprocessing: Preprocessing) -> tuple[NDArray[np.float32], tuple[int, int]]:
-    """Return an image as a network's input, float32 [3, crop, crop], and its own width and height, upright.
+    """Return an image as a network's input, float32 [3, height, width], and its own width and height, upright.
 
     Raises:
         UnreadableImageError: it cannot be read.

@@ -92,16 +92,52 @@ class TensorRecord(_Record):
     shape: Annotated[tuple[int, ...], Field(description="0 stands for the dynamic batch axis")]
 
 
+Pixels = Annotated[int | tuple[int, int], Field(description="side of a square, or [height, width]")]
+
+
 class PreprocessingRecord(_Record):
+    """How a picture becomes the input: converted to RGB of 8 bits, resized, cut or padded, and (x / 255 - mean) / std."""
+
     fit: Annotated[
-        Literal["crop", "letterbox"],
-        Field(description="crop: the middle of the resized picture; letterbox: all of it, centred on grey (114, 114, 114)"),
+        Literal["crop", "squash", "letterbox"],
+        Field(
+            description="crop: resized with unchanged proportions (sides rounded down) to the smallest size that covers "
+            "`resize`, and the middle of that; squash: resized to exactly `resize`, and the middle of that; letterbox: resized "
+            "with unchanged proportions (sides rounded to the nearest) to the largest size that lies within `crop`, and "
+            "centred (rounded down) on grey (114, 114, 114). A middle begins at half of what is left over, rounded half to even"
+        ),
     ]
-    resize: Annotated[int, Field(description="pixels of the shorter side, where the picture is cropped")]
-    crop: Annotated[int, Field(description="pixels of the square input")]
-    interpolation: Literal["bilinear", "bicubic"]
-    mean: Annotated[tuple[float, float, float], Field(description="RGB, subtracted from x / 255")]
-    std: tuple[float, float, float]
+    resize: Annotated[Pixels, Field(description="pixels; of a square, the shorter side where the picture is cropped")]
+    crop: Annotated[Pixels, Field(description="pixels of the input")]
+    interpolation: Annotated[
+        Literal["nearest", "box", "bilinear", "bicubic", "lanczos", "opencv-bilinear"],
+        Field(
+            description="Pillow's `Image.Resampling` of that name, whose filters widen when they shrink a picture; or "
+            "opencv-bilinear, OpenCV's INTER_LINEAR in 11-bit fixed point, which takes the nearest 2 x 2 pixels at any scale"
+        ),
+    ]
+    channels: Annotated[Literal["rgb", "bgr"], Field(description="order in the input")] = "rgb"
+    mean: Annotated[
+        tuple[float, float, float], Field(description="subtracted from x / 255 in float32, one for each channel in their order")
+    ]
+    std: Annotated[tuple[float, float, float], Field(description="divided by in float32, likewise")]
+
+    def __str__(self) -> str:
+        size, cut = _pixels(self.resize), _pixels(self.crop)
+        if self.fit == "letterbox":
+            fitted = f"letterboxed into {cut}"
+        elif self.fit == "squash":
+            fitted = f"squashed to {size}" + (f", centre {cut}" if self.crop != self.resize else "")
+        else:
+            fitted = f"shorter side to {self.resize}" if isinstance(self.resize, int) else f"resized to cover {size}"
+            fitted += f", centre {cut}"
+        mean, std = (", ".join(f"{value:.6g}" for value in values) for values in (self.mean, self.std))
+        return f"{fitted} ({self.interpolation}), {self.channels.upper()}, (x/255 - [{mean}]) / [{std}]"
+
+
+def _pixels(pixels: int | tuple[int, int]) -> str:
+    height, width = (pixels, pixels) if isinstance(pixels, int) else pixels
+    return f"{height}x{width}"
 
 
 class WeightsRecord(_Record):
@@ -118,6 +154,10 @@ class ModelRecord(_Record):
     input: TensorRecord
     output: TensorRecord
     preprocessing: PreprocessingRecord
+    suspicions: Annotated[
+        tuple[str, ...],
+        Field(description="what a poor accuracy of FP32 is probably due to, other preprocessing first; empty where none is"),
+    ] = ()
     weights: WeightsRecord
 
 

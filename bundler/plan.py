@@ -6,10 +6,11 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bundler.datasets import Preprocessing
 from bundler.errors import ImpossibleRequestError, ModeUnavailableError
 from bundler.models.registry import ScopeRow, find_model
 from bundler.models.specs import Int8Scope, Mode, ModelSpec
+from bundler.preprocessing import Pixels, Preprocessing
+from bundler.preprocessing_request import AS_THE_WEIGHTS_ASK, PreprocessingRequest, choose_preprocessing
 from bundler.recipe import CLASSIFIERS, DETECTORS, TrainingRecipe
 from bundler.targets import TargetProfile, find_target
 
@@ -24,7 +25,6 @@ _REFERENCE = re.compile(
 _LONGEST_REPOSITORY = 255
 
 DEFAULT_MODES: tuple[Mode, ...] = ("fp32", "int8-ptq")
-SMALLEST_INPUT = 32  # pixels: every network here reduces its input 32 times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def plan_build(
     int8_scope: Int8Scope | None,
     weights: str,
     num_classes: int | None,
-    input_size: int | None,
+    input_size: Pixels | None,
     calibration: CalibrationRequest,
     data: Path | None,
     max_drop: float | None,
@@ -89,14 +89,15 @@ def plan_build(
     tag: str | None,
     output: Path,
     seed: int,
+    preprocessing: PreprocessingRequest = AS_THE_WEIGHTS_ASK,
 ) -> BuildJob:
     """Make every choice that needs no file and no network.
 
-    With `input_size`, a picture's shorter side is resized to that many pixels and nothing but the overhang is cropped; for a
-    detector, the whole picture is fitted into that many. Without `int8_scope`, of a detector the backbone becomes INT8.
-    `data` holds pictures to measure accuracy on; an INT8 mode may lose up to `max_drop` percentage points: of top-1, of a
-    detector's mAP, or without labels, of boxes that agree with FP32's. A training for INT8 takes `epochs`, and starts with the
-    usual learning rate of classifiers or detectors where none is given. `tag` is the name of the device image.
+    `input_size` sets the size of the input and, unless `preprocessing` has it, that of the resized picture; what neither asks
+    for is as the variant's weights ask. Without `int8_scope`, of a detector the backbone becomes INT8. `data` holds pictures to
+    measure accuracy on; an INT8 mode may lose up to `max_drop` percentage points: of top-1, of a detector's mAP, or without
+    labels, of boxes that agree with FP32's. A training for INT8 takes `epochs`, and starts with the usual learning rate of
+    classifiers or detectors where none is given. `tag` is the name of the device image.
 
     Raises:
         UnknownModelError, UnknownTargetError: with the nearest names.
@@ -113,16 +114,6 @@ def plan_build(
         raise ImpossibleRequestError(
             f"{model} has no backbone apart from the rest; its INT8 is the whole network",
             next_step="Leave --int8-scope out: it is for detectors.",
-        )
-    if input_size is not None and variant.task == "detection" and input_size % SMALLEST_INPUT:
-        raise ImpossibleRequestError(
-            f"{model} looks at {SMALLEST_INPUT} pixels at a time, and {input_size} is no multiple of that",
-            next_step=f"Give --input-size {max(input_size // SMALLEST_INPUT, 1) * SMALLEST_INPUT}, for instance.",
-        )
-    if input_size is not None and input_size < SMALLEST_INPUT:
-        raise ImpossibleRequestError(
-            f"an input of {input_size} pixels is too small for {model}",
-            next_step=f"Give --input-size {SMALLEST_INPUT} or more.",
         )
     usual = DETECTORS if variant.task == "detection" else CLASSIFIERS
     fewest = 1 if variant.task == "detection" else 2
@@ -146,14 +137,7 @@ def plan_build(
         int8_scope=int8_scope or variant.int8_scopes[0],
         weights=weights,
         num_classes=num_classes,
-        preprocessing=Preprocessing(
-            resize=input_size or variant.resize,
-            crop=input_size or variant.crop,
-            interpolation=variant.interpolation,
-            fit=variant.fit,
-            mean=variant.mean,
-            std=variant.std,
-        ),
+        preprocessing=choose_preprocessing(variant, preprocessing, input_size=input_size),
         calibration=calibration,
         data=data,
         max_drop=max_drop,

@@ -14,9 +14,10 @@ from hypothesis import settings
 from torch import Tensor
 from xdist.scheduler import LoadScopeScheduling
 
-from bundler.datasets import Preprocessing, synthetic_pictures
+from bundler.datasets import synthetic_pictures
 from bundler.models.initialization import random_state_dict
 from bundler.models.registry import find_model, load_parser
+from bundler.preprocessing import Preprocessing
 from bundler.targets import TargetProfile, find_target
 
 # The same examples in every run, and no deadline: a shared machine is slow now and then.

@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from bundler.datasets import Preprocessing, load_pictures, synthetic_pictures
+from bundler.datasets import load_pictures, synthetic_pictures
 from bundler.errors import CalibrationError
 from bundler.models import torchvision_operators  # noqa: F401  before torchvision
+from bundler.preprocessing import Preprocessing
 
 from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.functional import InterpolationMode

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bundler.datasets import Preprocessing
 from bundler.errors import DataError
 from bundler.labelled_boxes import DetectionPictures, load_detection_pictures, load_detection_split
 from bundler.labelled_pictures import Split
+from bundler.preprocessing import Preprocessing
 
 PLAIN = Preprocessing(resize=64, crop=64, interpolation="bilinear", fit="letterbox", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bundler.datasets import Preprocessing
 from bundler.errors import DataError
 from bundler.labelled_pictures import LabelledPictures, load_split, load_validation
+from bundler.preprocessing import Preprocessing
 
 SMALL = Preprocessing(resize=8, crop=8, interpolation="bilinear")
 Fill = Callable[..., Path]

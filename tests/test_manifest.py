@@ -17,6 +17,7 @@ from bundler.manifest import (
     Evidence,
     FleetRecord,
     Manifest,
+    PreprocessingRecord,
     QuantizationRecord,
     Verdict,
     WeightsRecord,
@@ -56,6 +57,28 @@ def test_the_published_schema_is_the_codes() -> None:
 def test_a_written_manifest_stays_readable_byte_for_byte(tmp_path: Path) -> None:
     write_manifest(read_manifest(DATA), tmp_path / "manifest.json")
     assert (tmp_path / "manifest.json").read_bytes() == (DATA / "manifest.json").read_bytes()
+
+
+def test_a_manifest_from_before_other_preprocessing_is_read(tmp_path: Path, document: dict[str, Any]) -> None:
+    del document["model"]["suspicions"]
+    del document["model"]["preprocessing"]["channels"]
+    (tmp_path / "manifest.json").write_text(json.dumps(document), encoding="utf-8")
+    model = read_manifest(tmp_path).model
+    assert (model.suspicions, model.preprocessing.channels) == ((), "rgb")
+
+
+def test_preprocessing_is_told_in_one_line() -> None:
+    given: dict[str, Any] = {"interpolation": "bilinear", "mean": (0.485, 0.5, 0), "std": (1, 1, 1 / 255)}
+
+    def text(**changes: Any) -> str:
+        return str(PreprocessingRecord(**{**given, **changes}))
+
+    values = "(bilinear), RGB, (x/255 - [0.485, 0.5, 0]) / [1, 1, 0.00392157]"
+    assert text(fit="crop", resize=256, crop=224) == f"shorter side to 256, centre 224x224 {values}"
+    assert text(fit="crop", resize=(64, 96), crop=(64, 96)) == f"resized to cover 64x96, centre 64x96 {values}"
+    assert text(fit="squash", resize=(64, 96), crop=(64, 96)) == f"squashed to 64x96 {values}"
+    assert text(fit="squash", resize=72, crop=64) == f"squashed to 72x72, centre 64x64 {values}"
+    assert text(fit="letterbox", resize=(64, 96), crop=(64, 96)) == f"letterboxed into 64x96 {values}"
 
 
 def test_the_schema_accepts_a_manifest_and_finds_what_is_wrong_with_others(document: dict[str, Any]) -> None:

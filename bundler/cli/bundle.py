@@ -8,10 +8,14 @@ import click
 
 from bundler import console
 from bundler.cli.failures import INCOMPLETE
+from bundler.cli.parameters import parse_pixels
+from bundler.cli.preprocessing_options import preprocessing_options
 from bundler.cli.summary import print_summary
 from bundler.models.specs import Int8Scope
 from bundler.pipeline.build import build_bundle
 from bundler.plan import CalibrationRequest, plan_build
+from bundler.preprocessing import Pixels
+from bundler.preprocessing_request import PreprocessingRequest
 
 __all__ = ["command"]
 
@@ -63,7 +67,13 @@ __all__ = ["command"]
     help="Of the training for int8-qat, at its beginning.  [default: 0.001; detectors: 0.0001]",
 )
 @click.option("--num-classes", type=int, metavar="N", help="Classes of the weights.  [default: 1000; detectors: 80]")
-@click.option("--input-size", type=int, metavar="N", help="Pixels of the square input.  [default: as the weights ask]")
+@click.option(
+    "--input-size",
+    type=parse_pixels,
+    metavar="N|HxW",
+    help="Pixels of the input: a square, or height x width; pictures are resized to that.  [default: as the weights ask]",
+)
+@preprocessing_options
 @click.option(
     "--base-image", metavar="IMAGE", help="Image with Python to build on, instead of one made from Debian's packages."
 )
@@ -88,7 +98,8 @@ def command(
     calibration_pictures: int,
     batch_size: int,
     num_classes: int | None,
-    input_size: int | None,
+    input_size: Pixels | None,
+    preprocessing: PreprocessingRequest,
     data: Path | None,
     max_drop: float | None,
     epochs: int,
@@ -105,6 +116,8 @@ def command(
     Examples:
       bundler bundle mobilenet_v2 --target arm64 --calibration pictures/
       bundler bundle resnet18 --target x86 --weights mine.pth --num-classes 10 --input-size 64
+      bundler bundle resnet18 --target x86 --weights mine.pth --mean 0 --std 1    # trained on ToTensor() alone
+      bundler bundle yolov5s --target arm64 --weights yolov5s.pt --input-size 384x640
     """
     job = plan_build(
         model,
@@ -123,6 +136,7 @@ def command(
         tag=tag,
         output=output,
         seed=seed,
+        preprocessing=preprocessing,
     )
     bundle = build_bundle(job)
     if as_json:

@@ -41,6 +41,7 @@ def command(*, bundle: Path, layers: bool, as_json: bool) -> None:
     console.text_result(f"{manifest.bundle}: {model.row} for {manifest.target.platform}, {model.num_classes} classes")
     trained = "" if model.weights.trained else " (NOT TRAINED)"
     console.text_result(f"weights {model.weights.source}{trained}, sha256 {model.weights.sha256[:16]}…")
+    console.text_result(f"pictures: {model.preprocessing}")
     for mode in manifest.modes:
         if mode.quantization:
             proved = [f"{len(mode.quantization.ties)} operators round alike on every processor"]

@@ -10,6 +10,7 @@ from bundler import console
 from bundler.models.registry import models
 from bundler.models.specs import ModelSpec
 from bundler.models.user_models import BrokenModel, user_models
+from bundler.preprocessing_request import pixels_text
 
 __all__ = ["command"]
 
@@ -40,7 +41,9 @@ def command(*, as_json: bool) -> None:
         ]
         console.json_result([*documents, *unusable])
         return
-    rows = [(spec.name, row, str(spec.crop), ", ".join(spec.modes), ", ".join(spec.int8_scopes)) for row, spec in listed]
+    rows = [
+        (spec.name, row, pixels_text(spec.crop), ", ".join(spec.modes), ", ".join(spec.int8_scopes)) for row, spec in listed
+    ]
     console.table(("model", "row", "pixels", "modes", "INT8"), rows)
     for model in broken:
         console.warn(f"{model.name} of {model.package} cannot be used: {model.reason}")

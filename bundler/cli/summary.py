@@ -29,6 +29,8 @@ def print_summary(manifest: Manifest) -> None:
             console.text_result(f"{mode.name}: {mode.accuracy}")
     if manifest.image:
         console.text_result(f"image {manifest.image.reference}, {manifest.image.size / 1e6:.0f} MB, {manifest.image.digest}")
+    for suspicion in manifest.model.suspicions:
+        console.warn(suspicion)
     if not manifest.model.weights.trained:
         console.warn("the weights are random; this package is for trying things out")
     if manifest.verdict == "not_run":

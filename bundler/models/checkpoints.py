@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from bundler import console
 from bundler.errors import CheckpointError
 from bundler.models import torchvision_operators  # noqa: F401  before torchvision
+from bundler.models.claims import claims_in
 from bundler.models.darknet_weights import read_darknet_weights
 from bundler.models.initialization import random_state_dict
 from bundler.models.module_tensors import read_module_tensors
@@ -35,13 +36,17 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")  # how training scripts 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedWeights:
-    """A state dict, and what the manifest says of it: source, SHA-256 (of the file where there is one), trained or not."""
+    """A state dict, and what the manifest says of it: source, SHA-256 (of the file where there is one), trained or not.
+
+    `claims` are the accuracies that the file says it has, from 0 to 1, by their names there.
+    """
 
     state_dict: Mapping[str, Tensor]
     source: str
     sha256: str
     trained: bool
     num_classes: int
+    claims: Mapping[str, float] = field(default_factory=dict)
 
 
 def load_weights(
@@ -139,6 +144,7 @@ def _from_file(path: Path, variant: ModelSpec, parser: Callable[..., Any], class
         sha256=hashlib.sha256(content).hexdigest(),
         trained=True,
         num_classes=classes,
+        claims=claims_in(payload),
     )
 
 

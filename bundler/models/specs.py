@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from bundler.datasets import DEVIATION, MEAN, Fit, Interpolation
+from bundler.preprocessing import DEVIATION, MEAN, Fit, Interpolation, Pixels
 
 __all__ = ["Int8Scope", "Mode", "ModelSpec", "Task"]
 
@@ -21,10 +21,10 @@ class ModelSpec:
     Args:
         name: of the variant, as it is typed.
         parser: "package.module:function" of the model parser function.
-        resize: pixels of the picture's shorter side.
-        crop: pixels of the square input.
+        resize: pixels of the resized picture, as `Preprocessing` has it.
+        crop: pixels of the input: the side of a square, or height and width.
         interpolation: of the resizing.
-        fit: "crop" the middle, or "letterbox" the whole picture on grey.
+        fit: "crop" the middle, "squash" the whole picture, or "letterbox" it on grey.
         mean: of RGB in 0..1, subtracted.
         std: of RGB, divided by.
         task: what the output says.
@@ -35,8 +35,8 @@ class ModelSpec:
 
     name: str
     parser: str
-    resize: int
-    crop: int
+    resize: Pixels
+    crop: Pixels
     interpolation: Interpolation = "bilinear"
     fit: Fit = "crop"
     mean: tuple[float, float, float] = MEAN

@@ -12,11 +12,13 @@ from bundler.labelled_boxes import DetectionPictures
 from bundler.labelled_pictures import LabelledPictures
 from bundler.manifest import AccuracyRecord, BoxesRecord
 from bundler.models.specs import Mode
-from bundler.pipeline.boxes import prepare_boxes
-from bundler.pipeline.top1 import prepare_top1
+from bundler.pipeline.box_suspicions import suspect_boxes
+from bundler.pipeline.boxes import BoxesTest, prepare_boxes
+from bundler.pipeline.top1 import Top1Test, prepare_top1
+from bundler.pipeline.top1_suspicions import suspect_top1
 from bundler.targets import OptimizationLevel
 
-__all__ = ["AccuracyTest", "prepare_test", "require_accuracy"]
+__all__ = ["AccuracyTest", "prepare_test", "require_accuracy", "suspect"]
 
 
 class AccuracyTest(Protocol):
@@ -46,6 +48,23 @@ def prepare_test(
     if isinstance(pictures, DetectionPictures):
         return prepare_boxes(fp32, pictures, level=level)
     return prepare_top1(fp32, pictures, level=level)
+
+
+def suspect(fp32: ExportedGraph, test: AccuracyTest, claims: Mapping[str, float]) -> tuple[str, ...]:
+    """Return what FP32's accuracy is probably due to where it is poor; nothing where there is nothing to suspect.
+
+    Raises:
+        DataError: a picture cannot be read.
+    """
+    suspicion = None
+    if isinstance(test, BoxesTest):
+        suspicion = suspect_boxes(fp32, test.pictures, test.seen, test.fp32, level=test.level, claims=claims)
+    elif isinstance(test, Top1Test):
+        suspicion = suspect_top1(fp32, test, claims)
+    if suspicion is None:
+        return ()
+    console.warn(suspicion)
+    return (suspicion,)
 
 
 def require_accuracy(records: Mapping[Mode, AccuracyRecord | BoxesRecord], max_drop: float) -> None:

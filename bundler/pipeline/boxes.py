@@ -7,34 +7,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bundler import console
 from bundler.errors import DataError
 from bundler.export.graph import ExportedGraph
-from bundler.export.reference import runnable
-from bundler.labelled_boxes import DetectionPicture, DetectionPictures
+from bundler.labelled_boxes import DetectionPictures
 from bundler.manifest import BoxesRecord
 from bundler.pipeline.average_precision import mean_average_precision
+from bundler.pipeline.box_suspicions import seen_otherwise
+from bundler.pipeline.seen import Seen, look
 from bundler.targets import OptimizationLevel
-from bundler.verification.detections import Detections, agreeing, detect, shown
+from bundler.verification.detections import agreeing
 
-__all__ = ["BoxesTest", "Seen", "prepare_boxes"]
+__all__ = ["BoxesTest", "prepare_boxes"]
 
-RANKED = (0.001, 0.6)  # for average precision every guess counts, as YOLOv5's own val.py has it
 DRAWS = 2000  # of all pictures, for the interval
 
 Counts = NDArray[np.int64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What a graph sees in each picture.
-
-    `shown` is what a device shows, in pixels of the input; `ranked`, where there are labels, every guess, in shares of the
-    picture's sides as the labels are.
-    """
-
-    shown: tuple[Detections, ...]
-    ranked: tuple[Detections, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +39,7 @@ class BoxesTest:
         Raises:
             DataError: a picture cannot be read.
         """
-        seen = _look(graph, self.pictures, self.level)
+        seen = look(graph, self.pictures, self.level)
         record = _record(self.pictures, seen)
         pairs = zip(seen.shown, self.seen.shown, strict=True)
         agreed = np.array([agreeing(own, other) for own, other in pairs])
@@ -69,11 +56,13 @@ def prepare_boxes(fp32: ExportedGraph, pictures: DetectionPictures, *, level: Op
     Raises:
         DataError: a picture cannot be read, or nothing is seen in any of them, so that nothing could be compared.
     """
-    seen = _look(fp32, pictures, level)
+    seen = look(fp32, pictures, level)
     if not any(len(found.scores) for found in seen.shown):
+        checked = seen_otherwise(fp32, pictures, level)
         raise DataError(
             f"FP32 sees nothing in the {len(pictures)} pictures of {pictures.folder}: no score is high enough",
-            next_step="Give pictures of what the network was trained to find, or trained weights (--weights FILE).",
+            next_step=f"{checked} Otherwise give pictures of what the network was trained to find, or trained weights"
+            " (--weights FILE).",
         )
     return BoxesTest(pictures=pictures, level=level, seen=seen, fp32=_record(pictures, seen))
 
@@ -94,26 +83,6 @@ def _record(pictures: DetectionPictures, seen: Seen) -> BoxesRecord:
         map50=None if precise is None else precise[1],
         drop=None,
     )
-
-
-def _look(graph: ExportedGraph, pictures: DetectionPictures, level: OptimizationLevel) -> Seen:
-    run = runnable(graph, level)
-    seen, ranked = [], []
-    with console.progress(f"measuring {graph.path.stem}", len(pictures)) as advance:
-        for picture in pictures:
-            (rows,) = run(picture.pixels[None])
-            seen.append(shown(rows))
-            if pictures.labels is not None:
-                ranked.append(_in_the_picture(detect(rows, *RANKED), picture))
-            advance(1)
-    return Seen(shown=tuple(seen), ranked=tuple(ranked) if pictures.labels is not None else None)
-
-
-def _in_the_picture(found: Detections, picture: DetectionPicture) -> Detections:
-    """Return boxes in shares of the picture's sides, cut off at its edges."""
-    left, top, width, height = picture.frame
-    boxes = (found.boxes - (left, top) * 2) / ((width, height) * 2)
-    return found._replace(boxes=boxes.clip(0, 1))
 
 
 def _share(agreed: Counts) -> tuple[float, tuple[float, float]]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 
 from bundler.containers.engine import Engine
-from bundler.datasets import Dataset, Preprocessing
+from bundler.datasets import Dataset
 from bundler.errors import EngineUnavailableError
 from bundler.export.graph import INPUT, OUTPUTS
 from bundler.manifest import (
@@ -39,6 +39,7 @@ from bundler.packaging.staging import model_path
 from bundler.pipeline.material import Material
 from bundler.pipeline.modes import BuiltModes
 from bundler.plan import BuildJob
+from bundler.preprocessing import Preprocessing
 from bundler.quantization import training
 
 __all__ = ["describe", "quantization_record"]
@@ -57,7 +58,6 @@ def describe(
     engine: Engine | EngineUnavailableError,
 ) -> Manifest:
     """Put the manifest together; whether a mode is supported is judged from its evidence alone."""
-    crop = job.preprocessing.crop
     weights = material.weights
     return Manifest(
         schema=MANIFEST_SCHEMA,
@@ -67,9 +67,10 @@ def describe(
             row=job.row.name,
             task=job.variant.task,
             num_classes=weights.num_classes,
-            input=TensorRecord(name=INPUT, dtype="float32", shape=(0, 3, crop, crop)),
+            input=TensorRecord(name=INPUT, dtype="float32", shape=(0, 3, *job.preprocessing.input_size)),
             output=TensorRecord(name=OUTPUTS[job.variant.task], dtype="float32", shape=(0, *built.reference.shape[1:])),
             preprocessing=_preprocessing(job.preprocessing),
+            suspicions=built.suspicions,
             weights=WeightsRecord(source=weights.source, sha256=weights.sha256, trained=weights.trained),
         ),
         target=TargetRecord(name=job.target.name, platform=job.target.platform),
@@ -96,6 +97,7 @@ def _preprocessing(preprocessing: Preprocessing) -> PreprocessingRecord:
         crop=preprocessing.crop,
         interpolation=preprocessing.interpolation,
         fit=preprocessing.fit,
+        channels=preprocessing.channels,
         mean=preprocessing.mean,
         std=preprocessing.std,
     )

@@ -26,7 +26,7 @@ from bundler.export.reference import (
 from bundler.manifest import AccuracyRecord, BoxesRecord
 from bundler.models.specs import Mode
 from bundler.packaging.staging import GoldenMode, model_path, samples_of
-from bundler.pipeline.accuracy import AccuracyTest, prepare_test, require_accuracy
+from bundler.pipeline.accuracy import AccuracyTest, prepare_test, require_accuracy, suspect
 from bundler.pipeline.ledger import Trace, trace_torch
 from bundler.pipeline.material import Material
 from bundler.pipeline.network import Network, load_network
@@ -65,10 +65,11 @@ class BuiltMode(GoldenMode):
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltModes:
-    """Every mode of a job, and torch's FP32 outputs on the golden pictures as reference."""
+    """Every mode of a job, torch's FP32 outputs on the golden pictures as reference, and what FP32's accuracy may be due to."""
 
     modes: Mapping[Mode, BuiltMode]
     reference: Outputs
+    suspicions: tuple[str, ...]
 
 
 def build_modes(job: BuildJob, material: Material, staging: Path) -> BuiltModes:
@@ -84,6 +85,7 @@ def build_modes(job: BuildJob, material: Material, staging: Path) -> BuiltModes:
     reference = _outputs(network.float_model, golden)
     require_informative(job.variant.name, reference)
     test, modes = None, dict[Mode, BuiltMode]()
+    suspicions: tuple[str, ...] = ()
     if "fp32" in job.modes or material.labelled is not None:
         console.step("Exporting fp32")
         # Where only INT8 is asked for, it is there to compare with, and does not go into the bundle.
@@ -92,6 +94,7 @@ def build_modes(job: BuildJob, material: Material, staging: Path) -> BuiltModes:
         graph = export_onnx(network.float_model, golden[:2], path, opset=opset, task=job.variant.task, quantized=False)
         if material.labelled is not None:
             test = prepare_test(graph, material.labelled, level=job.target.runtime.graph_optimization_level)
+            suspicions = suspect(graph, test, material.weights.claims) if material.weights.trained else ()
         accuracy = test.fp32 if test is not None else None
         modes["fp32"] = _checked(job, material, graph, reference, reference, accuracy, None)
     for mode in job.modes:
@@ -103,7 +106,8 @@ def build_modes(job: BuildJob, material: Material, staging: Path) -> BuiltModes:
     if job.max_drop is not None:
         require_accuracy(records, job.max_drop)
     # INT8 first: a device runs it first.
-    return BuiltModes(modes={mode: modes[mode] for mode in sorted(job.modes, reverse=True)}, reference=reference)
+    built = {mode: modes[mode] for mode in sorted(job.modes, reverse=True)}
+    return BuiltModes(modes=built, reference=reference, suspicions=suspicions)
 
 
 def _quantized(

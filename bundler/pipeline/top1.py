@@ -29,11 +29,12 @@ Z = NormalDist().inv_cdf(0.975)  # both sides of a 95 % interval
 
 @dataclass(frozen=True, kw_only=True)
 class Top1Test:
-    """Labelled pictures, and for how many classes FP32 scores each of them higher than the right one."""
+    """Labelled pictures, for how many classes FP32 scores each of them higher than the right one, and its best class."""
 
     pictures: LabelledPictures
     level: OptimizationLevel
     fp32_ranks: Ranks
+    fp32_predicted: NDArray[np.int64]
 
     @property
     def fp32(self) -> AccuracyRecord:
@@ -46,7 +47,7 @@ class Top1Test:
         Raises:
             DataError: a picture cannot be read.
         """
-        return _record(_ranks_of(graph, self.pictures, self.level), self.fp32_ranks, self.pictures)
+        return _record(_answers(graph, self.pictures, self.level)[0], self.fp32_ranks, self.pictures)
 
 
 def prepare_top1(fp32: ExportedGraph, pictures: LabelledPictures, *, level: OptimizationLevel) -> Top1Test:
@@ -55,17 +56,20 @@ def prepare_top1(fp32: ExportedGraph, pictures: LabelledPictures, *, level: Opti
     Raises:
         DataError: a picture cannot be read.
     """
-    return Top1Test(pictures=pictures, level=level, fp32_ranks=_ranks_of(fp32, pictures, level))
+    ranks, predicted = _answers(fp32, pictures, level)
+    return Top1Test(pictures=pictures, level=level, fp32_ranks=ranks, fp32_predicted=predicted)
 
 
-def _ranks_of(graph: ExportedGraph, pictures: LabelledPictures, level: OptimizationLevel) -> Ranks:
+def _answers(graph: ExportedGraph, pictures: LabelledPictures, level: OptimizationLevel) -> tuple[Ranks, NDArray[np.int64]]:
     run = runnable(graph, level)
-    ranks = []
+    ranks, predicted = [], []
     with console.progress(f"measuring {graph.path.stem}", len(pictures)) as advance:
         for batch, labels in pictures.batches(BATCH):
-            ranks.append(_ranks(run(batch), labels))
+            logits = run(batch)
+            ranks.append(_ranks(logits, labels))
+            predicted.append(logits.argmax(1))
             advance(len(batch))
-    return np.concatenate(ranks)
+    return np.concatenate(ranks), np.concatenate(predicted)
 
 
 def _ranks(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Ranks:

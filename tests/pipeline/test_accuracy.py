@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
 from bundler.errors import AccuracyError
 from bundler.manifest import AccuracyRecord, BoxesRecord, read_manifest
@@ -52,6 +55,20 @@ def test_a_detector_loses_precision_or_boxes(precision: float | None, drop: floa
     assert "--int8-scope backbone" in failure.value.next_step
 
 
+PREPARED = (
+    "--fit",
+    "squash",
+    "--channels",
+    "bgr",
+    "--interpolation",
+    "opencv-bilinear",
+    "--mean",
+    "0.5,0.4,0.3",
+    "--std",
+    "0.25",
+)
+
+
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten classes of two pictures."""
@@ -66,13 +83,21 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_top_1_of_each_mode_is_in_the_manifest_and_a_drop_fails_the_build(
-    run: Run, small: tuple[str, ...], unproved: Path, labelled: Path, tmp_path: Path
+    run: Run,
+    small: tuple[str, ...],
+    unproved: Path,
+    labelled: Path,
+    tmp_path: Path,
+    weights_of: Callable[[str], Mapping[str, Tensor]],
 ) -> None:
+    torch.save(dict(weights_of("mobilenet_v2")), tmp_path / "mine.pth")
     arguments = ("mobilenet_v2", "--target", str(unproved), *small, "--mode", "int8-ptq", "--data", str(labelled))
+    arguments += ("--weights", str(tmp_path / "mine.pth"), "--input-size", "64x96", *PREPARED)
     process = run("bundle", *arguments, "--max-drop", "100", "--output", str(tmp_path / "dist"), code=3)
     assert "Measuring accuracy on 20 pictures of 10 classes" in process.stderr
     bundle = tmp_path / "dist" / "arm64-qnnpack" / "mobilenet_v2"
-    (mode,) = read_manifest(bundle).modes
+    manifest = read_manifest(bundle)
+    (mode,) = manifest.modes
     accuracy = mode.accuracy
     assert accuracy is not None
     assert accuracy.top1 in [count / 20 for count in range(21)]
@@ -80,6 +105,16 @@ def test_top_1_of_each_mode_is_in_the_manifest_and_a_drop_fails_the_build(
     assert accuracy.top5 >= accuracy.top1
     assert accuracy.drop is not None
     assert not (bundle / "models" / "fp32.onnx").exists()
+    # Weights that know nothing of these pictures are questioned, twice; what they were given is in the manifest.
+    (suspicion,) = manifest.model.suspicions
+    assert "(chance: 10.0%): check the preprocessing first" in suspicion
+    assert process.stderr.count(suspicion) == 2
+    assert manifest.model.input.shape == (0, 3, 64, 96)
+    prepared = "squashed to 64x96 (opencv-bilinear), BGR, (x/255 - [0.5, 0.4, 0.3]) / [0.25, 0.25, 0.25]"
+    assert str(manifest.model.preprocessing) == prepared
+    shown = run("inspect", str(bundle))
+    assert f"pictures: {prepared}\n" in shown.stdout
+    assert suspicion in shown.stderr
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from bundler.datasets import Preprocessing
 from bundler.errors import DataError
 from bundler.export.graph import ExportedGraph, ensure_graph
 from bundler.labelled_boxes import load_detection_pictures
 from bundler.manifest import BoxesRecord, read_manifest
 from bundler.pipeline.boxes import _share, prepare_boxes
+from bundler.preprocessing import Preprocessing
 
 from .conftest import Run
 

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bundler.datasets import Preprocessing
 from bundler.labelled_boxes import DetectionPictures, load_detection_split
 from bundler.labelled_pictures import Split
 from bundler.models.registry import find_model
 from bundler.models.specs import Int8Scope
 from bundler.models.yolov5 import QuantizableYoloV5, yolov5n
 from bundler.pipeline.objectives import Detection
+from bundler.preprocessing import Preprocessing
 from bundler.quantization.training import train
 from bundler.recipe import DETECTORS
 from bundler.targets import find_target

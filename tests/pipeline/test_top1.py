@@ -10,12 +10,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from bundler.datasets import Preprocessing
 from bundler.errors import AccuracyError
 from bundler.export.graph import ExportedGraph, ensure_graph
 from bundler.labelled_pictures import LabelledPictures, load_validation
 from bundler.pipeline.accuracy import require_accuracy
 from bundler.pipeline.top1 import _ranks, paired_difference, prepare_top1, wilson
+from bundler.preprocessing import Preprocessing
 
 
 def test_ranks_count_the_classes_that_score_higher_and_equal_ones_before() -> None:

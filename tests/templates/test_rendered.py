@@ -8,15 +8,16 @@ import runpy
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jinja2
 import numpy as np
 import pytest
 from PIL import Image
 
-from bundler.datasets import Preprocessing
+from bundler.preprocessing import Channels, Fit, Interpolation, Preprocessing
 
 from .conftest import RUNNER
 
@@ -99,6 +100,7 @@ CONTEXT: dict[str, Any] = {
         "resize": 232,
         "crop": 224,
         "interpolation": "bilinear",
+        "channels": "rgb",
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
     },
@@ -116,6 +118,7 @@ DETECTOR: dict[str, Any] = {
         "resize": 64,
         "crop": 64,
         "interpolation": "bicubic",
+        "channels": "rgb",
         "mean": [0.0, 0.0, 0.0],
         "std": [1.0, 1.0, 1.0],
     },
@@ -220,6 +223,51 @@ def test_the_snippet_of_the_readme_prepares_pictures_as_they_were_for_calibratio
     assert prepared.dtype == np.float32
     assert prepared.shape == (3, crop, crop)
     np.testing.assert_array_equal(prepared, expected)
+
+
+SIZES: list[tuple[Fit, Any, Any]] = [  # fit, resize, crop
+    ("crop", 40, 32),
+    ("crop", (64, 96), (64, 96)),
+    ("crop", (48, 40), (33, 40)),
+    ("squash", 48, 48),
+    ("squash", (64, 40), (64, 40)),
+    ("squash", (70, 50), (64, 41)),
+    ("letterbox", 64, 64),
+    ("letterbox", (64, 96), (64, 96)),
+]
+
+
+@pytest.mark.parametrize(("fit", "resize", "crop"), SIZES)
+@pytest.mark.parametrize("channels", ["rgb", "bgr"])
+@pytest.mark.parametrize("interpolation", get_args(Interpolation))
+def test_the_snippet_does_what_was_done_at_build_time_bit_for_bit(
+    tmp_path: Path, fit: Fit, resize: Any, crop: Any, channels: Channels, interpolation: Interpolation
+) -> None:
+    preprocessing = Preprocessing(
+        resize=resize,
+        crop=crop,
+        fit=fit,
+        channels=channels,
+        interpolation=interpolation,
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.25, 1 / 255),
+    )
+    write_snippet(
+        tmp_path / "prepare.py",
+        model=DETECTOR["model"],
+        preprocessing=asdict(preprocessing),
+        input={"name": "image", "shape": [3, *preprocessing.input_size], "dtype": "float32"},
+    )
+    snippet = runpy.run_path(str(tmp_path / "prepare.py"))
+    for size in ((160, 120), (90, 200), (50, 31), (96, 128)):
+        noise = np.random.default_rng(5).integers(0, 256, size=(size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "picture.png")
+        prepared = snippet["prepare"](tmp_path / "picture.png")
+        np.testing.assert_array_equal(prepared, preprocessing(Image.fromarray(noise)), strict=True)
+        left, top, width, height = preprocessing.frame(*size)
+        whole = snippet["in_picture"]([left, top, left + width, top + height], *size)
+        pixel = max(size[0] / width, size[1] / height)  # of the input, in the picture
+        assert whole == pytest.approx([0, 0, *size], abs=0.51 * pixel)
 
 
 LETTERBOXES = [  # width and height, and where the picture is put: left, top, right, bottom

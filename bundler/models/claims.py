@@ -1,0 +1,54 @@
+"""What a checkpoint says of its own accuracy, beside the weights."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+__all__ = ["claims_in"]
+
+# Names as training scripts have them, without case and signs between: best_acc1, val/accuracy, Top-1, metrics/mAP50-95(B).
+_WHEN = r"(?:best|max|final|val|valid|validation|test|eval|metrics?)*"
+_ACCURACY = re.compile(_WHEN + r"(?:acc(?:uracy)?1?|top1(?:acc(?:uracy)?)?|acc(?:uracy)?top1|prec1|multiclassaccuracy)")
+_PRECISION = re.compile(_WHEN + r"(?:fitness|map|map5095|bboxmap)b?")
+_PLAIN = re.compile(r"[A-Za-z0-9_@/.(): -]{1,80}")
+DEPTH = 3  # of mappings within mappings
+LARGEST = 200  # items of a mapping that may hold such figures; larger ones hold weights
+
+
+def claims_in(checkpoint: object) -> dict[str, float]:
+    """Return top-1 accuracies and mean average precisions that stand in a checkpoint, as shares from 0 to 1, by their names.
+
+    A figure above 1 is taken for per cent. Lightning's `best_model_score` counts where its `monitor` has such a name.
+    """
+    return dict(_figures(checkpoint, DEPTH)) if isinstance(checkpoint, Mapping) else {}
+
+
+def _figures(mapping: Mapping[object, object], depth: int) -> Iterator[tuple[str, float]]:
+    if len(mapping) > LARGEST:
+        return
+    if "monitor" in mapping:
+        mapping = {**mapping, str(mapping["monitor"]): mapping.get("best_model_score")}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and depth > 1:
+            yield from _figures(value, depth - 1)
+        elif isinstance(key, str) and _names_one(key) and (share := _share(value)) is not None:
+            yield key, share
+
+
+def _names_one(key: str) -> bool:
+    if not _PLAIN.fullmatch(key):  # it is printed, and anybody may have written it
+        return False
+    name = re.sub(r"[^a-z0-9]", "", key.lower())
+    return bool(_ACCURACY.fullmatch(name) or _PRECISION.fullmatch(name))
+
+
+def _share(value: object) -> float | None:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not 0 < value <= 100:
+        return None
+    return value / 100 if value > 1 else float(value)
