@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bundler.image_files import read_image
 from bundler.preprocessing import Channels, Fit, Interpolation, Preprocessing
 
 from .conftest import RUNNER
@@ -223,6 +224,25 @@ def test_the_snippet_of_the_readme_prepares_pictures_as_they_were_for_calibratio
     assert prepared.dtype == np.float32
     assert prepared.shape == (3, crop, crop)
     np.testing.assert_array_equal(prepared, expected)
+
+
+@pytest.mark.parametrize("kind", ["upright", "turned", "mirrored", "16 bits"])
+def test_the_snippet_opens_files_as_calibration_does(tmp_path: Path, kind: str) -> None:
+    write_snippet(tmp_path / "prepare.py")
+    path = tmp_path / ("image.png" if kind == "16 bits" else "image.jpg")
+    noise = np.random.default_rng(5).integers(0, 256, size=(6, 8, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((320, 240), Image.Resampling.BICUBIC)
+    if kind == "16 bits":
+        grey = np.asarray(image.convert("L")).astype(np.uint16)
+        Image.fromarray(grey * 200 + 77).save(path)
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = {"upright": 1, "turned": 6, "mirrored": 5}[kind]
+        image.save(path, exif=exif, quality=95)
+    prepared = runpy.run_path(str(tmp_path / "prepare.py"))["prepare"](path)
+    expected = Preprocessing(**CONTEXT["preprocessing"])(read_image(path))
+    assert np.ptp(expected) > 1
+    np.testing.assert_array_equal(prepared, expected, strict=True)
 
 
 SIZES: list[tuple[Fit, Any, Any]] = [  # fit, resize, crop
