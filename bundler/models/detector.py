@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bundler.models.concatenate import Concatenate
 from bundler.models.darknet_weights import DarknetLayer
 from bundler.models.specs import Int8Scope
 from bundler.quantization import DeQuantStub, FloatFunctional, QuantStub, fuse_modules, make_quantizable
@@ -57,17 +58,6 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.cv2(self.cv1(x))
         return self.skip_add.add(x, out) if self.shortcut else out
-
-
-class Concatenate(nn.Module):
-    """Feature maps [N, C_i, H, W] along their channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.functional = FloatFunctional()  # torch.cat, until it is converted
-
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        return self.functional.cat(list(features), 1)
 
 
 class Detector(nn.Module):
