@@ -105,6 +105,9 @@ class OnnxRecord(_Record):
     sha256: Sha256
     bytes: int
     opset: int
+    onnxruntime_minimum: Annotated[
+        str | None, Field(description="oldest onnxruntime that executes its operators; null where it was not measured")
+    ] = None
 
 
 class CalibrationRecord(_Record):

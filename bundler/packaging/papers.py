@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
+from bundler.export.runtime_versions import NUMPY_MINIMUM
 from bundler.manifest import Manifest, write_manifest
 from bundler.packaging.checksums import write_checksums
 from bundler.packaging.layer_plot import plot_layers
@@ -19,6 +22,7 @@ def write_papers(bundle: Path, manifest: Manifest, target: TargetProfile, *, ima
     context = _context(manifest)
     context["image"] = {"reference": image_reference, "user": target.image.user}
     context["runtime"] = target.runtime.model_dump()
+    context["minimum"] = _minimum(manifest)
     context["timeout_seconds"] = target.verification.timeout_seconds
     for template, name in (
         ("Dockerfile.j2", "Dockerfile"),
@@ -31,6 +35,15 @@ def write_papers(bundle: Path, manifest: Manifest, target: TargetProfile, *, ima
         (bundle / name).write_text(render(template, context), encoding="utf-8")
     write_manifest(manifest, bundle / "manifest.json")
     write_checksums(bundle)
+
+
+def _minimum(manifest: Manifest) -> dict[str, str] | None:
+    """Return the oldest releases that execute every mode; None where a mode tells of none."""
+    versions = [mode.onnx.onnxruntime_minimum for mode in manifest.modes]
+    known = [version for version in versions if version is not None]
+    if len(known) < len(versions):
+        return None
+    return {"numpy": NUMPY_MINIMUM, "onnxruntime": max(known, key=Version)}
 
 
 def _context(manifest: Manifest) -> dict[str, Any]:
