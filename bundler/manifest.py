@@ -78,6 +78,7 @@ Text = Annotated[str, BeforeValidator(_writable)]
 Identifier = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=200)]
 TensorName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=100)]
 ImageReference = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$", max_length=300)]
+ReleaseNumber = Annotated[str, Field(pattern=r"^[0-9]+(?:\.[0-9]+){0,3}$", max_length=20)]
 
 
 class _Record(BaseModel):
@@ -171,6 +172,10 @@ class OnnxRecord(_Record):
     sha256: Sha256
     bytes: int
     opset: int
+    onnxruntime_minimum: Annotated[
+        ReleaseNumber | None,
+        Field(description="oldest onnxruntime that executes its operators; null if not measured"),
+    ] = None
 
 
 class CalibrationRecord(_Record):

@@ -6,7 +6,7 @@ exit codes:
   1  wrong results: a known answer or a mode failed; do not use it on this machine
   2  the command line or an input file is not usable
   3  a file of the bundle is missing or changed (each one is named)
-  4  cannot run here: numpy or onnxruntime is missing, or crashes on this CPU
+  4  cannot run here: numpy or onnxruntime is missing, too old, or crashes on this CPU
   130, 143  stopped from outside
 
 environment:
@@ -160,9 +160,11 @@ def carry_out(arguments: argparse.Namespace) -> int:
         print(f"error: {refusal}\n  next: {refusal.next_step}", file=sys.stderr)
         return refusal.exit_code
     print(json.dumps(document, indent=2, allow_nan=False) if arguments.json else "\n".join(lines), flush=True)
-    if not arguments.json and document.get("emulator"):
+    if not arguments.json and document.get("emulation") == "emulated":
         by = "{name} {version}".format(**document["emulator"])
         print(f"note: this CPU is emulated ({by}): times here say nothing about a device", file=sys.stderr)
+    if not arguments.json and document.get("emulation") == "unknown":
+        print(f"note: could not determine whether this CPU is emulated: {document['emulation_reason']}", file=sys.stderr)
     return 0 if passed else 1
 
 
@@ -220,7 +222,7 @@ def selftest(arguments: argparse.Namespace) -> Answer:
     modes = [find_mode(bundle, name) for name in dict.fromkeys(arguments.mode)] if arguments.mode else bundle["modes"]
     check_files(bundle, {*bundle["files"], *files_read(bundle)})
     machine = this_machine()
-    machine["onnxruntime"] = onnxruntime().__version__
+    machine["onnxruntime"] = check_runtime(bundle)
     known = machine["known_answers"]
     known["checks"]["onnxruntime integers"] = model_knows_its_answer(bundle)
     known["passed"] = all(known["checks"].values())
@@ -248,6 +250,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     check_files(bundle, {"runner.py", mode["model"], bundle["golden"]["inputs"]})
     _, height, width = shape = load(bundle["golden"]["inputs"]).shape[1:]
     batches = [(name, read_input(name, shape)) for name in arguments.inputs]
+    check_runtime(bundle)
     model, _ = session(bundle, mode["model"])
     detecting = bundle["task"] == "detection"
     columns = ["class", "score", "left", "top", "right", "bottom"] if detecting else ["class", "logit", "probability"]
@@ -284,7 +287,7 @@ def info(_arguments: argparse.Namespace) -> Answer:
 
 
 def this_machine() -> dict[str, Any]:
-    emulated_by, asked_cpu = emulator()
+    emulated = emulation()
     np = numpy()
     core = getattr(np, "_core", None) or np.core  # numpy 2, numpy 1
     features = core._multiarray_umath.__cpu_features__  # noqa: SLF001  numpy has no public name for them
@@ -295,8 +298,13 @@ def this_machine() -> dict[str, Any]:
         runtime = None
     return {
         "machine": os.uname().machine,
-        "cpu": {"model": cpu_model(asked_cpu), "features": sorted(name for name, enabled in features.items() if enabled)},
-        "emulator": emulated_by,
+        "cpu": {
+            "model": cpu_model(emulated.asked_cpu),
+            "features": sorted(name for name, enabled in features.items() if enabled),
+        },
+        "emulation": emulated.state,
+        "emulation_reason": emulated.reason,
+        "emulator": emulated.emulator,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "onnxruntime": runtime,
@@ -304,24 +312,39 @@ def this_machine() -> dict[str, Any]:
     }
 
 
-def emulator() -> tuple[dict[str, Any] | None, str | None]:
-    """Return the user-mode emulator that runs this program (None: none) and the CPU that it was asked to be.
+class Emulation(NamedTuple):
+    """Whether the CPU is emulated: "none", "emulated" or "unknown", the last with a reason; by what; and as which CPU."""
+
+    state: str
+    reason: str = ""
+    emulator: dict[str, Any] | None = None
+    asked_cpu: str | None = None
+
+
+def emulation() -> Emulation:
+    """Find the user-mode emulator that runs this program, and the CPU that it was asked to be.
 
     QEMU shows a program a forged /proc of itself, but not of others: what really runs is read from the parent's.
-    Native is claimed only when that is this Python; where it cannot be read, the answer is "unknown".
+    Native is claimed only when that is this Python. A program that may be executed and not read hides both from other users.
     """
     parent = Path(f"/proc/{os.getppid()}")
     try:
-        program = (parent / "exe").read_bytes()
+        python, running_program = Path(sys.executable or ""), parent / "exe"
+        if running_program.samefile(python):
+            return Emulation("none")
+        program = running_program.read_bytes()
         words = (parent / "cmdline").read_bytes().decode(errors="replace").split("\0")
-        if program == Path(sys.executable).read_bytes():
-            return None, None
-    except OSError as error:
-        return {"name": "unknown", "version": f"unknown ({error})", "sha256": None}, "unknown"
+        if program == python.read_bytes():
+            return Emulation("none")
+    except (OSError, ValueError) as error:
+        return Emulation("unknown", f"what runs this program cannot be read: {error}")
     named = re.search(rb"(qemu-[a-z0-9_]+) version ([^\n\0]+)", program)
     name, version = (part.decode() for part in named.groups()) if named else ("unknown", "unknown")
     asked = words[words.index("-cpu") + 1] if "-cpu" in words[:-1] else os.environ.get("QEMU_CPU")
-    return {"name": name, "version": version, "sha256": hashlib.sha256(program).hexdigest()}, asked or f"default of {name}"
+    by = {"name": name, "version": version, "sha256": hashlib.sha256(program).hexdigest()}
+    if not named:
+        return Emulation("unknown", f"{running_program.readlink()} runs this program, which is not this Python", by, asked)
+    return Emulation("emulated", "", by, asked or f"default of {name}")
 
 
 def cpu_model(asked_cpu: str | None) -> str:
@@ -468,6 +491,25 @@ def onnxruntime() -> Any:
     except ImportError as error:
         raise Refusal(4, f"onnxruntime cannot be loaded: {first_line(error)}", INSTALL) from error
     return ort
+
+
+def check_runtime(bundle: dict[str, Any]) -> str:
+    """Return the version of onnxruntime; refuse one that lacks an operator of this bundle's models."""
+    found, needed = onnxruntime().__version__, bundle.get("onnxruntime_minimum", "0")
+    if numbers(found) < numbers(needed):
+        python = bundle.get("python_minimum", "3")
+        next_step = INSTALL
+        if numbers(platform.python_version()) < numbers(python):
+            next_step = (
+                f"No onnxruntime {needed} is made for Python {platform.python_version()}: use Python {python} or newer,"
+                " or the container image that README.md names"
+            )
+        raise Refusal(4, f"this bundle needs onnxruntime ≥ {needed}, found {found}", next_step)
+    return str(found)
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall("[0-9]+", version)[:2]))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from bundler.errors import ExportError
 from bundler.export.outputs import LogitsRounding
+from bundler.export.runtime_versions import OLDEST, RuntimeVersion, runtime_minimum
 from bundler.export.saturation import SaturationProof, prove_saturation
 from bundler.export.ties import TieProof
 from bundler.models.specs import Task
@@ -50,7 +51,8 @@ class ExportedGraph:
 
     That is `logits` [batch, classes] or `detections` [batch, boxes, 5 + classes]. `float_operators` counts what ONNX Runtime
     still computes in float in a quantized graph; `rounding` is how torch rounds the logits of a quantized one, None of
-    detections. `ties` and `saturation` prove, operator by operator, that other processors give the same bits.
+    detections. `ties` and `saturation` prove, operator by operator, that other processors give the same bits. `runtime` is the
+    oldest ONNX Runtime that executes it.
     """
 
     path: Path
@@ -64,6 +66,7 @@ class ExportedGraph:
     rounding: LogitsRounding | None
     ties: tuple[TieProof, ...] = ()
     saturation: tuple[SaturationProof, ...] = ()
+    runtime: RuntimeVersion = OLDEST
 
     @property
     def output_step(self) -> float | None:
@@ -119,6 +122,7 @@ def ensure_graph(
         rounding=rounding,
         ties=ties,
         saturation=prove_saturation(path) if quantized else (),
+        runtime=runtime_minimum(model),
     )
     if quantized and graph.float_layers != float_layers:
         found = ", ".join(f"{name} x{count}" for name, count in graph.float_operators.items() if name in _LAYERS) or "nothing"

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from bundler.errors import ExportError
 from bundler.export.graph import BATCH, INPUT, OUTPUTS, ExportedGraph, ensure_graph
 from bundler.export.outputs import release_logits, release_raw_maps
-from bundler.export.symbolics import register_symbolics
 from bundler.export.tidying import tidy_graph
 from bundler.export.ties import settle_ties
 from bundler.models.specs import Task
@@ -49,7 +48,6 @@ def export_onnx(
     """
     if model.training:
         raise ExportError(f"{type(model).__name__} is in train mode", next_step="Call `eval()` before the export.")
-    register_symbolics(opset)
     with warnings.catch_warnings(), _silent_stdout():
         warnings.simplefilter("ignore")  # the exporter announces its own end
         try:

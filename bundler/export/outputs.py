@@ -59,6 +59,7 @@ def release_logits(path: Path, output: str) -> LogitsRounding:
     if product is not None:
         product.output[0] = output
         graph.remove(graph.producers[last.input[0]], last)
+        remove_unread(model.graph)
         onnx.save(model, path)
     return rounding
 

@@ -73,13 +73,32 @@ def _remove_casts_to_the_same_type(model: onnx.ModelProto) -> None:
 
 
 def remove_unread(graph: onnx.GraphProto) -> None:
-    """Remove nodes and initializers that nothing reads, until there are none."""
+    """Remove nodes and initializers that nothing reads, in the subgraphs of control flow as well, until there are none.
+
+    ONNX Runtime warns of each such initializer whenever it loads the file.
+    """
+    for subgraph in _subgraphs(graph):
+        remove_unread(subgraph)
     count = -1
     while count != len(graph.node):
         count = len(graph.node)
-        read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+        read = _names_read(graph)
         _keep(graph.node, [node for node in graph.node if not read.isdisjoint(node.output)])
+    read = _names_read(graph)
     _keep(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in read])
+    _keep(graph.sparse_initializer, [tensor for tensor in graph.sparse_initializer if tensor.values.name in read])
+
+
+def _names_read(graph: onnx.GraphProto) -> set[str]:
+    """Return what nodes and outputs read; a subgraph may read what the graph around it computes."""
+    names = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    return names.union(*map(_names_read, _subgraphs(graph))) - {""}  # "" is an optional input that is not given
+
+
+def _subgraphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+    attributes = [attribute for node in graph.node for attribute in node.attribute]
+    single = [attribute.g for attribute in attributes if attribute.type == onnx.AttributeProto.GRAPH]
+    return single + [subgraph for attribute in attributes for subgraph in attribute.graphs]
 
 
 def _keep(items: Any, kept: list[Any]) -> None:

@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 
 from bundler.errors import ExportError
 from bundler.export.rounding import Affine, UInt8, additions, ambiguous, averages, functions, means, multiplications
+from bundler.export.tidying import remove_unread
 
 __all__ = ["TieProof", "settle_ties"]
 
@@ -55,6 +56,7 @@ def settle_ties(path: Path) -> tuple[TieProof, ...]:
     model = onnx.load(path)
     graph = _Graph(onnx.shape_inference.infer_shapes(model).graph, model.graph)
     proofs = tuple(_settle(graph, quantize) for quantize in graph.quantizers() if graph.is_tied(quantize))
+    remove_unread(model.graph)  # scales that were shared, and of which now each reader has its own
     onnx.save(model, path)
     return proofs
 

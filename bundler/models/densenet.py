@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from bundler.models.concatenate import Concatenate
 from bundler.models.published_weights import Weights, state_dict_of
 from bundler.quantization import (
     DeQuantStub,
@@ -39,6 +40,17 @@ class QuantizableDenseLayer(_DenseLayer):  # type: ignore[misc]
         bottleneck: Tensor = self.conv1(self.relu1(self.norm1(self.cat.cat(inputs, 1))))
         return bottleneck
 
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """torchvision's, for a list alone: TorchScript does not compile the overloads of an inherited method."""
+        if self.memory_efficient and self.any_requires_grad(features):
+            bottleneck: Tensor = self.call_checkpoint_bottleneck(features)
+        else:
+            bottleneck = self.bn_function(features)
+        new: Tensor = self.conv2(self.relu2(self.norm2(bottleneck)))
+        if self.drop_rate > 0:
+            new = nn.functional.dropout(new, self.drop_rate, self.training)
+        return new
+
     def fuse_model(self, is_qat: bool | None = None) -> None:
         fuse_modules(self, [["norm1", "relu1"], ["conv1", "norm2", "relu2"]], is_qat)
 
@@ -48,14 +60,13 @@ class QuantizableDenseBlock(_DenseBlock):  # type: ignore[misc]
 
     def __init__(self, block: _DenseBlock) -> None:
         nn.ModuleDict.__init__(self, {name: QuantizableDenseLayer(layer) for name, layer in block.items()})
-        self.cat = FloatFunctional()
+        self["cat"] = Concatenate()
 
     def forward(self, init_features: Tensor) -> Tensor:
         features = [init_features]
-        for layer in self.values():
-            if layer is not self.cat:
-                features.append(layer(features))
-        return self.cat.cat(features, 1)
+        for part in self.values():  # the last one concatenates what all others gave
+            features.append(part(features))
+        return features[-1]
 
 
 class QuantizableDenseNet(DenseNet):  # type: ignore[misc]

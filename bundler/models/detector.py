@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from bundler.models.concatenate import Concatenate
 from bundler.models.darknet_weights import DarknetLayer
 from bundler.models.specs import Int8Scope
 from bundler.quantization import DeQuantStub, FloatFunctional, QuantStub, fuse_modules, make_quantizable
@@ -46,6 +47,8 @@ class ConvNormAct(nn.Module):
 class Residual(nn.Module):
     """x + second(first(x)), or without the addition."""
 
+    __constants__: ClassVar[list[str]] = ["shortcut"]  # TorchScript leaves out the branch that is never taken
+
     def __init__(self, first: nn.Module, second: nn.Module, *, shortcut: bool = True) -> None:
         super().__init__()
         self.cv1 = first
@@ -59,17 +62,6 @@ class Residual(nn.Module):
         return self.skip_add.add(x, out) if self.shortcut else out
 
 
-class Concatenate(nn.Module):
-    """Feature maps [N, C_i, H, W] along their channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.functional = FloatFunctional()  # torch.cat, until it is converted
-
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        return self.functional.cat(list(features), 1)
-
-
 class Detector(nn.Module):
     """A backbone, what predicts from its three feature maps, and the decoding of the predictions.
 
@@ -78,6 +70,7 @@ class Detector(nn.Module):
     it is the list of raw maps [N, anchors · (5 + classes), H, W], which a loss reads.
     """
 
+    __constants__: ClassVar[list[str]] = ["strides", "xy_scales"]  # for TorchScript, which reads no class attributes else
     strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
     xy_scales: ClassVar[tuple[float, ...]] = (1.0, 1.0, 1.0)  # how far beyond its cell a centre may lie, as a factor
 
@@ -111,16 +104,21 @@ class Detector(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         maps = self.predict(self.extract(x))
-        return maps if self.training else self.decode(maps)
+        if self.training:
+            return maps
+        return self.decode(maps)
 
-    def decode(self, maps: Sequence[Tensor]) -> Tensor:
+    def decode(self, maps: list[Tensor]) -> Tensor:
         """Return [N, boxes, 5 + classes] of the raw maps."""
-        levels = zip(maps, self.strides, self.xy_scales, self.anchor_sizes(), strict=True)
-        return torch.cat([self._decode_level(*level) for level in levels], 1)
+        anchors = self.anchor_sizes()
+        levels = []
+        for level, (stride, xy_scale) in enumerate(zip(self.strides, self.xy_scales)):  # noqa: B905  unknown to TorchScript
+            levels.append(self._decode_level(maps[level], stride, xy_scale, anchors[level]))
+        return torch.cat(levels, 1)
 
     def _decode_level(self, raw: Tensor, stride: int, xy_scale: float, anchors: Tensor) -> Tensor:
         height, width = int(raw.shape[2]), int(raw.shape[3])
-        values = BOX + self.num_classes
+        values = int(raw.shape[1]) // len(anchors)  # 5 + classes
         raw = raw.reshape(-1, len(anchors), values, height, width).permute(0, 1, 3, 4, 2)
         rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         corners = torch.stack((columns, rows), 2).to(raw.dtype) - (xy_scale - 1) / 2
@@ -146,13 +144,16 @@ class QuantizableDetector(Detector):
             if int8_scope == "backbone":
                 module.qconfig = None  # type: ignore[assignment]
 
-    def extract(self, x: Tensor) -> list[Tensor]:
-        features = super().extract(self.quant(x))
-        return [self.dequant(feature) for feature in features] if self.int8_scope == "backbone" else features
-
-    def predict(self, features: list[Tensor]) -> list[Tensor]:
-        maps = super().predict(features)
-        return maps if self.int8_scope == "backbone" else [self.dequant(raw) for raw in maps]
+    def forward(self, x: Tensor) -> Any:
+        features = self.extract(self.quant(x))
+        if self.int8_scope == "backbone":
+            features = [self.dequant(feature) for feature in features]
+        maps = self.predict(features)
+        if self.int8_scope == "whole":
+            maps = [self.dequant(raw) for raw in maps]
+        if self.training:
+            return maps
+        return self.decode(maps)
 
     def float_convolutions(self) -> int:
         """Return how many convolutions stay in float after conversion."""

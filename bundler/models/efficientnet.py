@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -38,6 +38,8 @@ __all__ = [
 
 class QuantizableMBConv(MBConv):  # type: ignore[misc]
     """Expand, depthwise, gate, project; the residual is added in quantized arithmetic, at random depth only while training."""
+
+    __constants__: ClassVar[list[str]] = ["use_res_connect"]  # TorchScript leaves out the branch that is never taken
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, se_layer=QuantizableSqueezeExcitation, **kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -25,6 +25,8 @@ __all__ = ["QuantizableInvertedResidual", "QuantizableMobileNetV2", "mobilenet_v
 
 class QuantizableInvertedResidual(InvertedResidual):  # type: ignore[misc]
     """Expand, depthwise, project; the residual is added in quantized arithmetic."""
+
+    __constants__: ClassVar[list[str]] = ["use_res_connect"]  # TorchScript leaves out the branch that is never taken
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

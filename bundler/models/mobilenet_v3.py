@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -32,6 +32,8 @@ __all__ = [
 
 class QuantizableInvertedResidual(InvertedResidual):  # type: ignore[misc]
     """Expand, depthwise, gate, project; the residual is added in quantized arithmetic."""
+
+    __constants__: ClassVar[list[str]] = ["use_res_connect"]  # TorchScript leaves out the branch that is never taken
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         gate = partial(QuantizableSqueezeExcitation, scale_activation=nn.Hardsigmoid)

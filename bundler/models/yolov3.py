@@ -92,8 +92,6 @@ class Pyramid(nn.Module):
 class YoloV3(Detector):
     """The plain network; 62,001,757 numbers with 80 classes, as Darknet stores them."""
 
-    anchors: Tensor
-
     def __init__(self, num_classes: int = 80) -> None:
         super().__init__(num_classes)
         self.backbone = Darknet53()
@@ -115,7 +113,8 @@ class YoloV3(Detector):
         return [self.pyramid.fine.prediction, self.pyramid.middle.prediction, self.pyramid.coarse.prediction]
 
     def anchor_sizes(self) -> Tensor:
-        return self.anchors
+        anchors: Tensor = self.anchors  # type: ignore[assignment]
+        return anchors
 
     def darknet_layers(self) -> list[DarknetLayer]:
         """Return the convolutions in the order of yolov3.cfg, which is that of this file."""

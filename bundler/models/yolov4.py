@@ -84,7 +84,9 @@ class PyramidPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.enter(x)
-        pooled: Tensor = self.leave(self.join([*(pool(x) for pool in self.pools), x]))
+        maps = [pool(x) for pool in self.pools]
+        maps.append(x)
+        pooled: Tensor = self.leave(self.join(maps))
         return pooled
 
 
@@ -171,7 +173,6 @@ class YoloV4(Detector):
     """The plain network; 64,429,405 numbers with 80 classes, as Darknet stores them."""
 
     xy_scales: ClassVar[tuple[float, ...]] = (1.2, 1.1, 1.05)
-    anchors: Tensor
 
     def __init__(self, num_classes: int = 80) -> None:
         super().__init__(num_classes)
@@ -195,7 +196,8 @@ class YoloV4(Detector):
         return [head.prediction for head in heads]
 
     def anchor_sizes(self) -> Tensor:
-        return self.anchors
+        anchors: Tensor = self.anchors  # type: ignore[assignment]
+        return anchors
 
     def darknet_layers(self) -> list[DarknetLayer]:
         """Return the convolutions in the order of yolov4.cfg, which is that of this file."""

@@ -24,8 +24,7 @@ ANCHORS = (
     ((116.0, 90.0), (156.0, 198.0), (373.0, 326.0)),
 )  # pixels, of COCO, for strides 8, 16 and 32
 
-BACKBONE = 10  # modules 0 to 9; those at strides 8, 16 and 32 are 4, 6 and 9
-FEATURES = (4, 6, 9)
+BACKBONE = 10  # modules 0 to 9
 
 _conv = partial(ConvNormAct, activation=nn.SiLU, norm_eps=1e-3, norm_momentum=0.03)
 
@@ -68,8 +67,6 @@ class PyramidPooling(nn.Module):
 class Detect(nn.Module):
     """The heads; `anchors` are in cells of their stride, as the published checkpoints hold them."""
 
-    anchors: Tensor
-
     def __init__(self, widths: tuple[int, int, int], outputs: int) -> None:
         super().__init__()
         self.m = nn.ModuleList(nn.Conv2d(width, outputs, 1) for width in widths)
@@ -77,7 +74,10 @@ class Detect(nn.Module):
         self.register_buffer("anchors", torch.tensor(ANCHORS) / strides)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        return [layer(feature) for layer, feature in zip(self.m, features, strict=True)]
+        maps = []
+        for index, layer in enumerate(self.m):
+            maps.append(layer(features[index]))
+        return maps
 
 
 class YoloV5(Detector):
@@ -90,7 +90,6 @@ class YoloV5(Detector):
     """
 
     xy_scales: ClassVar[tuple[float, ...]] = (2.0, 2.0, 2.0)
-    model: Any  # a ModuleList, whose items are of many types
 
     def __init__(self, depth: float, width: float, num_classes: int = 80) -> None:
         super().__init__(num_classes)
@@ -131,12 +130,11 @@ class YoloV5(Detector):
         )
 
     def extract(self, x: Tensor) -> list[Tensor]:
-        features = []
-        for index in range(BACKBONE):
-            x = self.model[index](x)
-            if index in FEATURES:
-                features.append(x)
-        return features
+        model = self.model  # by literal numbers, which is how TorchScript tells the modules' types apart
+        fine = model[4](model[3](model[2](model[1](model[0](x)))))
+        middle = model[6](model[5](fine))
+        coarse = model[9](model[8](model[7](middle)))
+        return [fine, middle, coarse]
 
     def predict(self, features: list[Tensor]) -> list[Tensor]:
         model = self.model
@@ -153,11 +151,11 @@ class YoloV5(Detector):
         return list(self.model[BACKBONE:])
 
     def prediction_layers(self) -> list[nn.Conv2d]:
-        return list(self.model[24].m)
+        return list(self.model[24].m)  # type: ignore[arg-type]
 
     def anchor_sizes(self) -> Tensor:
-        sizes: Tensor = self.model[24].anchors * torch.tensor(self.strides).reshape(-1, 1, 1)
-        return sizes
+        cells: Tensor = self.model[24].anchors  # type: ignore[assignment]
+        return cells * torch.tensor(self.strides).reshape(-1, 1, 1)
 
     def box_sizes(self, raw: Tensor, anchors: Tensor) -> Tensor:
         """Return widths and heights in pixels: up to four times the anchor, and never beyond."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
+from bundler.export.runtime_versions import NUMPY_MINIMUM
 from bundler.manifest import Manifest, write_manifest
 from bundler.packaging.checksums import sha256_of, write_checksums
 from bundler.packaging.layer_plot import plot_layers
@@ -25,6 +28,7 @@ def write_papers(bundle: Path, manifest: Manifest, target: TargetProfile, *, ima
         "bundle_sha256": sha256_of(bundle / "runner.json"),
     }
     context["runtime"] = target.runtime.model_dump()
+    context["minimum"] = _minimum(manifest)
     context["timeout_seconds"] = target.verification.timeout_seconds
     for template, name in (
         ("Dockerfile.j2", "Dockerfile"),
@@ -48,6 +52,15 @@ def _in_markdown(value: Any) -> Any:
             for key, item in value.items()
         }
     return [_in_markdown(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _minimum(manifest: Manifest) -> dict[str, str] | None:
+    """Return the oldest releases that execute every mode; None where a mode tells of none."""
+    versions = [mode.onnx.onnxruntime_minimum for mode in manifest.modes]
+    known = [version for version in versions if version is not None]
+    if len(known) < len(versions):
+        return None
+    return {"numpy": NUMPY_MINIMUM, "onnxruntime": max(known, key=Version)}
 
 
 def _context(manifest: Manifest) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bundler.errors import BundleDamagedError
-from bundler.manifest import Identifier, Sha256, TensorName
+from bundler.manifest import Identifier, ReleaseNumber, Sha256, TensorName
 from bundler.strict_json import parse_json
 from bundler.targets import OptimizationLevel, Tolerances
 
@@ -65,6 +65,8 @@ class RunnerDocument(_Document):
     known_answer: KnownAnswerFiles
     modes: Annotated[tuple[RunnerMode, ...], Field(min_length=1, max_length=3)]
     tolerances: Tolerances
+    onnxruntime_minimum: ReleaseNumber | None = None
+    python_minimum: ReleaseNumber | None = None
     files: Annotated[dict[FilePath, Sha256], Field(max_length=100)]
 
     @property

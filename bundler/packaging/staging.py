@@ -84,6 +84,7 @@ def stage(
     for mode, expected in modes.items():
         _save(golden / f"{mode}.npy", expected.outputs[: _samples(expected, target)])
     files = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    runtime = max(expected.graph.runtime for expected in modes.values())
     document = {
         "schema": "edge-bundler/runner/1",
         "bundle": identifier,
@@ -91,6 +92,8 @@ def stage(
         "output": OUTPUTS[task],
         "task": task,
         "graph_optimization_level": target.runtime.graph_optimization_level,
+        "onnxruntime_minimum": runtime.onnxruntime,
+        "python_minimum": runtime.python,
         "golden": {"inputs": "golden/inputs.npy", "reference": "golden/reference.npy"},
         "known_answer": {
             "model": "golden/known-answer.onnx",

@@ -1,5 +1,6 @@
 """Eager-mode INT8 quantization; every `torch.ao` name of the project lives in this package."""
 
+from bundler.quantization import symbolics  # noqa: F401  registers them with torch.onnx
 from bundler.quantization.calibration import calibrate
 from bundler.quantization.conversion import convert
 from bundler.quantization.engine import quantized_engine

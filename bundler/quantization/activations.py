@@ -13,9 +13,6 @@ from bundler.quantization.observed import Observed, Rescaled
 
 __all__ = ["QuantizableHardswish", "QuantizableMish", "QuantizableSiLU", "QuantizedHardswish", "QuantizedMish", "QuantizedSiLU"]
 
-# Torch's own, fixed in its kernels of sigmoid and hardsigmoid: [0, 1) in 256 steps.
-GATE_SCALE, GATE_ZERO_POINT = 1 / 256, 0
-
 _operators = torch.library.Library("edge_bundler", "FRAGMENT")
 _operators.define("mish(Tensor x, float scale, int zero_point) -> Tensor")
 
@@ -53,7 +50,8 @@ class QuantizableMish(Observed):
 
 class QuantizedSiLU(Rescaled):
     def forward(self, x: Tensor) -> Tensor:
-        gate = torch.ops.quantized.sigmoid(x, GATE_SCALE, GATE_ZERO_POINT)
+        # [0, 1) in 256 steps and a zero point of 0, which torch's kernel of hardsigmoid has as well.
+        gate = torch.ops.quantized.sigmoid(x, 1 / 256, 0)
         product: Tensor = torch.ops.quantized.mul(x, gate, self.scale, self.zero_point)
         return product
 
@@ -66,7 +64,7 @@ class QuantizedHardswish(Rescaled):
 
 
 class QuantizedMish(Rescaled):
-    """Torch has no quantized Mish; of 256 values it is a table, as which `bundler.export.symbolics` writes it."""
+    """Torch has no quantized Mish; of 256 values it is a table, as which `bundler.quantization.symbolics` writes it."""
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = torch.ops.edge_bundler.mish(x, self.scale, self.zero_point)

@@ -14,13 +14,17 @@ from torch.ao.nn.intrinsic import BNReLU2d
 from torch.ao.nn.intrinsic.quantized import ConvReLU2d
 from torch.ao.quantization import ObserverBase
 
-__all__ = ["QuantizedBatchNormReLU"]
+__all__ = ["QuantizableBatchNormReLU", "QuantizedBatchNormReLU"]
 
 # A channel has a single weight, which any integer times its own scale gives exactly. At 64, even a sum of two products with
 # 8-bit activations (2 · 255 · 64) stays within int16, where processors without a dot product would saturate.
 WEIGHT = 64
 # A channel that is all bias: its scale, and with it the bias in int32, keeps within reach of the input's scale.
 LEAST_SCALE = 2.0**-16
+
+
+class QuantizableBatchNormReLU(BNReLU2d):
+    """relu(BatchNorm(x)) of float32 [N, C, H, W], as fusing leaves it; torch's own type has another converted form."""
 
 
 class QuantizedBatchNormReLU(ConvReLU2d):

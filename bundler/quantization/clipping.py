@@ -43,8 +43,8 @@ class QuantizableReLU6(nn.ReLU6):
 
     def forward(self, x: Tensor) -> Tensor:
         if not x.is_quantized:
-            return super().forward(x)
-        if round(6.0 / x.q_scale()) + x.q_zero_point() >= torch.iinfo(torch.uint8).max:
+            return nn.functional.hardtanh(x, 0.0, 6.0)
+        if round(6.0 / x.q_scale()) + x.q_zero_point() >= 255:
             return x
         clipped: Tensor = torch.ops.quantized.relu6(x, inplace=False)
         return clipped

@@ -15,6 +15,7 @@ from bundler.quantization.activations import (
     QuantizedMish,
     QuantizedSiLU,
 )
+from bundler.quantization.batch_norm import QuantizableBatchNormReLU, QuantizedBatchNormReLU
 from bundler.quantization.pooling import QuantizableGlobalAverage, QuantizedGlobalAverage
 
 __all__ = ["make_quantizable"]
@@ -22,6 +23,7 @@ __all__ = ["make_quantizable"]
 # Torch's own registry, so that its `convert` finds them wherever it is called, as in the specification's sequences.
 DEFAULT_STATIC_QUANT_MODULE_MAPPINGS.update(
     {
+        QuantizableBatchNormReLU: QuantizedBatchNormReLU,
         QuantizableGlobalAverage: QuantizedGlobalAverage,
         QuantizableHardswish: QuantizedHardswish,
         QuantizableMish: QuantizedMish,

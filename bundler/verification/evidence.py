@@ -128,6 +128,8 @@ def distrust(machine: Machine, target: TargetProfile, cpu: CpuProfile) -> str:
     wrong = [name for name, right in machine.known_answers.checks.items() if not right]
     if wrong:
         return f"it computes wrongly: {', '.join(wrong)}"
+    if machine.emulation == "unknown":
+        return f"it could not be determined whether the CPU is emulated: {machine.emulation_reason}"
     if cpu.name == "native":
         return "" if machine.emulator is None else f"it is not native: {machine.emulator.name} runs it"
     if machine.emulator is None:
@@ -149,11 +151,12 @@ def distrust(machine: Machine, target: TargetProfile, cpu: CpuProfile) -> str:
 
 def _seen(machine: Machine, cpu: CpuProfile, executor: Executor) -> Evidence:
     emulator = machine.emulator
-    runner = (
-        RunnerRecord(kind="native", name=machine.cpu.model, version="")
-        if emulator is None
-        else RunnerRecord(kind="emulator", name=emulator.name, version=emulator.version, sha256=emulator.sha256)
-    )
+    if machine.emulation == "unknown":
+        runner = None
+    elif emulator is None:
+        runner = RunnerRecord(kind="native", name=machine.cpu.model, version="")
+    else:
+        runner = RunnerRecord(kind="emulator", name=emulator.name, version=emulator.version, sha256=emulator.sha256)
     return Evidence(
         cpu=cpu.name,
         verdict="not_run",

@@ -36,6 +36,8 @@ class Machine(_Answer):
 
     machine: str
     cpu: Cpu
+    emulation: Literal["none", "emulated", "unknown"] | None = None  # older runners have `emulator` alone
+    emulation_reason: str = ""
     emulator: Emulator | None
     python: str
     numpy: str

@@ -1,16 +1,21 @@
-"""How quantized operators that the TorchScript exporter does not know are written in ONNX."""
+"""How quantized operators that the TorchScript exporter does not know are written in ONNX.
+
+They are registered when this package is imported, so that `torch.onnx.export(converted, ..., dynamo=False, opset_version=13)`
+works wherever a quantizable model was built.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-import onnx
 import torch
 from torch.onnx import register_custom_op_symbolic, symbolic_helper  # type: ignore[attr-defined]  # not in torch's __all__
 
-__all__ = ["register_symbolics"]
+__all__ = ["OPSET"]
 
+OPSET = 13  # from this one on; torch exports weights with a scale for each channel to no older one
 SIX = 6.0
+INT32 = 6  # onnx.TensorProto.INT32
 
 
 def _relu6(graph: Any, quantized: Any, inplace: Any) -> Any:  # noqa: ARG001  the exporter's own types
@@ -57,7 +62,7 @@ def _mish(graph: Any, quantized: Any, scale: Any, zero_point: Any) -> Any:
     )
     table = graph.op("Constant", value_t=output.int_repr())
     row = graph.op("Constant", value_t=torch.tensor([-1]))
-    index = graph.op("Reshape", graph.op("Cast", tensor, to_i=onnx.TensorProto.INT32), row)
+    index = graph.op("Reshape", graph.op("Cast", tensor, to_i=INT32), row)
     found = graph.op("GatherElements", table, index, axis_i=0)
     shaped = graph.op("Reshape", found, graph.op("Shape", tensor))
     return graph.op("prim::TupleConstruct", shaped, scale, zero_point)
@@ -79,9 +84,7 @@ def _constant(value: Any) -> float:
     return float(symbolic_helper._node_get(node, "value"))  # noqa: SLF001
 
 
-def register_symbolics(opset: int) -> None:
-    """Register them with the exporter; doing it again changes nothing."""
-    register_custom_op_symbolic("quantized::relu6", _relu6, opset)
-    register_custom_op_symbolic("aten::hardsigmoid", _hardsigmoid, opset)
-    register_custom_op_symbolic("edge_bundler::global_average", _global_average, opset)
-    register_custom_op_symbolic("edge_bundler::mish", _mish, opset)
+register_custom_op_symbolic("quantized::relu6", _relu6, OPSET)
+register_custom_op_symbolic("aten::hardsigmoid", _hardsigmoid, OPSET)
+register_custom_op_symbolic("edge_bundler::global_average", _global_average, OPSET)
+register_custom_op_symbolic("edge_bundler::mish", _mish, OPSET)

@@ -1,0 +1,51 @@
+"""The oldest ONNX Runtime that executes a graph, from measurements of what its operators need.
+
+Measured on x86-64 with onnxruntime 1.17.0, 1.17.3, 1.18.1, 1.19.2, 1.20.1, 1.21.1, 1.22.1, 1.23.2, 1.24.1, 1.30.0 and 1.32.0:
+the INT8 graphs of MobileNetV2 and V3, ResNet18, DenseNet121 and EfficientNetB0 give the same bits with each. Detectors whose
+backbone alone is INT8 run with each, and their float part is rounded in other ways. Detectors that are INT8 as a whole do not
+run before 1.24.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+from onnx import TensorProto
+from packaging.version import Version
+
+__all__ = ["NUMPY_MINIMUM", "OLDEST", "RuntimeVersion", "runtime_minimum"]
+
+NUMPY_MINIMUM = "1.22"  # 1.22.4, which onnxruntime 1.17.0 was measured with
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeVersion:
+    """A release of onnxruntime, and the oldest Python that it is made for."""
+
+    onnxruntime: str
+    python: str
+
+    def __lt__(self, other: RuntimeVersion) -> bool:
+        return Version(self.onnxruntime) < Version(other.onnxruntime)
+
+
+OLDEST = RuntimeVersion(onnxruntime="1.17", python="3.9")  # of the device program itself, which needs Python 3.9
+
+# By operator and type of the second input. 1.23.2, the last release for Python 3.10, answers "Could not find an implementation
+# for ConvInteger(10)"; 1.24.1 executes it.
+_SINCE: Mapping[tuple[str, int], RuntimeVersion] = {
+    ("ConvInteger", TensorProto.INT8): RuntimeVersion(onnxruntime="1.24", python="3.11"),
+}
+
+
+def runtime_minimum(model: onnx.ModelProto) -> RuntimeVersion:
+    """Return the oldest release that has a kernel for every operator of a graph, as far as the table above goes."""
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    needed = [
+        _SINCE[node.op_type, types[node.input[1]]]
+        for node in model.graph.node
+        if len(node.input) > 1 and (node.op_type, types.get(node.input[1])) in _SINCE
+    ]
+    return max([OLDEST, *needed])
