@@ -82,6 +82,10 @@ class WeightsRecord(_Record):
     source: Annotated[str, Field(description="`pretrained:NAME`, `random:SEED`, or a file's name")]
     sha256: Annotated[Sha256, Field(description="of the file, or of the state dict where there is no file")]
     trained: bool
+    network: Annotated[
+        str | None,
+        Field(description="of a detector: what the file says of activations and anchors, or what is assumed of them"),
+    ] = None
 
 
 class ModelRecord(_Record):
@@ -89,6 +93,9 @@ class ModelRecord(_Record):
     row: Annotated[str, Field(description="row of the specification's scope table")]
     task: Literal["classification", "detection"]
     num_classes: int
+    class_names: Annotated[
+        tuple[str, ...] | None, Field(description="as the checkpoint of a detector holds them; null where it holds none")
+    ] = None
     input: TensorRecord
     output: TensorRecord
     preprocessing: PreprocessingRecord

@@ -15,6 +15,7 @@ from bundler.targets import TargetProfile, find_target
 __all__ = ["BuildJob", "CalibrationRequest", "plan_build"]
 
 DEFAULT_MODES: tuple[Mode, ...] = ("fp32", "int8-ptq")
+DARKNET = ("yolov3", "yolov4")  # whose weights a cfg describes
 SMALLEST_INPUT = 32  # pixels: every network here reduces its input 32 times
 
 
@@ -37,6 +38,7 @@ class BuildJob:
     modes: tuple[Mode, ...]
     int8_scope: Int8Scope
     weights: str
+    cfg: Path | None
     num_classes: int | None
     preprocessing: Preprocessing
     calibration: CalibrationRequest
@@ -73,6 +75,7 @@ def plan_build(
     int8_scope: Int8Scope | None,
     weights: str,
     num_classes: int | None,
+    cfg: Path | None = None,
     input_size: int | None,
     calibration: CalibrationRequest,
     data: Path | None,
@@ -90,6 +93,7 @@ def plan_build(
     `data` holds pictures to measure accuracy on; an INT8 mode may lose up to `max_drop` percentage points: of top-1, of a
     detector's mAP, or without labels, of boxes that agree with FP32's. A training for INT8 takes `epochs`, and starts with the
     usual learning rate of classifiers or detectors where none is given.
+    `cfg` is Darknet's description of a yolov3 or yolov4.
 
     Raises:
         UnknownModelError, UnknownTargetError: with the nearest names.
@@ -117,6 +121,11 @@ def plan_build(
             f"an input of {input_size} pixels is too small for {model}",
             next_step=f"Give --input-size {SMALLEST_INPUT} or more.",
         )
+    if cfg is not None and variant.name not in DARKNET:
+        raise ImpossibleRequestError(
+            f"--cfg describes a network of Darknet's, and {model} is none",
+            next_step=f"Leave --cfg out: it is for {' and '.join(DARKNET)}.",
+        )
     usual = DETECTORS if variant.task == "detection" else CLASSIFIERS
     fewest = 1 if variant.task == "detection" else 2
     if num_classes is not None and num_classes < fewest:
@@ -138,6 +147,7 @@ def plan_build(
         modes=chosen,
         int8_scope=int8_scope or variant.int8_scopes[0],
         weights=weights,
+        cfg=cfg,
         num_classes=num_classes,
         preprocessing=Preprocessing(
             resize=input_size or variant.resize,
