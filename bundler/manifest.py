@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from bundler.errors import BundleDamagedError
 
@@ -58,6 +58,14 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=False, validate_by_alias=True)
 
 
+class _SparseRecord(_Record):
+    """A record whose fields are left out where they are None."""
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in serialize(self).items() if value is not None}
+
+
 class TensorRecord(_Record):
     """A graph's input or output; the batch axis is dynamic and written as 0. Detections are [0, boxes, 5 + classes]."""
 
@@ -78,7 +86,7 @@ class PreprocessingRecord(_Record):
     std: tuple[float, float, float]
 
 
-class WeightsRecord(_Record):
+class WeightsRecord(_SparseRecord):
     source: Annotated[str, Field(description="`pretrained:NAME`, `random:SEED`, or a file's name")]
     sha256: Annotated[Sha256, Field(description="of the file, or of the state dict where there is no file")]
     trained: bool
@@ -88,13 +96,13 @@ class WeightsRecord(_Record):
     ] = None
 
 
-class ModelRecord(_Record):
+class ModelRecord(_SparseRecord):
     name: str
     row: Annotated[str, Field(description="row of the specification's scope table")]
     task: Literal["classification", "detection"]
     num_classes: int
     class_names: Annotated[
-        tuple[str, ...] | None, Field(description="as the checkpoint of a detector holds them; null where it holds none")
+        tuple[str, ...] | None, Field(description="of a detector, as its checkpoint holds them; left out where it holds none")
     ] = None
     input: TensorRecord
     output: TensorRecord

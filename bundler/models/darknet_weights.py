@@ -98,7 +98,7 @@ def read_darknet_weights(
                 next_step=_BACKBONE,
             )
         if (found := len(numbers) - position) < needed:
-            _refuse_relative(len(numbers), remainder, source)
+            _refuse_relative(len(numbers), expected, remainder, source)
             raise CheckpointError(
                 f"the checkpoint {source} ends in the layer {layer.convolution}, with {found:,} of its {needed:,} numbers; "
                 f"the model has {expected:,}, the file {len(numbers):,}",
@@ -117,7 +117,7 @@ def read_darknet_weights(
         if (counter := f"{layer.norm}.num_batches_tracked") in shapes:
             state_dict[counter] = torch.zeros(shapes[counter], dtype=torch.int64)
     if left := len(numbers) - position:
-        _refuse_relative(len(numbers), remainder, source)
+        _refuse_relative(len(numbers), expected, remainder, source)
         raise CheckpointError(
             f"the checkpoint {source} has {left:,} numbers left after the last layer, {layers[-1].convolution}, of "
             f"{expected:,} numbers in all: it belongs to a larger network or another number of classes",
@@ -161,7 +161,7 @@ def darknet_classes(content: bytes, numbers_of: Callable[[int], int]) -> int | N
     return None
 
 
-def _refuse_relative(numbers: int, remainder: int, source: str) -> None:
+def _refuse_relative(numbers: int, expected: int, remainder: int, source: str) -> None:
     """Name a file by its length where that is a known one.
 
     Raises:
@@ -176,7 +176,8 @@ def _refuse_relative(numbers: int, remainder: int, source: str) -> None:
         )
     for name, (rest, each) in _RELATIVES.items():
         classes, left = divmod(numbers - rest, each)
-        if not left and 1 <= classes <= _MOST_CLASSES:
+        own = not (expected - rest) % each  # the same network with other classes, which the caller names
+        if not left and not own and 1 <= classes <= _MOST_CLASSES:
             raise CheckpointError(
                 f"the checkpoint {source} has {numbers:,} numbers, as a {name} with {classes} classes has",
                 next_step=f"Build that model: bundler bundle {name} … --num-classes {classes}."

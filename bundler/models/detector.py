@@ -99,6 +99,10 @@ class Detector(nn.Module):
         for block, name in zip(self.blocks().values(), names, strict=True):
             block.act = make_activation(name)
 
+    def anchors_per_cell(self) -> int:
+        """Return how many boxes each cell of a scale predicts."""
+        return self.prediction_layers()[0].out_channels // (BOX + self.num_classes)
+
     def classes_in(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
         """Return the number of classes of the heads of a state dict with these shapes; None where they are no heads of this.
 
@@ -106,9 +110,8 @@ class Detector(nn.Module):
         """
         names = {module: name for name, module in self.named_modules()}
         heads = {shapes.get(f"{names[layer]}.weight", ())[:1] for layer in self.prediction_layers()}
-        anchors = self.anchor_sizes().shape[1]
         channels = next(iter(heads))[0] if len(heads) == 1 and heads != {()} else 0
-        classes, remainder = divmod(channels, anchors)
+        classes, remainder = divmod(channels, self.anchors_per_cell())
         return None if remainder or classes <= BOX else classes - BOX
 
     def extract(self, x: Tensor) -> list[Tensor]:

@@ -155,7 +155,7 @@ def read_detector(
         )
     model = known.build(known.classes)
     found = model.classes_in({key: tuple(value.shape) for key, value in state_dict.items()})
-    anchors = model.anchor_sizes().shape[1]
+    anchors = model.anchors_per_cell()
     return DetectorFile(
         state_dict=state_dict,
         num_classes=agreed_classes(found, known.num_classes, anchors=anchors, source=source) if found else known.classes,

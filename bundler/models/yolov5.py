@@ -136,7 +136,7 @@ class Detect(nn.Module):
         self.m = nn.ModuleList(nn.Conv2d(width, anchors * outputs, 1) for width in widths)
         strides = torch.tensor(Detector.strides).reshape(-1, 1, 1)
         usual = torch.tensor(ANCHORS) / strides
-        self.register_buffer("anchors", usual[:, [index % usual.shape[1] for index in range(anchors)]])
+        self.register_buffer("anchors", usual.repeat(1, anchors, 1)[:, :anchors])
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         return [layer(feature) for layer, feature in zip(self.m, features, strict=True)]
