@@ -292,14 +292,15 @@ class AccuracyRecord(_Record):
 class BoxesRecord(_Record):
     """What a detector sees in many pictures, measured in ONNX Runtime on the build host; shares from 0 to 1.
 
-    The agreement is the share of both models' detections (confidence above 0.25, after non-maximum suppression at 0.45) with
-    a partner of the same class and an IoU of at least 0.5 in the other; its 95 % interval comes from drawing the pictures
-    anew. Mean average precision is COCO's, from detections above 0.001 after suppression at 0.6.
+    The agreement is the share of both models' detections (each box for its best class, confidence above 0.25, after
+    non-maximum suppression at 0.45) with a partner of the same class and an IoU of at least 0.5 in the other; its 95 % interval
+    comes from drawing the pictures anew. Mean average precision is COCO's, from detections of every class above 0.001 after
+    suppression at 0.6.
     """
 
     pictures: int
     data_sha256: Annotated[Sha256, Field(description="over the names and bytes of pictures and labels, in their order")]
-    boxes: Annotated[int, Field(description="detections of this mode")]
+    boxes: Annotated[int, Field(description="detections of this mode, a box for its best class")]
     agreement: Annotated[float | None, Field(description="with FP32; null for FP32 itself")]
     agreement_interval: tuple[float, float] | None
     labelled_boxes: Annotated[int | None, Field(description="null where no labels were given, as what follows")]

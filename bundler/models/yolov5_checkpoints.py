@@ -154,7 +154,7 @@ def _refuse_other_networks(tensors: Mapping[str, Tensor], modules: Mapping[str, 
     anchors = next((key for key in tensors if re.fullmatch(r"model\.\d+\.anchors", key)), None)
     if anchors is not None and (anchors != ANCHORS or len(tensors[anchors]) != len(YoloV5.strides)):
         levels = len(tensors[anchors])
-        if levels == 4:
+        if levels == 4 and anchors == "model.33.anchors":
             what = "a YOLOv5 with four detection layers (P6: yolov5n6, s6, m6, l6, x6)"
             raise _other(source, what, f"{_PLAIN}, without the 6; they take pictures of 640 pixels.")
         older = "a YOLOv5 of release 1" if anchors == "model.27.anchors" and levels == 3 else ""
@@ -202,8 +202,8 @@ def _read(
     if modules:
         with torch.device("meta"):
             plain = build(num_classes=classes, architecture=architecture)
-        activations = tuple(_activation(modules, path, source) for path in plain.blocks())
         refuse_other_modules(plain, modules, payload)
+        activations = tuple(_activation(modules, path, source) for path in plain.blocks())
         said = f"activations as the checkpoint names them: {describe_activations(activations)}"
         if set(activations) != {"SiLU"}:
             architecture = YoloV5Architecture(release=release, norm_eps=norm_eps, anchors=anchors, activations=activations)

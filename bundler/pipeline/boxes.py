@@ -19,7 +19,7 @@ from bundler.verification.detections import Detections, agreeing, detect, shown
 
 __all__ = ["BoxesTest", "Seen", "prepare_boxes"]
 
-RANKED = (0.001, 0.6)  # for average precision every guess counts, as YOLOv5's own val.py has it
+RANKED = (0.001, 0.6)  # for average precision every guess of every class counts, as in YOLOv5's own val.py
 DRAWS = 2000  # of all pictures, for the interval
 
 Counts = NDArray[np.int64]
@@ -104,7 +104,7 @@ def _look(graph: ExportedGraph, pictures: DetectionPictures, level: Optimization
             (rows,) = run(picture.pixels[None])
             seen.append(shown(rows))
             if pictures.labels is not None:
-                ranked.append(_in_the_picture(detect(rows, *RANKED), picture))
+                ranked.append(_in_the_picture(detect(rows, *RANKED, multi_label=True), picture))
             advance(1)
     return Seen(shown=tuple(seen), ranked=tuple(ranked) if pictures.labels is not None else None)
 
