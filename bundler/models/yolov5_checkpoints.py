@@ -71,7 +71,7 @@ def read_yolov5(
         CheckpointError: it holds another network, which the message names, or one that cannot be built.
     """
     prefix, modules = _network_in(payload, source)
-    tensors = _below(prefix, state_dict)
+    tensors = _without_prefix(prefix, state_dict)
     _refuse_other_networks(tensors, modules, source)
     if ANCHORS not in tensors or tensors[ANCHORS].ndim != 3:
         return DetectorFile(state_dict=state_dict, num_classes=num_classes or 80)  # its keys are compared where it is loaded
@@ -117,6 +117,16 @@ Item = TypeVar("Item")
 
 def _below(prefix: str, items: Mapping[str, Item]) -> dict[str, Item]:
     return {key.removeprefix(prefix): item for key, item in items.items() if key.startswith(prefix)}
+
+
+def _without_prefix(prefix: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with the network's own keys; whoever read them may have taken off a part of the prefix already."""
+    parts = prefix.split(".")
+    for start in range(len(parts)):
+        tensors = _below(".".join(parts[start:]), state_dict)
+        if any(re.match(r"model\.\d+\.", key) for key in tensors):
+            return tensors
+    return dict(state_dict)
 
 
 def _refuse_other_networks(tensors: Mapping[str, Tensor], modules: Mapping[str, PickledModule], source: str) -> None:
