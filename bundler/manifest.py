@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from bundler.errors import BundleDamagedError
 from bundler.plain_files import read_regular
@@ -85,6 +93,14 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=False, validate_by_alias=True, allow_inf_nan=False)
 
 
+class _SparseRecord(_Record):
+    """A record whose fields are left out where they are None."""
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in serialize(self).items() if value is not None}
+
+
 class TensorRecord(_Record):
     """A graph's input or output; the batch axis is dynamic and written as 0. Detections are [0, boxes, 5 + classes]."""
 
@@ -141,17 +157,24 @@ def _pixels(pixels: int | tuple[int, int]) -> str:
     return f"{height}x{width}"
 
 
-class WeightsRecord(_Record):
+class WeightsRecord(_SparseRecord):
     source: Annotated[Text, Field(description="`pretrained:NAME`, `random:SEED`, or a file's name")]
     sha256: Annotated[Sha256, Field(description="of the file, or of the state dict where there is no file")]
     trained: bool
+    network: Annotated[
+        Text | None,
+        Field(description="of a detector: what the file says of activations and anchors, or what is assumed of them"),
+    ] = None
 
 
-class ModelRecord(_Record):
+class ModelRecord(_SparseRecord):
     name: Identifier
     row: Annotated[Text, Field(description="row of the specification's scope table")]
     task: Literal["classification", "detection"]
     num_classes: int
+    class_names: Annotated[
+        tuple[Text, ...] | None, Field(description="of a detector, as its checkpoint holds them; left out where it holds none")
+    ] = None
     input: TensorRecord
     output: TensorRecord
     preprocessing: PreprocessingRecord
@@ -349,14 +372,15 @@ class AccuracyRecord(_Record):
 class BoxesRecord(_Record):
     """What a detector sees in many pictures, measured in ONNX Runtime on the build host; shares from 0 to 1.
 
-    The agreement is the share of both models' detections (confidence above 0.25, after non-maximum suppression at 0.45) with
-    a partner of the same class and an IoU of at least 0.5 in the other; its 95 % interval comes from drawing the pictures
-    anew. Mean average precision is COCO's, from detections above 0.001 after suppression at 0.6.
+    The agreement is the share of both models' detections (each box for its best class, confidence above 0.25, after
+    non-maximum suppression at 0.45) with a partner of the same class and an IoU of at least 0.5 in the other; its 95 % interval
+    comes from drawing the pictures anew. Mean average precision is COCO's, from detections of every class above 0.001 after
+    suppression at 0.6.
     """
 
     pictures: int
     data_sha256: Annotated[Sha256, Field(description="over the names and bytes of pictures and labels, in their order")]
-    boxes: Annotated[int, Field(description="detections of this mode")]
+    boxes: Annotated[int, Field(description="detections of this mode, a box for its best class")]
     agreement: Annotated[float | None, Field(description="with FP32; null for FP32 itself")]
     agreement_interval: tuple[float, float] | None
     labelled_boxes: Annotated[int | None, Field(description="null where no labels were given, as what follows")]

@@ -25,6 +25,7 @@ _REFERENCE = re.compile(
 _LONGEST_REPOSITORY = 255
 
 DEFAULT_MODES: tuple[Mode, ...] = ("fp32", "int8-ptq")
+DARKNET = ("yolov3", "yolov4")  # whose weights a cfg describes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ class BuildJob:
     modes: tuple[Mode, ...]
     int8_scope: Int8Scope
     weights: str
+    cfg: Path | None
     num_classes: int | None
     preprocessing: Preprocessing
     calibration: CalibrationRequest
@@ -90,6 +92,7 @@ def plan_build(
     output: Path,
     seed: int,
     preprocessing: PreprocessingRequest = AS_THE_WEIGHTS_ASK,
+    cfg: Path | None = None,
 ) -> BuildJob:
     """Make every choice that needs no file and no network.
 
@@ -97,7 +100,8 @@ def plan_build(
     for is as the variant's weights ask. Without `int8_scope`, of a detector the backbone becomes INT8. `data` holds pictures to
     measure accuracy on; an INT8 mode may lose up to `max_drop` percentage points: of top-1, of a detector's mAP, or without
     labels, of boxes that agree with FP32's. A training for INT8 takes `epochs`, and starts with the usual learning rate of
-    classifiers or detectors where none is given. `tag` is the name of the device image.
+    classifiers or detectors where none is given. `tag` is the name of the device image,
+    `cfg` Darknet's description of a yolov3 or yolov4.
 
     Raises:
         UnknownModelError, UnknownTargetError: with the nearest names.
@@ -114,6 +118,11 @@ def plan_build(
         raise ImpossibleRequestError(
             f"{model} has no backbone apart from the rest; its INT8 is the whole network",
             next_step="Leave --int8-scope out: it is for detectors.",
+        )
+    if cfg is not None and variant.name not in DARKNET:
+        raise ImpossibleRequestError(
+            f"--cfg describes a network of Darknet's, and {model} is none",
+            next_step=f"Leave --cfg out: it is for {' and '.join(DARKNET)}.",
         )
     usual = DETECTORS if variant.task == "detection" else CLASSIFIERS
     fewest = 1 if variant.task == "detection" else 2
@@ -136,6 +145,7 @@ def plan_build(
         modes=chosen,
         int8_scope=int8_scope or variant.int8_scopes[0],
         weights=weights,
+        cfg=cfg,
         num_classes=num_classes,
         preprocessing=choose_preprocessing(variant, preprocessing, input_size=input_size),
         calibration=calibration,

@@ -135,6 +135,12 @@ def command_line() -> argparse.ArgumentParser:
     use.add_argument("--confidence", type=share, metavar="SCORE", help=above)
     overlapping = f"detectors: of boxes of a class that overlap by more than this, 0 to 1, show the best (default: {IOU})"
     use.add_argument("--iou", type=share, metavar="SHARE", help=overlapping)
+    several = "detectors: show a box for each class that scores above the confidence (default: for its best class)"
+    use.add_argument("--multi-label", action="store_true", default=None, help=several)
+    across = "detectors: of boxes of any class that overlap, show the best (default: of a class)"
+    use.add_argument("--agnostic", action="store_true", default=None, help=across)
+    only = "detectors: show these classes alone, numbers from 0 with commas between"
+    use.add_argument("--classes", type=class_numbers, metavar="N,N,...", help=only)
     use.add_argument("inputs", nargs="+", metavar="INPUT.npy", help="float32 array of shape [3,H,W] or [N,3,H,W]")
     command(info, "list what this bundle holds")
     return parser
@@ -151,6 +157,12 @@ def digest(text: str) -> str:
     if re.fullmatch("[0-9a-f]{12,64}", text):
         return text
     raise argparse.ArgumentTypeError(f"{text!r} is not the beginning of a SHA-256: 12 to 64 of the digits 0-9a-f")
+
+
+def class_numbers(text: str) -> tuple[int, ...]:
+    if re.fullmatch("[0-9]{1,9}(,[0-9]{1,9})*", text):
+        return tuple(map(int, text.split(",")))
+    raise argparse.ArgumentTypeError(f"{text!r} is not a list of class numbers, such as 0,2,5")
 
 
 def carry_out(arguments: argparse.Namespace) -> int:
@@ -246,7 +258,7 @@ def selftest(arguments: argparse.Namespace) -> Answer:
 def run(arguments: argparse.Namespace) -> Answer:
     bundle = read_bundle()
     mode = find_mode(bundle, arguments.mode)
-    confidence, iou = detection_options(bundle, arguments)
+    options = detection_options(bundle, arguments)
     check_files(bundle, {"runner.py", mode["model"], bundle["golden"]["inputs"]})
     _, height, width = shape = load(bundle["golden"]["inputs"]).shape[1:]
     batches = [(name, read_input(name, shape)) for name in arguments.inputs]
@@ -262,9 +274,10 @@ def run(arguments: argparse.Namespace) -> Answer:
             if not numpy().isfinite(output).all():
                 raise Refusal(1, f"the outputs of {mode['name']} are not finite", "Run `runner.py selftest` on this machine.")
             if detecting:
-                found = clipped(detect(output[0], confidence, iou), height, width)
+                refuse_unknown_classes(options, output.shape[2] - 5)
+                found = clipped(detect(output[0], **options), height, width)
                 results.append({"file": name, "picture": index, "detections": found})
-                cells = detection_cells(found, confidence)
+                cells = detection_cells(found, options["confidence"])
             else:
                 top5 = best_classes(output)
                 results.append({"file": name, "picture": index, "top5": top5})
@@ -439,13 +452,19 @@ def find_mode(bundle: dict[str, Any], name: str) -> dict[str, Any]:
     raise Refusal(2, f"this bundle has no mode {name!r}", f"Its modes: {known}.")
 
 
-def detection_options(bundle: dict[str, Any], arguments: argparse.Namespace) -> tuple[float, float]:
-    given = [name for name in ("confidence", "iou") if getattr(arguments, name) is not None]
+def detection_options(bundle: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    names = ("confidence", "iou", "multi_label", "agnostic", "classes")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if given and bundle["task"] != "detection":
-        options = ", ".join(f"--{name}" for name in given)
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise Refusal(2, f"only a detector takes {options}, and this bundle holds none", f"Leave out {options}.")
-    confidence = CONFIDENCE if arguments.confidence is None else arguments.confidence
-    return confidence, IOU if arguments.iou is None else arguments.iou
+    return {"confidence": CONFIDENCE, "iou": IOU, **given}
+
+
+def refuse_unknown_classes(options: dict[str, Any], count: int) -> None:
+    unknown = [number for number in options.get("classes", ()) if number >= count]
+    if unknown:
+        raise Refusal(2, f"--classes has {unknown[0]}, and this detector has classes 0 to {count - 1}", "Choose among those.")
 
 
 def files_read(bundle: dict[str, Any]) -> set[str]:
@@ -651,28 +670,45 @@ def sqnr_db(outputs: Any, reference: Any) -> float | None:
 # ---- detections -----------------------------------------------------------------------------------------------------
 
 
-def detect(rows: Any, confidence: float, iou: float) -> Detections:
-    """Read a detector's output for one picture; a box counts for each class that scores above the confidence."""
+def detect(
+    rows: Any,
+    confidence: float,
+    iou: float,
+    *,
+    multi_label: bool = False,
+    agnostic: bool = False,
+    classes: Sequence[int] | None = None,
+) -> Detections:
+    """Read a detector's output for one picture, as YOLOv5's detect.py does: a box is of the class that scores highest.
+
+    With `multi_label` it counts for each class that scores above the confidence, as in its val.py; with `agnostic` a box is
+    suppressed by a better one of any class; with `classes` only these are looked at.
+    """
     np = numpy()
     rows = rows.astype(np.float64)
     rows = rows[rows[:, 4] > confidence]  # a score is never above its objectness
     scores = rows[:, 4:5] * rows[:, 5:]
-    row, classes = np.nonzero(scores > confidence)
-    order = np.argsort(-scores[row, classes], kind="stable")[:CANDIDATES]
-    row, classes = row[order], classes[order]
+    counted = scores > confidence
+    if not multi_label:
+        counted &= np.arange(scores.shape[1]) == scores.argmax(1)[:, None]
+    if classes is not None:
+        counted &= np.isin(np.arange(scores.shape[1]), classes)
+    row, kinds = np.nonzero(counted)
+    order = np.argsort(-scores[row, kinds], kind="stable")[:CANDIDATES]
+    row, kinds = row[order], kinds[order]
     middle, half = rows[row, :2], rows[row, 2:4] / 2
     boxes = np.concatenate([middle - half, middle + half], axis=1)
-    kept = unsuppressed(boxes, classes, iou)
-    return Detections(classes[kept], scores[row, classes][kept], boxes[kept])
+    kept = unsuppressed(boxes, np.zeros_like(kinds) if agnostic else kinds, iou)
+    return Detections(kinds[kept], scores[row, kinds][kept], boxes[kept])
 
 
-def unsuppressed(boxes: Any, classes: Any, iou: float) -> list[int]:
-    """Return which of the boxes, given best first, no better one of their class that is kept overlaps by more than `iou`."""
+def unsuppressed(boxes: Any, groups: Any, iou: float) -> list[int]:
+    """Return which of the boxes, given best first, no better one of their group that is kept overlaps by more than `iou`."""
     left, kept = numpy().arange(len(boxes)), []
     while len(left) and len(kept) < DETECTIONS:
         best, left = left[0], left[1:]
         kept.append(int(best))
-        rival = classes[left] == classes[best]
+        rival = groups[left] == groups[best]
         rival[rival] = overlaps(boxes[best], boxes[left[rival]]) > iou
         left = left[~rival]
     return kept

@@ -43,6 +43,12 @@ __all__ = ["command"]
     help="auto, pretrained, random, or a .pth, .pt, .safetensors or .weights file.",
 )
 @click.option(
+    "--cfg",
+    type=click.Path(path_type=Path),
+    metavar="FILE.cfg",
+    help="Darknet's cfg of a yolov3 or yolov4: its activations, anchors, classes and scale_x_y.  [default: the published ones]",
+)
+@click.option(
     "--calibration", type=click.Path(path_type=Path), metavar="DIR", help="Folder of images, flat or one sub-folder a class."
 )
 @click.option("--calibration-pictures", type=click.IntRange(min=1), default=64, show_default=True, help="How many to use.")
@@ -66,7 +72,9 @@ __all__ = ["command"]
     type=click.FloatRange(min=0, min_open=True),
     help="Of the training for int8-qat, at its beginning.  [default: 0.001; detectors: 0.0001]",
 )
-@click.option("--num-classes", type=int, metavar="N", help="Classes of the weights.  [default: 1000; detectors: 80]")
+@click.option(
+    "--num-classes", type=int, metavar="N", help="Classes of the weights.  [default: 1000; detectors: as the file has, or 80]"
+)
 @click.option(
     "--input-size",
     type=parse_pixels,
@@ -94,6 +102,7 @@ def command(
     modes: tuple[str, ...],
     int8_scope: Int8Scope | None,
     weights: str,
+    cfg: Path | None,
     calibration: Path | None,
     calibration_pictures: int,
     batch_size: int,
@@ -125,6 +134,7 @@ def command(
         modes=modes,
         int8_scope=int8_scope,
         weights=weights,
+        cfg=cfg,
         num_classes=num_classes,
         input_size=input_size,
         calibration=CalibrationRequest(folder=calibration, pictures=calibration_pictures, batch_size=batch_size),

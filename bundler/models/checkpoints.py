@@ -20,10 +20,10 @@ from torch import Tensor
 from bundler import console
 from bundler.errors import CheckpointError
 from bundler.models import torchvision_operators  # noqa: F401  before torchvision
-from bundler.models.claims import claims_in
-from bundler.models.darknet_weights import read_darknet_weights
+from bundler.models.detector_checkpoints import Architecture, is_detector, read_darknet, read_detector
+from bundler.models.detector_file import DetectorFile
 from bundler.models.initialization import random_state_dict
-from bundler.models.module_tensors import read_module_tensors
+from bundler.models.module_tensors import Payload, read_module_tensors, read_payload
 from bundler.models.specs import ModelSpec
 
 from torchvision.models import WeightsEnum, get_model_weights, list_models
@@ -39,6 +39,8 @@ class LoadedWeights:
     """A state dict, and what the manifest says of it: source, SHA-256 (of the file where there is one), trained or not.
 
     `claims` are the accuracies that the file says it has, from 0 to 1, by their names there.
+    Of a detector, `options` are the arguments with which its parser builds the network of the file, `class_names` are in the
+    file, and `network` says in a sentence what the file states of activations and anchors, or what is assumed.
     """
 
     state_dict: Mapping[str, Tensor]
@@ -47,6 +49,9 @@ class LoadedWeights:
     trained: bool
     num_classes: int
     claims: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    class_names: tuple[str, ...] | None = None
+    network: str | None = None
 
 
 def load_weights(
@@ -57,8 +62,11 @@ def load_weights(
     num_classes: int | None,
     pictures: Callable[[], NDArray[np.float32]],
     seed: int,
+    cfg: Path | None = None,
 ) -> LoadedWeights:
     """Resolve `--weights auto|pretrained|random|FILE`.
+
+    `cfg` is Darknet's description of a yolov3 or yolov4. Without `num_classes`, a detector's file tells their number.
 
     `auto` is the published checkpoint and, where that cannot be reached or has another number of classes, random weights with a
     loud warning. `pictures` gives float32 [N, 3, H, W] for the statistics of random weights and is called only for those.
@@ -66,7 +74,8 @@ def load_weights(
     Raises:
         CheckpointError: the file is missing, damaged, or no state dict; the published one cannot be had.
     """
-    classes = variant.num_classes if num_classes is None else num_classes
+    known = Architecture(variant, parser, num_classes=num_classes, cfg=cfg)
+    classes = known.classes
     if request == "pretrained":
         return _published(variant, classes)
     if request == "auto":
@@ -77,11 +86,19 @@ def load_weights(
             console.warn("the weights are RANDOM: the package will work and mean nothing. Give --weights FILE for your own.")
             request = "random"
     if request == "random":
-        state_dict = random_state_dict(lambda: parser(num_classes=classes), torch.from_numpy(pictures()), seed=seed)
-        return LoadedWeights(
-            state_dict=state_dict, source=f"random:{seed}", sha256=_digest(state_dict), trained=False, num_classes=classes
+        state_dict = random_state_dict(
+            lambda: parser(num_classes=classes, **known.options), torch.from_numpy(pictures()), seed=seed
         )
-    return _from_file(Path(request), variant, parser, classes)
+        return LoadedWeights(
+            state_dict=state_dict,
+            source=f"random:{seed}",
+            sha256=_digest(state_dict),
+            trained=False,
+            num_classes=classes,
+            options=known.options,
+            network=known.network,
+        )
+    return _from_file(Path(request), known)
 
 
 def _published(variant: ModelSpec, classes: int) -> LoadedWeights:
@@ -123,7 +140,7 @@ def _hub_folder() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def _from_file(path: Path, variant: ModelSpec, parser: Callable[..., Any], classes: int) -> LoadedWeights:
+def _from_file(path: Path, known: Architecture) -> LoadedWeights:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -131,21 +148,32 @@ def _from_file(path: Path, variant: ModelSpec, parser: Callable[..., Any], class
             f"the checkpoint {path} cannot be read: {error.strerror}",
             next_step="--weights takes auto, pretrained, random, or the path of a .pth, .pt, .safetensors or .weights file.",
         ) from error
-    payload: object
     if _DARKNET.search(path.name):
-        payload = _darknet(path, content, variant, parser, classes)
-    elif path.suffix == ".pt" and _holds_objects(path):
-        payload = read_module_tensors(content, source=str(path))
+        found = read_darknet(content, known, source=str(path))
     else:
-        payload = _tensors(path)
+        state_dict, payload = _tensors_in(path, content)
+        found = DetectorFile(state_dict=state_dict, num_classes=known.classes)
+        if is_detector(known.variant):
+            found = read_detector(state_dict, payload, known, source=str(path))
     return LoadedWeights(
-        state_dict=_state_dict_in(payload, path),
+        state_dict=found.state_dict,
         source=path.name,
         sha256=hashlib.sha256(content).hexdigest(),
         trained=True,
-        num_classes=classes,
-        claims=claims_in(payload),
+        num_classes=found.num_classes,
+        claims={},
+        options=found.options,
+        class_names=found.class_names,
+        network=found.network,
     )
+
+
+def _tensors_in(path: Path, content: bytes) -> tuple[Mapping[str, Tensor], Payload | None]:
+    """Return a file's state dict and, where it is a pickle of whole objects, what that describes."""
+    if path.suffix == ".pt" and _holds_objects(path):
+        tensors = _state_dict_in(read_module_tensors(content, source=str(path)), path)
+        return tensors, read_payload(content, source=str(path))
+    return _state_dict_in(_tensors(path), path), None
 
 
 def _tensors(path: Path) -> object:
@@ -165,17 +193,6 @@ def _holds_objects(path: Path) -> bool:
     except CheckpointError:
         return True
     return False
-
-
-def _darknet(path: Path, content: bytes, variant: ModelSpec, parser: Callable[..., Any], classes: int) -> Mapping[str, Tensor]:
-    model = parser(num_classes=classes)
-    if not hasattr(model, "darknet_layers"):
-        raise CheckpointError(
-            f"{path} is a Darknet file, and {variant.name} is no network of Darknet's",
-            next_step="Give a .pth, .pt or .safetensors file; .weights are for yolov3 and yolov4.",
-        )
-    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    return read_darknet_weights(content, model.darknet_layers(), shapes, source=str(path))
 
 
 def _first_sentence(error: Exception) -> str:

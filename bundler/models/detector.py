@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from bundler.models.activations import make_activation
 from bundler.models.concatenate import Concatenate
 from bundler.models.darknet_weights import DarknetLayer
 from bundler.models.specs import Int8Scope
@@ -72,11 +73,39 @@ class Detector(nn.Module):
 
     __constants__: ClassVar[list[str]] = ["strides", "xy_scales"]  # for TorchScript, which reads no class attributes else
     strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
-    xy_scales: ClassVar[tuple[float, ...]] = (1.0, 1.0, 1.0)  # how far beyond its cell a centre may lie, as a factor
+    xy_scales: tuple[float, ...] = (1.0, 1.0, 1.0)  # how far beyond its cell a centre may lie, as a factor
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
+
+    def blocks(self) -> dict[str, ConvNormAct]:
+        """Return the blocks of convolution, BatchNorm and activation by name, in the order in which they were made."""
+        return {name: module for name, module in self.named_modules() if type(module) is ConvNormAct}
+
+    def use_activations(self, names: Sequence[str]) -> None:
+        """Replace the activation of each block, in the order of `blocks()`.
+
+        Raises:
+            ValueError: there are more or fewer names than blocks, or an activation has no such name.
+        """
+        for block, name in zip(self.blocks().values(), names, strict=True):
+            block.act = make_activation(name)
+
+    def anchors_per_cell(self) -> int:
+        """Return how many boxes each cell of a scale predicts."""
+        return self.prediction_layers()[0].out_channels // (BOX + self.num_classes)
+
+    def classes_in(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+        """Return the number of classes of the heads of a state dict with these shapes; None where they are no heads of this.
+
+        A head has anchors · (5 + classes) channels.
+        """
+        names = {module: name for name, module in self.named_modules()}
+        heads = {shapes.get(f"{names[layer]}.weight", ())[:1] for layer in self.prediction_layers()}
+        channels = next(iter(heads))[0] if len(heads) == 1 and heads != {()} else 0
+        classes, remainder = divmod(channels, self.anchors_per_cell())
+        return None if remainder or classes <= BOX else classes - BOX
 
     def extract(self, x: Tensor) -> list[Tensor]:
         """Return the backbone's feature maps at strides 8, 16 and 32 of float32 [N, 3, H, W]."""
@@ -162,12 +191,12 @@ class QuantizableDetector(Detector):
         return sum(isinstance(child, nn.Conv2d) for module in self.predicting_modules() for child in module.modules())
 
     def fuse_model(self, is_qat: bool | None = None) -> None:
-        """Fuse convolution and BatchNorm of what becomes INT8; no activation here has a fused form."""
+        """Fuse convolution and BatchNorm of what becomes INT8, and ReLU, the one activation that has a fused form."""
         parts = self.predicting_modules() if self.int8_scope == "backbone" else []
         stays = {child for part in parts for child in part.modules()}
         for module in self.modules():
             if type(module) is ConvNormAct and module not in stays:
-                fuse_modules(module, ["conv", "bn"], is_qat)
+                fuse_modules(module, ["conv", "bn", "act"] if type(module.act) is nn.ReLU else ["conv", "bn"], is_qat)
 
 
 def darknet_layers(model: nn.Module) -> list[DarknetLayer]:

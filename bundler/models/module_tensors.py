@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import math
 import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from torch import Tensor
 from bundler.errors import CheckpointError
 from bundler.models.inert_pickle import MOST_STEPS, Global, Object, Persistent, UnreadableError, interpret
 
-__all__ = ["read_module_tensors"]
+__all__ = ["Payload", "read_module_tensors", "read_payload"]
 
 _MOST_BYTES = 4 * 2**30  # of a file's members, and of the tensors in it
 _MOST_DIMENSIONS = 16
@@ -57,12 +59,45 @@ def read_module_tensors(content: bytes, *, source: str) -> dict[str, Tensor]:
         archive = _Archive(content)
         tensors = _Search(archive).state_dict(interpret(archive.member("data.pkl")))
     except UnreadableError as error:
-        raise CheckpointError(f"the checkpoint {source} cannot be read: {_printable(error)}", next_step=_GET_AGAIN) from error
+        raise _unreadable(source, error) from error
     if not tensors:
         raise CheckpointError(
             f"the checkpoint {source} holds neither a module with tensors nor a state dict", next_step=_SAVE_STATE_DICT
         )
     return tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Payload:
+    """What a checkpoint's pickle describes, and what reads a tensor in it by its name in messages (CheckpointError)."""
+
+    description: object
+    tensor: Callable[[object, str], Tensor]
+
+
+def read_payload(content: bytes, *, source: str) -> Payload:
+    """Return what the pickle of a checkpoint describes.
+
+    Raises:
+        CheckpointError: it is no zip archive of torch's, or it is damaged.
+    """
+
+    def tensor(value: object, name: str) -> Tensor:
+        try:
+            return search.tensor(value, name)
+        except UnreadableError as error:
+            raise _unreadable(source, error) from error
+
+    try:
+        archive = _Archive(content)
+        search = _Search(archive)
+        return Payload(description=interpret(archive.member("data.pkl")), tensor=tensor)
+    except UnreadableError as error:
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: str, error: UnreadableError) -> CheckpointError:
+    return CheckpointError(f"the checkpoint {source} cannot be read: {_printable(error)}", next_step=_GET_AGAIN)
 
 
 def _printable(error: Exception) -> str:
@@ -139,7 +174,7 @@ class _Search:
         entries = self._mapping(value)
         if not all(_tensor_arguments(entry) for entry in entries.values()):
             return {}
-        return {_bounded(key): self._tensor(entry, key) for key, entry in entries.items()}
+        return {_bounded(key): self.tensor(entry, key) for key, entry in entries.items()}
 
     def _module(self, value: object) -> dict[str, Tensor]:
         """Return the state dict of a pickled nn.Module in torch's order; an empty dict if it is none."""
@@ -159,7 +194,7 @@ class _Search:
             for name, entry in own:
                 if entry is not None:
                     key = _bounded(prefix + name)
-                    tensors[key] = self._tensor(entry, key)
+                    tensors[key] = self.tensor(entry, key)
             children = reversed(self._mapping(attributes.get("_modules")).items())
             waiting.extend((_bounded(f"{prefix}{name}."), child) for name, child in children if child is not None)
         return tensors
@@ -189,7 +224,7 @@ class _Search:
         if self._steps > MOST_STEPS:
             raise UnreadableError("its modules hold each other too often")
 
-    def _tensor(self, value: object, key: str) -> Tensor:
+    def tensor(self, value: object, key: str) -> Tensor:
         arguments = _tensor_arguments(value)
         if arguments is None:
             raise UnreadableError(f"{key} is made by {_maker(value)}, which is not executed")

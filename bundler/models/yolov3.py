@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bundler.models.darknet_architecture import DarknetArchitecture
 from bundler.models.darknet_weights import DarknetLayer
 from bundler.models.detector import BOX, Concatenate, ConvNormAct, Detector, QuantizableDetector, Residual, darknet_layers
 from bundler.models.published_weights import Weights, state_dict_of
@@ -20,6 +21,7 @@ ANCHORS = (
     ((30.0, 61.0), (62.0, 45.0), (59.0, 119.0)),
     ((116.0, 90.0), (156.0, 198.0), (373.0, 326.0)),
 )  # pixels, of COCO, for strides 8, 16 and 32
+DEFAULT = DarknetArchitecture(anchors=ANCHORS, xy_scales=(1.0, 1.0, 1.0))  # yolov3.cfg
 
 _leaky = partial(ConvNormAct, activation=partial(nn.LeakyReLU, 0.1))
 
@@ -92,11 +94,16 @@ class Pyramid(nn.Module):
 class YoloV3(Detector):
     """The plain network; 62,001,757 numbers with 80 classes, as Darknet stores them."""
 
-    def __init__(self, num_classes: int = 80) -> None:
+    anchors: Tensor
+
+    def __init__(self, num_classes: int = 80, architecture: DarknetArchitecture = DEFAULT) -> None:
         super().__init__(num_classes)
         self.backbone = Darknet53()
-        self.pyramid = Pyramid(len(ANCHORS[0]) * (BOX + num_classes))
-        self.register_buffer("anchors", torch.tensor(ANCHORS), persistent=False)
+        self.pyramid = Pyramid(len(architecture.anchors[0]) * (BOX + num_classes))
+        self.register_buffer("anchors", torch.tensor(architecture.anchors), persistent=False)
+        self.xy_scales = architecture.xy_scales
+        if architecture.activations is not None:
+            self.use_activations(architecture.activations)
 
     def extract(self, x: Tensor) -> list[Tensor]:
         features: list[Tensor] = self.backbone(x)
@@ -113,7 +120,7 @@ class YoloV3(Detector):
         return [self.pyramid.fine.prediction, self.pyramid.middle.prediction, self.pyramid.coarse.prediction]
 
     def anchor_sizes(self) -> Tensor:
-        anchors: Tensor = self.anchors  # type: ignore[assignment]
+        anchors: Tensor = self.anchors
         return anchors
 
     def darknet_layers(self) -> list[DarknetLayer]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bundler.models.darknet_architecture import DarknetArchitecture
 from bundler.models.darknet_weights import DarknetLayer
 from bundler.models.detector import BOX, Concatenate, ConvNormAct, Detector, QuantizableDetector, Residual, darknet_layers
 from bundler.models.published_weights import Weights, state_dict_of
@@ -20,6 +21,7 @@ ANCHORS = (
     ((36.0, 75.0), (76.0, 55.0), (72.0, 146.0)),
     ((142.0, 110.0), (192.0, 243.0), (459.0, 401.0)),
 )  # pixels, of COCO, for strides 8, 16 and 32
+DEFAULT = DarknetArchitecture(anchors=ANCHORS, xy_scales=(1.2, 1.1, 1.05))  # yolov4.cfg
 
 _leaky = partial(ConvNormAct, activation=partial(nn.LeakyReLU, 0.1))
 _mish = partial(ConvNormAct, activation=nn.Mish)
@@ -172,13 +174,16 @@ class PathAggregation(nn.Module):
 class YoloV4(Detector):
     """The plain network; 64,429,405 numbers with 80 classes, as Darknet stores them."""
 
-    xy_scales: ClassVar[tuple[float, ...]] = (1.2, 1.1, 1.05)
+    anchors: Tensor
 
-    def __init__(self, num_classes: int = 80) -> None:
+    def __init__(self, num_classes: int = 80, architecture: DarknetArchitecture = DEFAULT) -> None:
         super().__init__(num_classes)
         self.backbone = CspDarknet53()
-        self.aggregation = PathAggregation(len(ANCHORS[0]) * (BOX + num_classes))
-        self.register_buffer("anchors", torch.tensor(ANCHORS), persistent=False)
+        self.aggregation = PathAggregation(len(architecture.anchors[0]) * (BOX + num_classes))
+        self.register_buffer("anchors", torch.tensor(architecture.anchors), persistent=False)
+        self.xy_scales = architecture.xy_scales
+        if architecture.activations is not None:
+            self.use_activations(architecture.activations)
 
     def extract(self, x: Tensor) -> list[Tensor]:
         features: list[Tensor] = self.backbone(x)
@@ -196,7 +201,7 @@ class YoloV4(Detector):
         return [head.prediction for head in heads]
 
     def anchor_sizes(self) -> Tensor:
-        anchors: Tensor = self.anchors  # type: ignore[assignment]
+        anchors: Tensor = self.anchors
         return anchors
 
     def darknet_layers(self) -> list[DarknetLayer]:

@@ -1,13 +1,16 @@
-"""YOLOv5 n, s, m, l and x (Jocher et al. 2020, releases 6 and 7): CSP blocks with SiLU, SPPF, and a path aggregation network.
+"""YOLOv5 n, s, m, l and x (Jocher et al. 2020): CSP blocks, spatial pyramid pooling, and a path aggregation network.
 
-Modules carry the numbers of the published models, so that their checkpoints fit with exact keys.
+Modules carry the numbers of the published models, so that checkpoints of releases 6 and 7 fit with exact keys. Those of
+releases 2 to 5 have another backbone (`YoloV5Architecture.release`); `bundler.models.yolov5_releases` renames their keys.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +19,17 @@ from bundler.models.detector import BOX, Concatenate, ConvNormAct, Detector, Qua
 from bundler.models.published_weights import Weights, state_dict_of
 from bundler.quantization import QuantizationProfile, load_fuse_prepare
 
-__all__ = ["QuantizableYoloV5", "YoloV5", "yolov5l", "yolov5m", "yolov5n", "yolov5s", "yolov5x"]
+__all__ = [
+    "QuantizableYoloV5",
+    "Release",
+    "YoloV5",
+    "YoloV5Architecture",
+    "yolov5l",
+    "yolov5m",
+    "yolov5n",
+    "yolov5s",
+    "yolov5x",
+]
 
 ANCHORS = (
     ((10.0, 13.0), (16.0, 30.0), (33.0, 23.0)),
@@ -26,7 +39,31 @@ ANCHORS = (
 
 BACKBONE = 10  # modules 0 to 9
 
-_conv = partial(ConvNormAct, activation=nn.SiLU, norm_eps=1e-3, norm_momentum=0.03)
+Release = Literal[3, 5, 6]  # the last one with a network: 2 to 3.1, 4 and 5, 6 and 7
+NORM_EPS = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class YoloV5Architecture:
+    """In what networks of one size differ.
+
+    Args:
+        release: 6 is that of releases 6 and 7; 5 (releases 4 and 5) has its pooling before the last CSP block of the
+            backbone, and more residuals at stride 8; 3 (releases 2 to 3.1) also has one more convolution in each CSP block.
+        activations: of each block in the order of `YoloV5.blocks`; None for SiLU in all.
+        norm_eps: of the BatchNorms.
+        anchors: of each cell of a scale.
+    """
+
+    release: Release = 6
+    activations: tuple[str, ...] | None = None
+    norm_eps: float = NORM_EPS
+    anchors: int = len(ANCHORS[0])
+
+
+PUBLISHED = YoloV5Architecture()
+
+_conv = partial(ConvNormAct, activation=nn.SiLU, norm_eps=NORM_EPS, norm_momentum=0.03)
 
 
 class CrossStage(nn.Module):
@@ -46,8 +83,32 @@ class CrossStage(nn.Module):
         return merged
 
 
+class OlderCrossStage(nn.Module):
+    """A CSP block with a convolution behind its residuals; "BottleneckCSP" in releases 2 to 3.1.
+
+    There the two halves are joined, and then normalised and activated; here each half by itself, which is the same.
+    """
+
+    def __init__(self, inputs: int, outputs: int, depth: int, *, shortcut: bool = True) -> None:
+        super().__init__()
+        half = outputs // 2
+        self.cv1 = _conv(inputs, half, 1)
+        self.cv2 = _conv(inputs, half, 1)
+        self.cv3 = _conv(half, half, 1)
+        self.cv4 = _conv(2 * half, outputs, 1)
+        self.m = nn.Sequential(*(Residual(_conv(half, half, 1), _conv(half, half, 3), shortcut=shortcut) for _ in range(depth)))
+        self.join = Concatenate()
+
+    def forward(self, x: Tensor) -> Tensor:
+        merged: Tensor = self.cv4(self.join([self.cv3(self.m(self.cv1(x))), self.cv2(x)]))
+        return merged
+
+
 class PyramidPooling(nn.Module):
-    """A map beside its maxima over 5, 9 and 13 cells, each made from the one before; "SPPF" in the published models."""
+    """A map beside its maxima over 5, 9 and 13 cells, each made from the one before; "SPPF" in the published models.
+
+    "SPP" of releases before 6 takes the maxima over 9 and 13 cells directly, and gets the same.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -67,11 +128,14 @@ class PyramidPooling(nn.Module):
 class Detect(nn.Module):
     """The heads; `anchors` are in cells of their stride, as the published checkpoints hold them."""
 
-    def __init__(self, widths: tuple[int, int, int], outputs: int) -> None:
+    anchors: Tensor
+
+    def __init__(self, widths: tuple[int, int, int], anchors: int, outputs: int) -> None:
         super().__init__()
-        self.m = nn.ModuleList(nn.Conv2d(width, outputs, 1) for width in widths)
+        self.m = nn.ModuleList(nn.Conv2d(width, anchors * outputs, 1) for width in widths)
         strides = torch.tensor(Detector.strides).reshape(-1, 1, 1)
-        self.register_buffer("anchors", torch.tensor(ANCHORS) / strides)
+        usual = torch.tensor(ANCHORS) / strides
+        self.register_buffer("anchors", usual.repeat(1, anchors, 1)[:, :anchors])
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         maps = []
@@ -87,47 +151,60 @@ class YoloV5(Detector):
         depth: multiple of the residuals of each stage.
         width: multiple of the channels, which are rounded up to a multiple of 8.
         num_classes: of the heads.
+        architecture: what else differs between networks of a size.
     """
 
-    xy_scales: ClassVar[tuple[float, ...]] = (2.0, 2.0, 2.0)
+    xy_scales = (2.0, 2.0, 2.0)
+    model: Any  # a ModuleList, whose items are of many types
 
-    def __init__(self, depth: float, width: float, num_classes: int = 80) -> None:
+    def __init__(self, depth: float, width: float, num_classes: int = 80, architecture: YoloV5Architecture = PUBLISHED) -> None:
         super().__init__(num_classes)
+        stage: Callable[..., nn.Module] = OlderCrossStage if architecture.release == 3 else CrossStage
+        older = architecture.release < 6
 
         def repeated(times: int) -> int:
             return max(round(times * depth), 1)
 
         c64, c128, c256, c512, c1024 = (math.ceil(channels * width / 8) * 8 for channels in (64, 128, 256, 512, 1024))
         up = partial(nn.Upsample, scale_factor=2, mode="nearest")
+
+        def coarsest() -> list[nn.Module]:  # modules are made in their order, from which seeded weights follow
+            if older:
+                return [PyramidPooling(c1024, c1024), stage(c1024, c1024, repeated(3), shortcut=False)]
+            return [stage(c1024, c1024, repeated(3)), PyramidPooling(c1024, c1024)]
+
         self.model = nn.ModuleList(
             [
                 _conv(3, c64, 6, stride=2, padding=2),
                 _conv(c64, c128, 3, stride=2),
-                CrossStage(c128, c128, repeated(3)),
+                stage(c128, c128, repeated(3)),
                 _conv(c128, c256, 3, stride=2),
-                CrossStage(c256, c256, repeated(6)),  # 4: stride 8
+                stage(c256, c256, repeated(9 if older else 6)),  # 4: stride 8
                 _conv(c256, c512, 3, stride=2),
-                CrossStage(c512, c512, repeated(9)),  # 6: stride 16
+                stage(c512, c512, repeated(9)),  # 6: stride 16
                 _conv(c512, c1024, 3, stride=2),
-                CrossStage(c1024, c1024, repeated(3)),
-                PyramidPooling(c1024, c1024),  # 9: stride 32
+                *coarsest(),  # 9: stride 32
                 _conv(c1024, c512, 1),
                 up(),
                 Concatenate(),
-                CrossStage(2 * c512, c512, repeated(3), shortcut=False),
+                stage(2 * c512, c512, repeated(3), shortcut=False),
                 _conv(c512, c256, 1),
                 up(),
                 Concatenate(),
-                CrossStage(2 * c256, c256, repeated(3), shortcut=False),
+                stage(2 * c256, c256, repeated(3), shortcut=False),
                 _conv(c256, c256, 3, stride=2),
                 Concatenate(),
-                CrossStage(2 * c256, c512, repeated(3), shortcut=False),
+                stage(2 * c256, c512, repeated(3), shortcut=False),
                 _conv(c512, c512, 3, stride=2),
                 Concatenate(),
-                CrossStage(2 * c512, c1024, repeated(3), shortcut=False),
-                Detect((c256, c512, c1024), len(ANCHORS[0]) * (BOX + num_classes)),
+                stage(2 * c512, c1024, repeated(3), shortcut=False),
+                Detect((c256, c512, c1024), architecture.anchors, BOX + num_classes),
             ]
         )
+        for block in self.blocks().values():
+            block.bn.eps = architecture.norm_eps
+        if architecture.activations is not None:
+            self.use_activations(architecture.activations)
 
     def extract(self, x: Tensor) -> list[Tensor]:
         model = self.model  # by literal numbers, which is how TorchScript tells the modules' types apart
@@ -151,10 +228,10 @@ class YoloV5(Detector):
         return list(self.model[BACKBONE:])
 
     def prediction_layers(self) -> list[nn.Conv2d]:
-        return list(self.model[24].m)  # type: ignore[arg-type]
+        return list(self.model[24].m)
 
     def anchor_sizes(self) -> Tensor:
-        cells: Tensor = self.model[24].anchors  # type: ignore[assignment]
+        cells: Tensor = self.model[24].anchors
         return cells * torch.tensor(self.strides).reshape(-1, 1, 1)
 
     def box_sizes(self, raw: Tensor, anchors: Tensor) -> Tensor:

@@ -92,7 +92,8 @@ def _subset(pictures: DetectionPictures, places: Sequence[int]) -> DetectionPict
     spread = np.unique(np.linspace(0, len(places) - 1, min(PICTURES, len(places))).round().astype(int)).tolist()
     chosen = [places[index] for index in spread]
     labels = None if pictures.labels is None else tuple(pictures.labels[index] for index in chosen)
-    return replace(pictures, paths=tuple(pictures.paths[index] for index in chosen), labels=labels)
+    sizes = pictures.sizes and tuple(pictures.sizes[index] for index in chosen)
+    return replace(pictures, paths=tuple(pictures.paths[index] for index in chosen), labels=labels, sizes=sizes)
 
 
 def _map50(run: Run, pictures: DetectionPictures, trials: Trials) -> float | None:

@@ -67,11 +67,14 @@ def describe(
             row=job.row.name,
             task=job.variant.task,
             num_classes=weights.num_classes,
+            class_names=weights.class_names,
             input=TensorRecord(name=INPUT, dtype="float32", shape=(0, 3, *job.preprocessing.input_size)),
             output=TensorRecord(name=OUTPUTS[job.variant.task], dtype="float32", shape=(0, *built.reference.shape[1:])),
             preprocessing=_preprocessing(job.preprocessing),
             suspicions=built.suspicions,
-            weights=WeightsRecord(source=weights.source, sha256=weights.sha256, trained=weights.trained),
+            weights=WeightsRecord(
+                source=weights.source, sha256=weights.sha256, trained=weights.trained, network=weights.network
+            ),
         ),
         target=TargetRecord(name=job.target.name, platform=job.target.platform),
         modes=tuple(

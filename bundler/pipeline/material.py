@@ -46,8 +46,11 @@ def gather(job: BuildJob) -> Material:
         num_classes=job.num_classes,
         pictures=lambda: synthetic_pictures(job.preprocessing, count=INITIALIZATION_PICTURES, seed=job.seed).pictures,
         seed=job.seed,
+        cfg=job.cfg,
     )
     console.step(f"Weights: {weights.source}, {weights.num_classes} classes" + ("" if weights.trained else " (NOT TRAINED)"))
+    if weights.network is not None:
+        console.step(f"Network: {weights.network}")
     labelled: LabelledPictures | DetectionPictures | None = None
     training: LabelledPictures | DetectionPictures | None = None
     detector = job.variant.task == "detection"

@@ -40,7 +40,7 @@ def load_network(job: BuildJob, material: Material) -> Network:
         CheckpointError: the weights belong to another network.
     """
     parser = load_parser(job.variant)
-    options: dict[str, Any] = {"num_classes": material.weights.num_classes}
+    options: dict[str, Any] = {"num_classes": material.weights.num_classes, **material.weights.options}
     if job.variant.task == "detection":
         options["int8_scope"] = job.int8_scope
     return Network(parser=parser, options=options, float_model=parser(**options, weights=material.weights.state_dict))

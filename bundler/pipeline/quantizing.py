@@ -138,7 +138,8 @@ def _objective(job: BuildJob, material: Material, network: Network, test: Accura
 def checkpoint_of(job: BuildJob, material: Material) -> Path:
     """Return the file from which a training goes on, named after all that it depends on."""
     assert material.training is not None  # noqa: S101  the plan refuses int8-qat without data
-    choices = (job.int8_scope, job.recipe, job.target.quantization, job.preprocessing, job.seed)
+    network = sorted(material.weights.options.items())
+    choices = (job.int8_scope, job.recipe, job.target.quantization, job.preprocessing, job.seed, network)
     parts = [job.identifier, material.weights.sha256, material.training.sha256, *map(repr, choices)]
     folder = cache_directory() / "training"
     folder.mkdir(exist_ok=True)

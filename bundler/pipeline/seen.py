@@ -52,6 +52,6 @@ def look(graph: ExportedGraph, pictures: DetectionPictures, level: OptimizationL
 def guesses(rows: NDArray[np.float32], picture: DetectionPicture) -> Detections:
     """Return every box of an output for one picture, in shares of the picture's sides and cut off at its edges."""
     left, top, width, height = picture.frame
-    found = detect(rows, *RANKED)
+    found = detect(rows, *RANKED, multi_label=True)
     boxes = (found.boxes - (left, top) * 2) / ((width, height) * 2)
     return found._replace(boxes=boxes.clip(0, 1))

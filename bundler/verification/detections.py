@@ -22,16 +22,17 @@ class Detections(NamedTuple):
     boxes: NDArray[np.float64]
 
 
-def detect(rows: NDArray[np.float32], confidence: float, iou: float) -> Detections:
+def detect(rows: NDArray[np.float32], confidence: float, iou: float, *, multi_label: bool = False) -> Detections:
     """Read a detector's output for one picture [boxes, 5 + classes]; boxes come in pixels of the input.
 
-    A box counts for each class that scores above the confidence; of those of a class that overlap by more than `iou`, the best.
+    A box counts for its best class where that scores above the confidence, or with `multi_label` for each class that does; of
+    those of a class that overlap by more than `iou`, the best stays.
     """
-    return Detections(*_runner().detect(rows, confidence, iou))
+    return Detections(*_runner().detect(rows, confidence, iou, multi_label=multi_label))
 
 
 def shown(rows: NDArray[np.float32]) -> Detections:
-    """Return what a device shows where it is not told otherwise: confidence above 0.25, suppression at an IoU of 0.45."""
+    """Return what a device shows by default: each box for its best class above 0.25, suppressed at an IoU of 0.45."""
     runner = _runner()
     return detect(rows, runner.CONFIDENCE, runner.IOU)
 

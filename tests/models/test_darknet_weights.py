@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bundler.errors import CheckpointError
-from bundler.models.darknet_weights import DarknetLayer, read_darknet_weights
+from bundler.models.darknet_weights import DarknetLayer, darknet_classes, read_darknet_weights
 from bundler.models.registry import find_model, load_parser
 
 LAYERS = [
@@ -165,6 +165,31 @@ def test_an_oversized_file_says_how_much_is_left(left: int) -> None:
 def test_a_part_of_a_number_at_the_end_is_damage(left: int) -> None:
     with pytest.raises(CheckpointError, match=f"has {left} bytes left after the last layer, last.conv: it is damaged"):
         read(counting() + bytes(left))
+
+
+# Headers whose count of pictures has the other size
+
+
+@pytest.mark.parametrize(("minor", "layout"), [(0, "<iiiQ"), (1, "<iiiQ"), (2, "<iiiI"), (5, "<iiiI")])
+def test_the_length_tells_the_size_of_the_header(minor: int, layout: str, random_model: nn.Module) -> None:
+    loaded = read(struct.pack(layout, 0, minor, 0, 7) + numbers_of(random_model))
+    expected = random_model.state_dict()
+    assert all(torch.equal(loaded[key], expected[key]) for key in expected)
+
+
+def test_a_number_too_many_is_no_other_header(random_model: nn.Module) -> None:
+    with pytest.raises(CheckpointError, match="1 numbers left after the last layer"):
+        read(header(0, 1) + numbers_of(random_model) + b"\0\0\x80?")
+    with pytest.raises(CheckpointError, match="ends in the layer last"):
+        read(header(0, 2) + numbers_of(random_model)[:-4])
+
+
+def test_the_classes_that_fit_a_length() -> None:
+    content = header() + bytes(4 * (100 + 7 * 12))
+    assert darknet_classes(content, lambda classes: 100 + 7 * classes) == 12
+    assert darknet_classes(header(0, 1) + bytes(4 * 107), lambda classes: 100 + 7 * classes) == 1
+    assert darknet_classes(content[:-8], lambda classes: 100 + 7 * classes) is None
+    assert darknet_classes(b"", lambda classes: 100 + 7 * classes) is None
 
 
 # Files of another kind
