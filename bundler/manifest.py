@@ -490,7 +490,7 @@ class WheelRecord(_Record):
 
 
 class ImageRecord(_Record):
-    reference: str
+    reference: ImageReference
     digest: Annotated[ImageDigest, Field(description="of the image's configuration")]
     size: Annotated[int, Field(description="bytes of the unpacked layers")]
     base: Annotated[

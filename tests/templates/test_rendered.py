@@ -28,6 +28,7 @@ CONTEXT: dict[str, Any] = {
     "bundle": "mobilenet_v2-arm64-qnnpack",
     "model": {"name": "mobilenet_v2", "task": "classification"},
     "target": {"name": "arm64-qnnpack", "platform": "linux/arm64"},
+    "minimum": {"numpy": "1.24", "onnxruntime": "1.16.0"},
     "image": {"reference": "mobilenet_v2:arm64-qnnpack", "user": "10001:10001", "bundle_sha256": "0123456789abcdef" * 4},
     "runtime": {"python": "3.11", "requirements": ["numpy==2.4.6", "onnxruntime==1.32.0"]},
     "timeout_seconds": 1800,
@@ -343,7 +344,13 @@ def test_the_snippet_of_a_detector_maps_boxes_back(
 
 
 def test_the_requirements_are_pinned() -> None:
-    assert render("requirements.txt.j2") == "numpy==2.4.6\nonnxruntime==1.32.0\n"
+    assert render("requirements.txt.j2", minimum=None) == "numpy==2.4.6\nonnxruntime==1.32.0\n"
+
+
+def test_the_requirements_name_the_oldest_releases_and_what_was_verified() -> None:
+    text = render("requirements.txt.j2")
+    assert text.splitlines()[2:] == ["numpy>=1.24", "onnxruntime>=1.16.0"]
+    assert "numpy==2.4.6, onnxruntime==1.32.0" in text
 
 
 def test_the_dockerfile_ends_as_the_assembled_image_does() -> None:
