@@ -210,10 +210,14 @@ class OutputError(BundlerError):
 
 
 class OutOfSpaceError(OutputError):
+    """A full disk; `path` is a file or folder on it."""
+
     def __init__(self, path: str) -> None:
+        self.path = path
         super().__init__(
             f"the disk is full at {path}; nothing of an earlier bundle was changed",
-            next_step="Free some space (`docker system prune`, `--output` on another disk) and run the same command again.",
+            next_step="Free some space (`docker system prune`), or use another disk: --output DIR, XDG_CACHE_HOME=DIR for the "
+            "cache, TMPDIR=DIR for temporary files. Then run the same command again.",
         )
 
 

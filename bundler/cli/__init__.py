@@ -114,8 +114,8 @@ def main() -> None:
         sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001  here every failure becomes an exit code
         code = report(error, debug=debug)
-    for number in SIGNALS:  # nothing is left to be cleaned up
-        signal.signal(number, signal.SIG_DFL)
+    for number in SIGNALS:  # all is done, and reported
+        signal.signal(number, signal.SIG_IGN)
     _close_standard_streams()
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -163,8 +163,10 @@ def _errors_of_the_cache(folder: Path) -> Iterator[None]:
     """Say of the cache what the system says of a file in it."""
     try:
         yield
-    except (OutOfSpaceError, OutputError):
-        raise
+    except OutOfSpaceError as error:
+        if Path(error.path).is_relative_to(folder.parent):
+            raise OutOfSpaceError(str(folder.parent)) from error
+        raise  # of temporary files
     except OSError as error:
         raise OutputError(
             f"the cache {folder.parent} cannot be written to: {error.strerror}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from bundler.errors import ExportError
+from bundler.errors import ExportError, OutOfSpaceError
 from bundler.export.outputs import LogitsRounding
 from bundler.export.runtime_versions import OLDEST, RuntimeVersion, runtime_minimum
 from bundler.export.saturation import SaturationProof, prove_saturation
@@ -143,12 +144,17 @@ def _ensure_interface(path: Path, model: onnx.ModelProto, opset: int, output: st
 
 def _float_operators(path: Path) -> Counter[str]:
     """Count what ONNX Runtime computes in float, before and behind Quantize, in the graph as it will execute it."""
-    with tempfile.TemporaryDirectory(prefix="edge-bundler-") as folder:
+    with tempfile.TemporaryDirectory(prefix=".optimized-", dir=path.parent) as folder:  # TMPDIR may be small
         optimized = Path(folder) / "optimized.onnx"
         options = ort.SessionOptions()
         options.log_severity_level = 4  # it warns that the optimized file is for this machine only; it is read and thrown away
         options.optimized_model_filepath = str(optimized)
-        ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        try:
+            ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            if shutil.disk_usage(folder).free < path.stat().st_size:  # ONNX Runtime does not say so
+                raise OutOfSpaceError(str(path)) from error
+            raise
         graph = onnx.load(optimized).graph
     floats = {INPUT}
     counted: Counter[str] = Counter()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundler import console
-from bundler.errors import OutOfSpaceError, OutputError
+from bundler.errors import BundlerError, OutOfSpaceError, OutputError
 from bundler.interruption import shielded
 from bundler.locking import is_held, lock, try_lock
 
@@ -34,6 +34,7 @@ _SHORT_BYTES = 200
 # A folder of a build or a transaction is `.NAME-RANDOM.work`; older versions had `.NAME-RANDOM` and `.NAME-old-RANDOM`.
 _WORK = re.compile(r"\.(?P<name>.+)-[0-9a-f]{8}\.work", re.DOTALL)
 _OLDER_WORK = re.compile(r"\.(?P<name>.+?)(?:-old)?-[a-z0-9_]{8}", re.DOTALL)
+_FULL_BYTES = 4 << 20  # left on a disk that a graph did not fit on
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -52,7 +53,13 @@ def workshop(directory: Path) -> Iterator[Path]:
         raise _unwritable(directory.parent, error) from error
     recover(directory)
     with _work_folder(directory) as folder:
-        yield folder
+        try:
+            yield folder
+        except Exception as error:
+            said = isinstance(error, BundlerError) or (isinstance(error, OSError) and error.filename is not None)
+            if not said and _is_full(folder):  # ONNX Runtime and torch do not say so
+                raise OutOfSpaceError(str(directory.parent)) from error
+            raise
 
 
 def place(bundle: Path, directory: Path, *, archive: Path | None = None, archive_path: Path | None = None) -> None:
@@ -387,6 +394,10 @@ def _set_modes(bundle: Path) -> None:
     bundle.chmod(0o755)
     for path in bundle.rglob("*"):
         path.chmod(0o755 if path.is_dir() or path.name == "runner.py" else 0o644)
+
+
+def _is_full(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free < _FULL_BYTES
 
 
 def _write_out(path: Path) -> None:
