@@ -183,8 +183,10 @@ def _require_base(manifest: Manifest, target: TargetProfile, base_image: str | N
 
 def _reason_to_withhold(checked: CheckedBundle, engine: Engine | EngineUnavailableError, *, trust_bundle: bool) -> str:
     """Return why the bundle's runner may not be executed; empty where it may."""
-    ours = checked.digests["runner.py"] == sha256_of(resource("templates", "runner.py"))
-    if ours or trust_bundle or isinstance(engine, Engine):
+    if checked.digests["runner.py"] == sha256_of(resource("templates", "runner.py")):
+        return ""
+    console.warn("its runner.py is not the one of this version: the evidence is what that program says of itself")
+    if trust_bundle or isinstance(engine, Engine):
         return ""
     return (
         "no container engine answers, and the bundle's runner.py is not the one of this version; "
