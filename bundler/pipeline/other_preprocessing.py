@@ -58,7 +58,7 @@ def _normalised(current: Preprocessing, mean: Values, std: Values, channels: Cha
 
 
 def other_fits(current: Preprocessing) -> list[Other]:
-    """Return other ways to fit a picture into an input of the same size."""
+    """Return other ways to fit a picture into an input of the same size, other sizes of the current way first."""
     size = pixels_text(current.crop)
     larger = tuple(round(LARGER * side) for side in height_and_width(current.crop))
     resized = larger[0] if larger[0] == larger[1] else (larger[0], larger[1])
@@ -73,7 +73,8 @@ def other_fits(current: Preprocessing) -> list[Other]:
         Other(preprocessing=replace(current, fit=fit, resize=resize), options=options)  # type: ignore[arg-type]
         for fit, resize, options in candidates
     ]
-    return [other for other in others if other.preprocessing != current]
+    distinct = [other for other in others if other.preprocessing != current]
+    return sorted(distinct, key=lambda other: other.preprocessing.fit != current.fit)
 
 
 def renormalised(inputs: NDArray[np.float32], current: Preprocessing, other: Preprocessing) -> NDArray[np.float32]:
