@@ -54,6 +54,20 @@ def test_every_paper_is_written_and_covered_by_the_checksums(tmp_path: Path, man
         assert not re.search(r"\{\{|\{%|Undefined|\bNone\b", text), name
 
 
+def test_the_requirements_are_what_was_measured_and_name_what_was_verified(tmp_path: Path, manifest: Manifest) -> None:
+    """An exact version may not be made for the device's Python: onnxruntime 1.32.0 is not for Python 3.10."""
+    needed = ("1.17", "1.24")
+    modes = tuple(
+        mode.model_copy(update={"onnx": mode.onnx.model_copy(update={"onnxruntime_minimum": version})})
+        for mode, version in zip(manifest.modes, needed, strict=True)
+    )
+    papers = written(tmp_path / "bundle", manifest.model_copy(update={"modes": modes}))
+    lines = papers["requirements.txt"].splitlines()
+    assert [line for line in lines if not line.startswith("#")] == ["numpy>=1.22", "onnxruntime>=1.24"]
+    assert "onnxruntime==1.32.0" in lines[0]
+    assert "needs onnxruntime 1.24 or newer" in papers["README.md"]
+
+
 def test_the_same_manifest_gives_the_same_bytes(tmp_path: Path, manifest: Manifest) -> None:
     for name in ("one", "other"):
         written(tmp_path / name, manifest)

@@ -308,7 +308,49 @@ def test_a_python_started_by_another_program_is_not_called_native(bundle: TinyBu
     loader = next(Path("/lib64").glob("ld-linux*.so.*"), None) or next(Path("/lib").glob("ld-linux*.so.*"))
     done = bundle.run("probe", "--json", program=(str(loader), os.path.realpath(sys.executable)), PYTHONPATH=str(SITE_PACKAGES))
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["emulator"]["name"] == "unknown"
+    document = json.loads(done.stdout)
+    assert document["emulator"]["name"] == "unknown"
+    assert document["emulation"] == "unknown"
+    assert "which is not this Python" in document["emulation_reason"]
+
+
+def test_a_python_that_cannot_read_itself_does_not_tell_whether_the_cpu_is_emulated(bundle: TinyBundle, tmp_path: Path) -> None:
+    """Of a program that may be executed and not read, the kernel hides what it executes: nothing can be claimed."""
+    python = tmp_path / "python3"
+    shutil.copy(os.path.realpath(sys.executable), python)
+    python.chmod(0o111)
+    program = (str(python),)
+    if os.geteuid() == 0:  # root reads everything, unless it has lost its capabilities
+        setpriv = shutil.which("setpriv")
+        if setpriv is None:
+            pytest.skip("setpriv (util-linux) is not installed")
+        program = (setpriv, "--bounding-set=-all", "--inh-caps=-all", *program)
+    home = {"PYTHONHOME": sys.base_prefix, "PYTHONPATH": str(SITE_PACKAGES)}
+    done = bundle.run("probe", "--json", program=program, **home)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert (document["emulation"], document["emulator"]) == ("unknown", None)
+    assert "Permission denied" in document["emulation_reason"]
+    spoken = bundle.run("probe", program=program, **home)
+    assert "note: could not determine whether this CPU is emulated" in spoken.stderr
+    assert "this CPU is emulated (" not in spoken.stderr
+
+
+def test_an_onnxruntime_that_is_too_old_is_named_with_a_step_that_fits_this_python(bundle: TinyBundle) -> None:
+    bundle.configure({**bundle.config, "onnxruntime_minimum": "99.1", "python_minimum": "3.9"})
+    picture = bundle.root / "golden/inputs.npy"
+    for command in (("selftest",), ("run", "--mode", "fp32", str(picture))):
+        done = bundle.run(*command)
+        assert done.returncode == 4
+        assert f"needs onnxruntime ≥ 99.1, found {onnxruntime.__version__}" in done.stderr
+        assert "requirements.txt" in done.stderr
+    bundle.configure({**bundle.config, "python_minimum": "3.99"})
+    done = bundle.run("selftest")
+    assert done.returncode == 4
+    assert "use Python 3.99 or newer" in done.stderr
+    assert "requirements.txt" not in done.stderr
+    bundle.configure({**bundle.config, "onnxruntime_minimum": "1.9"})  # older than 1.17, though not as text
+    assert bundle.run("selftest").returncode == 0
 
 
 def test_the_probe_does_not_load_onnxruntime(bundle: TinyBundle, tmp_path: Path) -> None:

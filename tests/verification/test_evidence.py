@@ -31,6 +31,9 @@ def emulator(version: str) -> dict[str, Any]:
     return {"emulator": {"name": "qemu-aarch64", "version": version, "sha256": None}}
 
 
+UNKNOWN = {"emulation": "unknown", "emulation_reason": "no /proc", "emulator": None}
+
+
 def features(*names: str) -> dict[str, Any]:
     return {"cpu": {"model": "", "features": list(names)}}
 
@@ -65,6 +68,8 @@ def test_a_good_probe_is_trusted(changes: dict[str, Any], cpu: CpuProfile) -> No
         (emulator("9.2.4"), A53, "qemu-aarch64 9.2.4 is older than 10.0"),
         (emulator("unknown"), A53, "does not tell its version"),
         ({"emulator": None}, A53, "nothing emulates cortex-a53"),
+        (UNKNOWN, NATIVE, "could not be determined whether the CPU is emulated: no /proc"),
+        (UNKNOWN, A53, "could not be determined whether the CPU is emulated: no /proc"),
         ({}, NATIVE, "not native: qemu-aarch64"),
         (features("ASIMD"), A76, "not a cortex-a76: it lacks ASIMDDP, ASIMDHP"),
         (features("ASIMD", "ASIMDDP"), A53, "it has ASIMDDP"),
