@@ -324,7 +324,7 @@ def test_a_python_that_cannot_read_itself_does_not_tell_whether_the_cpu_is_emula
         setpriv = shutil.which("setpriv")
         if setpriv is None:
             pytest.skip("setpriv (util-linux) is not installed")
-        program = (setpriv, "--bounding-set=-all", "--inh-caps=-all", *program)
+        program = (setpriv, "--bounding-set=-all", "--inh-caps=-all", "env", *program)  # `env` has none any more
     home = {"PYTHONHOME": sys.base_prefix, "PYTHONPATH": str(SITE_PACKAGES)}
     done = bundle.run("probe", "--json", program=program, **home)
     assert done.returncode == 0, done.stderr
