@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -31,16 +30,19 @@ class _State:
         self.shields = 0
         self.waiting: int | None = None  # the signal that arrived behind a shield
         self.ending = False
+        self.on_give_up: Callable[[], None] = lambda: None
 
 
 _state = _State()
 
 
-def end_by_signals() -> None:
+def end_by_signals(on_give_up: Callable[[], None] = lambda: None) -> None:
     """From now on, the first of the signals raises InterruptedBySignal in the main thread, and later ones do nothing.
 
-    If the process is still there `CLEAN_UP_SECONDS` after the first one, it exits without further clean-up.
+    If the process is still there `CLEAN_UP_SECONDS` after the first one, `on_give_up` is called in another thread, and it exits
+    without further clean-up.
     """
+    _state.on_give_up = on_give_up
     for number in SIGNALS:
         ignored = signal.getsignal(number) is signal.SIG_IGN  # by nohup, or by a shell for what it starts in the background
         if not ignored or number == signal.SIGTERM:
@@ -80,6 +82,7 @@ def _handle(number: int, _frame: FrameType | None) -> None:
 
 
 def _give_up(number: int) -> None:
-    sys.stderr.write("\n! clean-up did not end in time; `bundler doctor --clean` removes what is left\n")
-    sys.stderr.flush()
-    os._exit(128 + number)
+    try:
+        _state.on_give_up()
+    finally:
+        os._exit(128 + number)

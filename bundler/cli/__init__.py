@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from bundler.cli.failures import NOBODY_READS, report
+from bundler.cli.failures import NOBODY_READS, report, say_given_up
 from bundler.interruption import SIGNALS, end_by_signals
 
 __all__ = ["main"]
@@ -109,7 +109,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack any character, and must not stop us
     debug = "--debug" in sys.argv[1:2]
     try:
-        end_by_signals()
+        end_by_signals(say_given_up)
         code: Any = cli.main(standalone_mode=False)
         sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001  here every failure becomes an exit code

@@ -13,7 +13,7 @@ import click
 from bundler.errors import BundlerError, OutOfSpaceError, OutputError
 from bundler.interruption import InterruptedBySignal
 
-__all__ = ["INCOMPLETE", "NOBODY_READS", "report"]
+__all__ = ["INCOMPLETE", "NOBODY_READS", "report", "say_given_up"]
 
 INCOMPLETE = 3  # done, but something could not be run here
 INTERRUPTED = 128 + signal.SIGINT
@@ -49,6 +49,13 @@ def report(error: BaseException, *, debug: bool) -> int:
         "This was not foreseen. `bundler --debug …` shows where it happened; please report it with that.",
     )
     return 1
+
+
+def say_given_up() -> None:
+    """Say that a command which was told to end does so without having cleaned up."""
+    from bundler import console  # noqa: PLC0415  as above
+
+    console.error("the clean-up did not end in time", "`bundler doctor --clean` removes what is left.")
 
 
 def _signalled(error: BaseException) -> int | None:

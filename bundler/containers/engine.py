@@ -96,6 +96,8 @@ def asked(
     worker = _started(request, answers)
     try:
         answer = next_from(engine, answers, until=time.monotonic() + seconds)
+    except EngineSilentError:
+        raise
     except TimeoutError as error:
         engine.silent.set()
         raise _silent(seconds) from error

@@ -419,4 +419,5 @@ def _write_out_folder(folder: Path) -> None:
 def _unwritable(folder: Path, error: OSError) -> OutputError:
     if error.errno in _FULL_DISK:
         return OutOfSpaceError(str(folder))
-    return OutputError(f"{folder} cannot be written to: {error.strerror}", next_step="Give another place with --output DIR.")
+    reason = f"{error.filename} is no folder" if isinstance(error, FileExistsError) else error.strerror
+    return OutputError(f"{folder} cannot be written to: {reason}", next_step="Give another place with --output DIR.")
