@@ -81,6 +81,18 @@ def test_preprocessing_is_told_in_one_line() -> None:
     assert text(fit="letterbox", resize=(64, 96), crop=(64, 96)) == f"letterboxed into 64x96 {values}"
 
 
+def test_what_a_detectors_file_says_is_written_where_there_is_something(tmp_path: Path) -> None:
+    manifest = read_manifest(DATA)
+    assert (manifest.model.class_names, manifest.model.weights.network) == (None, None)
+    weights = manifest.model.weights.model_copy(update={"network": "activations as the checkpoint names them: 57 ReLU"})
+    model = manifest.model.model_copy(update={"class_names": ("cat", "dog"), "weights": weights})
+    told = manifest.model_copy(update={"model": model})
+    write_manifest(told, tmp_path / "manifest.json")
+    assert read_manifest(tmp_path) == told
+    document = json.loads((tmp_path / "manifest.json").read_bytes())
+    assert list(jsonschema.Draft202012Validator(json.loads(json_schema())).iter_errors(document)) == []
+
+
 def test_the_schema_accepts_a_manifest_and_finds_what_is_wrong_with_others(document: dict[str, Any]) -> None:
     schema = json.loads(json_schema())
     jsonschema.Draft202012Validator.check_schema(schema)

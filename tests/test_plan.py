@@ -99,3 +99,13 @@ def test_a_name_that_no_registry_takes_is_refused(given: str) -> None:
     with pytest.raises(BundlerError, match="--tag must be the name of an image") as caught:
         plan(tag=given)
     assert caught.value.exit_code == 2
+
+
+def test_a_cfg_is_for_darknets_networks() -> None:
+    assert plan("yolov4", cfg=Path("mine.cfg")).cfg == Path("mine.cfg")
+    assert plan("yolov3").cfg is None
+    for model in ("yolov5n", "resnet18"):
+        with pytest.raises(BundlerError, match=f"--cfg describes a network of Darknet's, and {model} is none") as refusal:
+            plan(model, cfg=Path("mine.cfg"))
+        assert "yolov3 and yolov4" in refusal.value.next_step
+        assert refusal.value.exit_code == 2

@@ -78,7 +78,7 @@ def release_raw_maps(path: Path, output: str) -> None:
     graph = _Graph(model.graph)
     for last in list(graph.decoded(output)):
         product = graph.product_in_integers(last, "Conv")
-        if product is not None:
+        if product is not None and graph.is_read_once(last.input[0]):  # or it is a backbone's map, which goes on in integers
             graph.replace_by_sums(product, last)
     remove_unread(model.graph)
     onnx.save(model, path)
@@ -109,6 +109,9 @@ class _Graph:
         operands = [self.producers.get(name) for name in product.input[:2]] if product is not None else []
         in_integers = all(operand is not None and operand.op_type == "DequantizeLinear" for operand in operands)
         return product if product is not None and product.op_type == op_type and in_integers else None
+
+    def is_read_once(self, name: str) -> bool:
+        return sum(name in node.input for node in self.graph.node) == 1
 
     def decoded(self, output: str) -> Iterator[onnx.NodeProto]:
         """Find the Dequantizes from which an output is computed in float."""

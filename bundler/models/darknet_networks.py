@@ -9,6 +9,7 @@ from bundler.models.activations import leaky_relu
 from bundler.models.darknet_architecture import DarknetArchitecture
 from bundler.models.darknet_cfg import DarknetSection, parse_cfg
 from bundler.models.detector import BOX
+from bundler.models.detector_file import MOST_ANCHORS, MOST_CLASSES
 
 __all__ = ["DarknetNetwork", "read_cfg"]
 
@@ -302,11 +303,11 @@ def _head(section: DarknetSection) -> Head:
     classes, count = section.integer("classes", 20), section.integer("num", 1)
     flat = section.numbers("anchors")
     mask = section.integers("mask") or tuple(range(max(min(count, len(flat)), 0)))
-    if classes < 1:
-        raise section.error("classes", f"classes={classes} leaves nothing to detect")
+    if not 1 <= classes <= MOST_CLASSES:
+        raise section.error("classes", f"classes={classes} is not between 1 and {MOST_CLASSES}")
     if len(flat) != 2 * count or min(flat, default=0) <= 0:
         raise section.error("anchors", f"{len(flat)} numbers are no widths and heights above 0 of num={count} anchors")
-    if not mask or not all(0 <= number < count for number in mask):
+    if not 1 <= len(mask) <= MOST_ANCHORS or not all(0 <= number < count for number in mask):
         raise section.error("mask", f"mask={section.text('mask', '')[:40]} does not choose among num={count} anchors")
     return section, (classes, tuple((flat[2 * number], flat[2 * number + 1]) for number in mask))
 

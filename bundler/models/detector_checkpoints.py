@@ -57,7 +57,8 @@ class Architecture:
             )
         self.num_classes = found.num_classes
         self.options = {"architecture": found.architecture}
-        self.network = f"as {source} says: {_described(found.architecture)}"
+        height, width = found.size
+        self.network = f"as {source} says: {_described(found.architecture)}; its input has {width}x{height} pixels"
 
     @property
     def classes(self) -> int:
@@ -114,9 +115,13 @@ def read_darknet(content: bytes, known: Architecture, *, source: str) -> Detecto
     except CheckpointError as error:
         if fitting in {None, classes}:
             raise
+        misfit = error.message.removeprefix(f"the checkpoint {source} ")
         raise CheckpointError(
-            f"{error.message}; it is as long as weights with {fitting} classes are, and {classes} were asked for",
-            next_step=f"Give --num-classes {fitting}, or leave the option out: the number follows from the file's length.",
+            f"the checkpoint {source} is as long as weights with {fitting} classes are, and {classes} were asked for, "
+            f"with which it {misfit}",
+            next_step=f"Give --num-classes {fitting}, or leave the option out: the number follows from the file's length."
+            if known.network is None
+            else f"Give the cfg with which these weights were trained: it has classes={fitting}.",
         ) from error
     assumed = (
         f"activations, anchors and scale_x_y are not in a .weights file: those of the published {known.variant.name}.cfg are "

@@ -11,7 +11,11 @@ from torch import Tensor
 from bundler.errors import CheckpointError
 from bundler.models.detector import BOX
 
-__all__ = ["DetectorFile", "agreed_classes"]
+__all__ = ["MOST_ANCHORS", "MOST_CLASSES", "DetectorFile", "agreed_classes"]
+
+# What a file may ask for; a few bytes could ask for any number.
+MOST_ANCHORS = 16  # of a cell; published networks have 3
+MOST_CLASSES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +41,13 @@ def agreed_classes(found: int, asked: int | None, *, anchors: int, source: str) 
     """Return the number of classes of a file.
 
     Raises:
-        CheckpointError: another one was asked for.
+        CheckpointError: another one was asked for, or there are more than `MOST_CLASSES`.
     """
+    if found > MOST_CLASSES:
+        raise CheckpointError(
+            f"the checkpoint {source} has heads for {found:,} classes; up to {MOST_CLASSES:,} are built",
+            next_step="Give the checkpoint of a detector; this one is damaged, or of another network.",
+        )
     if asked is not None and asked != found:
         raise CheckpointError(
             f"the checkpoint {source} has {found} classes, and {asked} were asked for: each of its detection convolutions has "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -57,8 +58,9 @@ def items_of(value: object) -> dict[str, object]:
 
 
 def text_of(value: object) -> str:
-    """Return a name of the file's in one short printable line."""
-    return "".join(character if character.isprintable() else "?" for character in str(value)[:100])
+    """Return a name or value of the file's in one short printable line, however deep it is nested."""
+    text = value if isinstance(value, str) else reprlib.repr(value)
+    return "".join(character if character.isprintable() else "?" for character in text[:100])
 
 
 def _attributes(value: Object) -> dict[str, object]:

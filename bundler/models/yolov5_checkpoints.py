@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bundler.errors import CheckpointError
 from bundler.models.activations import ACTIVATIONS, describe_activations, leaky_relu
-from bundler.models.detector_file import DetectorFile, agreed_classes
+from bundler.models.detector_file import MOST_ANCHORS, DetectorFile, agreed_classes
 from bundler.models.inert_pickle import Object, UnreadableError
 from bundler.models.module_tensors import Payload
 from bundler.models.pickled_modules import PickledModule, is_module, items_of, pickled_modules, text_of
@@ -203,11 +203,15 @@ def _read(
     _refuse_other_anchors(tensors, source)
     _refuse_other_size(own, name, source)
     anchors = own[ANCHORS].shape[1]
+    if not 1 <= anchors <= MOST_ANCHORS or own[ANCHORS].shape[2] != 2:
+        raise DifferentModuleError(f"its anchors have shape {list(own[ANCHORS].shape)}, not [3, 1 to {MOST_ANCHORS}, 2]")
     architecture = YoloV5Architecture(release=release, norm_eps=norm_eps, anchors=anchors)
     with torch.device("meta"):
         plain: Any = build(num_classes=num_classes or 80, architecture=architecture)
     found = plain.classes_in({key: tuple(value.shape) for key, value in own.items()})
-    classes = agreed_classes(found, num_classes, anchors=anchors, source=source) if found else num_classes or 80
+    if found is None:
+        raise DifferentModuleError(f"its heads have no channels for {anchors} anchors and as many classes each")
+    classes = agreed_classes(found, num_classes, anchors=anchors, source=source)
     said = "SiLU is assumed for every activation, which a state dict does not name"
     if modules:
         with torch.device("meta"):
@@ -282,7 +286,7 @@ def _activation(modules: Mapping[str, PickledModule], block: str, source: str) -
         if name in ACTIVATIONS:
             return name
     raise CheckpointError(
-        f"the checkpoint {source} has the activation {text_of(module.kind)} ({block}.act), which cannot be built for INT8",
+        f"the checkpoint {source} has the activation {text_of(str(module.kind))} ({block}.act), which cannot be built for INT8",
         next_step=_OTHER_ACTIVATION,
     )
 

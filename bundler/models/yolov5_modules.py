@@ -66,7 +66,7 @@ def refuse_other_modules(built: nn.Module, modules: Mapping[str, PickledModule],
             raise DifferentModuleError(f"{path} is missing")  # a BatchNorm may be fused into its convolution
     stride = modules[HEAD].attributes.get("stride") if HEAD in modules else None
     if payload is not None and isinstance(stride, Object):
-        strides = tuple(payload.tensor(stride, f"{HEAD}.stride").float().flatten().tolist())
+        strides = tuple(payload.tensor(stride, f"{HEAD}.stride").flatten()[:4].tolist())
         if strides != tuple(map(float, YoloV5.strides)):
             raise DifferentModuleError(f"{HEAD} (Detect) has strides {strides}, where it has {YoloV5.strides}")
 

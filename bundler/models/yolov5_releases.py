@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bundler.models.inert_pickle import Global
-from bundler.models.pickled_modules import PickledModule
+from bundler.models.pickled_modules import PickledModule, text_of
 from bundler.models.yolov5 import Release
 
 __all__ = ["DifferentModuleError", "release_in", "without_older_modules", "without_older_names"]
@@ -94,6 +94,8 @@ def without_older_modules(modules: Mapping[str, PickledModule]) -> dict[str, Pic
     """
     rewritten = dict(modules)
     for path, module in modules.items():
+        if path not in rewritten:
+            continue  # a part of one that was rewritten
         match module.kind.name:
             case "Focus" if path == "model.0":
                 _rewrite_focus(rewritten)
@@ -110,7 +112,7 @@ def _rewrite_focus(modules: dict[str, PickledModule]) -> None:
         raise DifferentModuleError("model.0 is a Focus without a convolution")
     for name, value in _FOCUS.items():
         if (found := convolution.attributes.get(name, value)) != value:
-            raise DifferentModuleError(f"model.0.conv.conv has {name} {found}, a Focus has {value}")
+            raise DifferentModuleError(f"model.0.conv.conv has {name} {text_of(found)}, a Focus has {value}")
     inputs = convolution.attributes.get("in_channels")
     changed = {"in_channels": inputs // 4 if isinstance(inputs, int) else inputs}
     changed |= {"kernel_size": (6, 6), "stride": (2, 2), "padding": (2, 2)}
@@ -121,11 +123,12 @@ def _rewrite_focus(modules: dict[str, PickledModule]) -> None:
 
 
 def _rewrite_pooling(modules: dict[str, PickledModule], path: str) -> None:
-    pools = [modules.pop(f"{path}.m.{name}") for name in modules[f"{path}.m"].children] if f"{path}.m" in modules else []
+    names = modules[f"{path}.m"].children if f"{path}.m" in modules else ()
+    pools = [modules.pop(f"{path}.m.{name}") for name in names if f"{path}.m.{name}" in modules]
     sizes = tuple(pool.attributes.get("kernel_size") for pool in pools)
     paddings = tuple(pool.attributes.get("padding") for pool in pools)
     if sizes != (5, 9, 13) or paddings != (2, 4, 6) or any(pool.attributes.get("stride") != 1 for pool in pools):
-        raise DifferentModuleError(f"{path} is an SPP over {sizes} cells, not over (5, 9, 13) with stride 1")
+        raise DifferentModuleError(f"{path} is an SPP over {text_of(sizes)} cells, not over (5, 9, 13) with stride 1")
     modules[f"{path}.m"] = pools[0]
     modules[path] = replace(modules[path], kind=Global("models.common", "SPPF"))
 

@@ -73,15 +73,16 @@ def _load_unless_fused(model: nn.Module, state_dict: Mapping[str, Tensor], *, is
     """Load a checkpoint of the plain model; return True, with nothing loaded, for one of the fused model."""
     given: Shapes = {key: tuple(value.shape) for key, value in state_dict.items()}
     plain = _shapes(model)
+    classes_in: Callable[[Shapes], int | None] = getattr(model, "classes_in", lambda _: None)  # a detector's
     if _same_keys(plain, given):
-        _refuse_other_shapes(plain, given)
+        _refuse_other_shapes(plain, given, classes_in(given))
         model.load_state_dict(dict(state_dict))
         return False
     twin = copy.deepcopy(model).train(is_qat)
     cast("Quantizable", twin).fuse_model(is_qat=is_qat)
     fused = _shapes(twin)
     if _same_keys(fused, given):
-        _refuse_other_shapes(fused, given)
+        _refuse_other_shapes(fused, given, classes_in(given))
         return True
     raise _foreign(plain, fused, given)
 
@@ -96,7 +97,8 @@ def _same_keys(expected: Shapes, given: Shapes) -> bool:
     return not missing and not given.keys() - expected.keys()
 
 
-def _refuse_other_shapes(expected: Shapes, given: Shapes) -> None:
+def _refuse_other_shapes(expected: Shapes, given: Shapes, detected: int | None) -> None:
+    """Refuse other shapes; `detected` is the number of classes of a detector's heads, None for other models."""
     wrong = [key for key in expected if key in given and expected[key] != given[key]]
     if not wrong:
         return
@@ -108,6 +110,8 @@ def _refuse_other_shapes(expected: Shapes, given: Shapes) -> None:
     # Only the last layer differs (its weight and bias): another number of classes, the commonest case of all.
     head = list(expected)[-1].rpartition(".")[0]
     only_head = {key.rpartition(".")[0] for key in wrong} == {head}
+    if detected is not None and all(expected[key][1:] == given[key][1:] for key in wrong):  # its heads, one for each scale
+        classes, only_head = detected, True
     raise CheckpointError(
         f"the checkpoint's shapes do not fit: {lines}{more}",
         next_step=f"If it was trained for {classes} classes, add `--num-classes {classes}`."

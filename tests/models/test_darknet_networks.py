@@ -136,6 +136,8 @@ def test_more_or_fewer_anchors_of_each_scale() -> None:
         ("[upsample]", "[reorg]", r"layer 118 is \[reorg\], where yolov4 has \[upsample\]"),
         ("classes=80", "classes=80\nnew_coords=1", "new_coords=1 in layer 139 is not built"),
         ("classes=80", "classes=79", r"filters=255 before a \[yolo\] section, and 3 masks x \(5 \+ 79 classes\) are 252"),
+        ("classes=80", "classes=999999999", "classes=999999999 is not between 1 and 10000"),
+        ("mask = 0,1,2", "mask = 0" + ",0" * 16, "does not choose among num=9"),
         ("num=9", "num=8", "18 numbers are no widths and heights above 0 of num=8 anchors"),
         ("mask = 0,1,2", "mask = 0,1,9", "mask=0,1,9 does not choose among num=9"),
         ("scale_x_y = 1.2", "scale_x_y = nan", "scale_x_y=nan is no number"),
@@ -215,8 +217,9 @@ def test_the_number_of_classes_follows_from_the_length_and_what_is_assumed_is_sa
 def test_a_cfg_with_another_number_of_classes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.cfg").write_text(PLAIN["yolov3"](classes=4))
     path = weights_of(tmp_path, 61_570_957 + 3 * 5385)
-    with pytest.raises(CheckpointError, match="as long as weights with 3 classes are, and 4 were asked for"):
+    with pytest.raises(CheckpointError, match="as long as weights with 3 classes are, and 4 were asked for") as refusal:
         load(path, "yolov3", cfg=tmp_path / "mine.cfg")
+    assert refusal.value.next_step == "Give the cfg with which these weights were trained: it has classes=3."
     with pytest.raises(CheckpointError, match=r"mine\.cfg has classes=4, and --num-classes is 3"):
         load(path, "yolov3", cfg=tmp_path / "mine.cfg", num_classes=3)
     with pytest.raises(CheckpointError, match=r"nothing\.cfg cannot be read: No such file"):

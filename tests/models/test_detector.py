@@ -9,16 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 
+from bundler.errors import CheckpointError
 from bundler.export.onnx_export import export_onnx
 from bundler.models.detector import BOX, Detector, darknet_layers
+from bundler.models.initialization import random_state_dict
 from bundler.models.specs import Int8Scope
 from bundler.models.yolov3 import YoloV3
 from bundler.models.yolov4 import YoloV4
-from bundler.models.yolov5 import QuantizableYoloV5, YoloV5, yolov5n
+from bundler.models.yolov5 import QuantizableYoloV5, YoloV5, YoloV5Architecture, yolov5n, yolov5s
 from bundler.quantization import calibrate, convert, quantized_engine
 from bundler.targets import TargetProfile, find_target
 
@@ -132,6 +135,63 @@ def test_each_scope_on_each_target(
         assert {"Mul", "Sigmoid"} <= graph.float_operators.keys() <= {"Add", "Exp", "Mul", "Sigmoid", "Pow", "Sub"}
         assert graph.dequantize_nodes >= 3
     assert graph.output_step is None  # the output is float: one scale over pixels and probabilities would erase the latter
+
+
+@pytest.mark.parametrize("activation", ["ReLU", "LeakyReLU(0.1)", "Hardswish", "Mish", "Identity"])
+def test_each_activation_has_an_int8_form(activation: str, calibration: Tensor, golden: Tensor, tmp_path: Path) -> None:
+    """Also of the backbone alone, whose maps go on in INT8 and in float at once."""
+    target = find_target("x86")
+    options = {"num_classes": CLASSES, "architecture": YoloV5Architecture(release=5, activations=(activation,) * 59)}
+    weights = random_state_dict(lambda: yolov5n(**options), calibration, seed=0)
+    prepared = yolov5n(weights=weights, **options, quantize=True, target=target.quantization)
+    calibrate(prepared, [calibration])
+    converted = convert(prepared, target.quantization)
+    with quantized_engine(target.quantization.engine):
+        graph = export_onnx(
+            converted,
+            golden[:2],
+            tmp_path / "int8.onnx",
+            opset=13,
+            task="detection",
+            quantized=True,
+            float_layers=prepared.float_convolutions(),
+        )
+    session = onnxruntime.InferenceSession(str(graph.path), providers=["CPUExecutionProvider"])
+    (given,) = session.run(None, {session.get_inputs()[0].name: golden[:2].numpy()})
+    with torch.no_grad():
+        expected = yolov5n(weights=weights, **options).eval()(golden[:2]).numpy()
+    noise = ((given - expected)[..., :4] ** 2).sum()
+    assert 10 * np.log10((expected[..., :4] ** 2).sum() / noise) > 15
+
+
+def test_activations_are_as_many_as_blocks_and_have_a_name() -> None:
+    model = YoloV5(1 / 3, 0.25, CLASSES, YoloV5Architecture(activations=("Mish", *["ReLU"] * 55, "LeakyReLU(0.2)")))
+    acts = [block.act for block in model.blocks().values()]
+    assert [type(act) for act in (acts[0], acts[1], acts[-1])] == [nn.Mish, nn.ReLU, nn.LeakyReLU]
+    assert acts[-1].negative_slope == 0.2
+    with pytest.raises(ValueError, match="zip"):
+        YoloV5(1 / 3, 0.25, CLASSES, YoloV5Architecture(activations=("ReLU",) * 56))
+    with pytest.raises(ValueError, match="no activation is called 'GELU'"):
+        YoloV5(1 / 3, 0.25, CLASSES, YoloV5Architecture(activations=("GELU",) * 57))
+
+
+@pytest.mark.parametrize("make", [lambda classes: YoloV5(1 / 3, 0.25, classes), YoloV3, YoloV4])
+def test_the_heads_tell_the_number_of_classes(make: Callable[[int], Detector]) -> None:
+    with torch.device("meta"):
+        model, other = make(80), make(3)
+    shapes = {key: tuple(value.shape) for key, value in other.state_dict().items()}
+    assert model.classes_in(shapes) == 3
+    assert model.classes_in({}) is None
+    assert model.anchors_per_cell() == 3
+
+
+def test_a_state_dict_with_other_classes_is_refused_with_their_number() -> None:
+    with pytest.raises(CheckpointError, match="shapes do not fit") as refusal:
+        yolov5n(weights=yolov5n(num_classes=3).state_dict())
+    assert "--num-classes 3" in refusal.value.next_step
+    with pytest.raises(CheckpointError, match="shapes do not fit") as refusal:
+        yolov5s(weights=yolov5n().state_dict())
+    assert "--num-classes" not in refusal.value.next_step
 
 
 def test_the_boxes_are_never_quantized() -> None:

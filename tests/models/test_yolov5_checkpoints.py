@@ -259,6 +259,53 @@ def test_an_older_network_that_is_not_the_releases_is_refused(
         read({"model": network})
 
 
+def nested(model: Any, _: ModuleType) -> None:
+    deep: Any = ()
+    for _ in range(50):
+        deep = (deep, deep)
+    model.model[5].conv.dilation = deep
+
+
+def pools(model: Any, plain: ModuleType) -> None:
+    model.model[9].__class__ = plain.SPP
+    model.model[9].m = nn.ModuleList([plain.SPP(4, 4)])
+
+
+def itself(model: Any, _: ModuleType) -> None:
+    model.model[2].m.add_module("again", model.model)
+
+
+@pytest.mark.parametrize("change", [nested, pools, itself])
+def test_a_file_that_nobody_would_write_is_refused(
+    change: Callable[[Any, ModuleType], None], plain: ModuleType, read: Callable[..., LoadedWeights]
+) -> None:
+    network = plain.DetectionModel(7)
+    change(network, plain)
+    with pytest.raises(CheckpointError) as refusal:
+        read({"model": network})
+    assert len(refusal.value.message) < 400
+
+
+@pytest.mark.parametrize(
+    ("anchors", "channels", "message"),
+    [
+        (torch.zeros(1).expand(3, 10**6, 2), 24, r"its anchors have shape \[3, 1000000, 2\]"),
+        (torch.ones(3, 3, 5), 24, r"its anchors have shape \[3, 3, 5\]"),
+        (torch.ones(3, 3, 2), 25, "no channels for 3 anchors"),
+        (torch.ones(3, 3, 2), 3 * 10**6, "heads for 999,995 classes; up to 10,000 are built"),
+    ],
+)
+def test_a_file_cannot_ask_for_a_network_without_bounds(
+    anchors: Tensor, channels: int, message: str, plain: ModuleType, read: Callable[..., LoadedWeights]
+) -> None:
+    state_dict = plain.DetectionModel(7).state_dict()
+    state_dict["model.24.anchors"] = anchors
+    for index in range(3):
+        state_dict[f"model.24.m.{index}.weight"] = torch.zeros(1).expand(channels, 1, 1, 1)
+    with pytest.raises(CheckpointError, match=message):
+        read(state_dict)
+
+
 def test_another_size_is_named(plain: ModuleType, read: Callable[..., LoadedWeights]) -> None:
     for payload in ({"model": plain.DetectionModel(7, width=0.5)}, plain.DetectionModel(7, width=0.5).state_dict()):
         with pytest.raises(CheckpointError, match="is of a yolov5s, not of a yolov5n") as refusal:
