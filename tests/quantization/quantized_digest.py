@@ -17,7 +17,7 @@ from bundler.targets import find_target
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
-    return hashlib.sha256(b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors)).hexdigest()
+    return hashlib.sha256(b"".join(tensor.detach().contiguous().numpy().tobytes() for tensor in tensors)).hexdigest()
 
 
 def integers(converted: torch.nn.Module) -> Iterable[Tensor]:
