@@ -224,6 +224,13 @@ class TrainingRecord(_Record):
     score_before: float
     scores: tuple[float, ...]
     best_epoch: Annotated[int, Field(description="whose weights these are; 0 where none was better than before")]
+    numerics: Annotated[
+        dict[str, str],
+        Field(
+            description="settings of the build machine on which the last bits of the trained weights, and so the INT8 file, "
+            "depend: they choose the order in which float32 values are summed. int8-ptq, computed in float64, depends on none"
+        ),
+    ] = {}
 
 
 class RecoveryRecord(_Record):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bundler.models.detector import BOX, Detector
+from bundler.quantization.precision import double_precision
 
 __all__ = ["random_state_dict"]
 
@@ -30,16 +31,18 @@ def random_state_dict(build: Callable[[], nn.Module], pictures: Tensor, *, seed:
         pictures: float32 [N, 3, H, W], normalised, N ≥ 8; BatchNorm's statistics and the outputs' spread come from them.
         seed: of the weights; the caller's random state is left as it was.
     """
-    with torch.random.fork_rng(devices=[]):
+    pictures = pictures.double()
+    with torch.random.fork_rng(devices=[]), double_precision():  # the same numbers on every machine
         torch.manual_seed(seed)
-        model = build()
+        model = build().double()
         _calm_convolutions(model)
         _take_batch_statistics(model, pictures)
-    if isinstance(model, Detector):
-        for layer in model.prediction_layers():
-            _spread_predictions(layer, model, pictures)
-    else:
-        _spread_classifier(model, pictures)
+        if isinstance(model, Detector):
+            for layer in model.prediction_layers():
+                _spread_predictions(layer, model, pictures)
+        else:
+            _spread_classifier(model, pictures)
+        model.float()
     return {key: value.clone() for key, value in model.state_dict().items()}
 
 

@@ -221,6 +221,7 @@ def _training(job: BuildJob, material: Material, done: training.TrainingRecord) 
         score_before=done.score_before,
         scores=done.scores,
         best_epoch=done.best_epoch,
+        numerics=dict(done.numerics),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import count
@@ -33,7 +34,7 @@ from bundler.pipeline.network import Network, load_network
 from bundler.pipeline.quantizing import QuantizedModel, calibrated, trained
 from bundler.pipeline.recovery import Attempt, recover
 from bundler.plan import BuildJob
-from bundler.quantization import LayerNoise, measure_layers, quantized_engine
+from bundler.quantization import LayerNoise, double_precision, measure_layers, quantized_engine
 from bundler.targets import OptimizationLevel
 
 __all__ = ["BuiltMode", "BuiltModes", "QuantizedMode", "build_modes"]
@@ -82,7 +83,9 @@ def build_modes(job: BuildJob, material: Material, staging: Path) -> BuiltModes:
     """
     network = load_network(job, material)
     golden = torch.from_numpy(material.golden)
-    reference = _outputs(network.float_model, golden)
+    exact = copy.deepcopy(network.float_model)
+    with double_precision(exact):  # rounded to float32: the same numbers on every machine
+        reference = _outputs(exact, golden.double()).astype(np.float32)
     require_informative(job.variant.name, reference)
     test, modes = None, dict[Mode, BuiltMode]()
     suspicions: tuple[str, ...] = ()

@@ -87,8 +87,6 @@ def trained(job: BuildJob, material: Material, network: Network, test: AccuracyT
     reference = network.prepared(weights, profile)
     checkpoint = checkpoint_of(job, material)
     console.step(f"Training for INT8 on {len(pictures)} pictures, {job.recipe.epochs} epochs")
-    if checkpoint.exists():
-        console.detail(f"going on from {checkpoint}")
     measure = "boxes as FP32's" if isinstance(objective, Detection) else "top-1"
     total = job.recipe.epochs * math.ceil(len(pictures) / job.recipe.batch_size)
     with console.progress("training", total) as advance:

@@ -8,6 +8,7 @@ from bundler.quantization.equalization import equalize_channels
 from bundler.quantization.float_layers import FloatBlock, find_float_blocks, with_float_blocks
 from bundler.quantization.fusion import fuse_modules
 from bundler.quantization.noise import LayerNoise, measure_layers
+from bundler.quantization.precision import double_precision
 from bundler.quantization.preparation import load_fuse_prepare
 from bundler.quantization.qconfig import get_platform_aware_qconfig
 from bundler.quantization.replacing import make_quantizable
@@ -27,6 +28,7 @@ __all__ = [
     "calibrate",
     "convert",
     "count_layers",
+    "double_precision",
     "equalize_channels",
     "find_float_blocks",
     "fuse_modules",

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bundler.quantization.precision import double_precision
+
 __all__ = ["Stream", "channel_streams", "equalize_channels"]
 
 PASSING = {  # operators with f(s x) = s f(x) for s > 0, channel by channel
@@ -91,6 +93,8 @@ class Stream:
 def equalize_channels(model: nn.Module, batches: Iterable[Tensor]) -> int:
     """Equalize a float model in place, before its layers are fused; it computes what it did, up to rounding in float.
 
+    Sizes and factors are computed in float64, and the weights rounded to float32 at the end.
+
     Args:
         model: in eval mode.
         batches: pictures that show how large each channel becomes, float32 [N, 3, H, W].
@@ -99,10 +103,11 @@ def equalize_channels(model: nn.Module, batches: Iterable[Tensor]) -> int:
         How many streams were equalized.
     """
     pictures = list(batches)
-    streams = channel_streams(model, pictures[0][:1])
-    sizes = _measure(model, pictures, {index for stream in streams for index in stream.operators})
-    for stream in streams:
-        stream.divide(_factors(stream, sizes))
+    with double_precision(model):
+        streams = channel_streams(model, pictures[0][:1].double())
+        sizes = _measure(model, pictures, {index for stream in streams for index in stream.operators})
+        for stream in streams:
+            stream.divide(_factors(stream, sizes))
     return len(streams)
 
 
@@ -243,9 +248,10 @@ class _Sizes(TorchDispatchMode):
 def _measure(model: nn.Module, batches: Sequence[Tensor], operators: set[int]) -> dict[int, Tensor]:
     sizes = _Sizes(operators)
     for batch in batches:
+        pictures = batch.double()
         sizes.begin()
         with torch.no_grad(), sizes:
-            model(batch)
+            model(pictures)
     return sizes.largest
 
 

@@ -27,11 +27,11 @@ LARGEST = 127  # of a symmetric int8 weight
 
 
 def round_for_inputs(layer: Layer, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return a layer's weights as multiples of their scales, in their own shape, and the scales, float32 [O].
+    """Return a layer's weights as multiples of their scales, in their own shape, and the scales [O], each a float32 value.
 
     Args:
-        layer: with its float weights.
-        x: what it will be given, float32 [N, C, H, W] or [N, C].
+        layer: with its float weights, as float64.
+        x: what it will be given, float64 [N, C, H, W] or [N, C].
         generator: draws positions in the pictures, of which neighbours tell nearly the same.
     """
     rows = _rows(layer, x, generator)
@@ -58,13 +58,14 @@ def _rows(layer: Layer, x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _rounded(layer: Layer, grams: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weights as multiples of their scales, and the scales, float32 [O]."""
+    """Return the weights as multiples of their scales, and the scales [O]."""
     weight = layer.weight.detach()
     rows = weight.permute(0, 2, 3, 1).flatten(1) if weight.ndim == 4 else weight
     paired = not (isinstance(layer, nn.Conv2d) and is_depthwise(layer))
     scale = (rows.abs().amax(1) / LARGEST).clamp(min=torch.finfo(torch.float32).eps)
     if paired:
         scale = _within_sums(rows, scale)
+    scale = scale.float().double()  # as the device has it
     groups = len(grams)
     integers = _compensated(rows.unflatten(0, (groups, -1)), scale.unflatten(0, (groups, -1)), grams, paired=paired)
     integers = integers.flatten(0, 1)
@@ -89,11 +90,11 @@ def _compensated(rows: Tensor, scale: Tensor, grams: Tensor, *, paired: bool) ->
     matrix as F·D·Fᵀ, F upper triangular with a diagonal of ones, a column takes over the earlier errors times its column of F.
     `rows` is [groups, outputs, K], `scale` [groups, outputs], `grams` [groups, K, K].
     """
-    damped = grams.double()
+    damped = grams.clone()
     diagonal = damped.diagonal(dim1=1, dim2=2)
     diagonal.add_(DAMPING * diagonal.mean(1, keepdim=True).clamp(min=1e-8))
     root = torch.linalg.cholesky(damped.flip(1, 2)).flip(1, 2)
-    feedback = (root / root.diagonal(dim1=1, dim2=2).unsqueeze(1)).float()
+    feedback = root / root.diagonal(dim1=1, dim2=2).unsqueeze(1)
     integers, errors = torch.empty_like(rows), torch.empty_like(rows)
     before = torch.zeros_like(scale)
     for start in range(0, rows.shape[2], BLOCK):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.ao.nn.quantized import QFunctional
 
 from bundler.quantization.outputs import output_layers
+from bundler.quantization.precision import double_precision
 from bundler.quantization.rounding import product
 
 __all__ = ["LayerNoise", "measure_layers"]
@@ -53,6 +54,7 @@ class _Power:
 def measure_layers(reference: nn.Module, converted: nn.Module, batches: Iterable[Tensor]) -> tuple[LayerNoise, ...]:
     """Run both on the same pictures and compare what each layer gives; the engine that converted must be set.
 
+    The reference computes in float64.
     Of the layers that give the outputs, the sums are compared, as the exported graph gives them (`bundler.export.outputs`).
 
     Args:
@@ -76,15 +78,16 @@ def measure_layers(reference: nn.Module, converted: nn.Module, batches: Iterable
     ]
     hooks += [originals[name].register_forward_hook(_keep(name, expected)) for name in layers]
     try:
-        with torch.inference_mode(), _not_observing(reference):
-            for batch in batches:
-                expected.clear()
-                outputs.clear()
-                reference(batch)
+        for batch in batches:
+            expected.clear()
+            outputs.clear()
+            with double_precision(reference), torch.inference_mode(), _not_observing(reference):
+                reference(batch.double())
+            with torch.inference_mode():
                 converted(batch)
-                for name, results in outputs.items():
-                    for before, after in zip(expected.get(name, ()), results, strict=False):
-                        powers.setdefault(name, _Power()).add(before, after)
+            for name, results in outputs.items():
+                for before, after in zip(expected.get(name, ()), results, strict=False):
+                    powers.setdefault(name, _Power()).add(before, after)
     finally:
         for hook in hooks:
             hook.remove()
@@ -127,7 +130,9 @@ def _keep(name: str, store: dict[str, list[Tensor]], *, summed: bool = False) ->
 
 
 def _sums(layer: Any, x: Tensor) -> Tensor:
-    return product(layer, x.dequantize(), layer.weight().dequantize(), layer.bias())
+    bias = layer.bias()
+    weight, double_bias = layer.weight().dequantize().double(), None if bias is None else bias.double()
+    return product(layer, x.dequantize().double(), weight, double_bias)
 
 
 def _weight_sqnr_db(original: nn.Module, layer: Any) -> float | None:

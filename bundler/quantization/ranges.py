@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.ao.quantization.observer import HistogramObserver
 
+from bundler.quantization.precision import double_precision
 from bundler.targets import Ranges
 
-__all__ = ["RANGE_OBSERVERS", "EntropyObserver", "MinMaxRangeObserver", "PercentileObserver"]
+__all__ = ["RANGE_OBSERVERS", "EntropyObserver", "MinMaxRangeObserver", "PercentileObserver", "SquaredErrorObserver"]
 
 CUT = 1e-4  # share of the values that a percentile leaves out, half of them at each end
 CANDIDATES = 96  # ranges that are tried for the smallest divergence, from all of the histogram down to an eighth of it
@@ -28,6 +29,20 @@ class MinMaxRangeObserver(HistogramObserver):
 
     def _non_linear_param_search(self) -> Range:
         return self.min_val, self.max_val
+
+
+class SquaredErrorObserver(HistogramObserver):
+    """Torch's own search, with its sums in float64: in float32 they depend on the CPU, and with them where the search ends."""
+
+    def _non_linear_param_search(self) -> Range:
+        counts = self.histogram
+        self.histogram = counts.double()
+        try:
+            with double_precision():
+                low, high = super()._non_linear_param_search()
+        finally:
+            self.histogram = counts
+        return low.to(self.min_val.dtype), high.to(self.min_val.dtype)
 
 
 class PercentileObserver(HistogramObserver):
@@ -81,7 +96,7 @@ def _divergence(histogram: Tensor, low: int, high: int, levels: int) -> float:
 
 RANGE_OBSERVERS: dict[Ranges, Any] = {
     "minmax-ranges": MinMaxRangeObserver,
-    "mse-ranges": HistogramObserver,
+    "mse-ranges": SquaredErrorObserver,
     "percentile-ranges": PercentileObserver,
     "entropy-ranges": EntropyObserver,
 }

@@ -1,12 +1,13 @@
 """Weights rounded layer after layer, each for what the layers before it, rounded already, will give it on a device.
 
-The network runs once, with every picture twice: in float, and as all that has been rounded so far makes of it. A layer is
-rounded when the pictures reach it (GPTQ), and its bias takes up what then still differs on average: of the rounding of its own
-weights, and of everything before it (Nagel et al. 2019, arXiv:1906.04721, section 4.2, on measured means).
+The network runs twice: in float, for the mean of each output channel, and as all that has been rounded so far makes of it. A
+layer is rounded when the pictures reach it (GPTQ), and its bias takes up what then still differs on average: of the rounding of
+its own weights, and of everything before it (Nagel et al. 2019, arXiv:1906.04721, section 4.2, on measured means).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ from torch.ao.quantization import ObserverBase, QConfig
 from torch.ao.quantization.observer import PerChannelMinMaxObserver
 
 from bundler.quantization.gptq import Layer, round_for_inputs
+from bundler.quantization.precision import double_precision
 
 __all__ = ["count_layers", "product", "round_weights"]
 
 PIXELS = 64 * 224 * 224  # of the pictures that run at once, so that larger ones do not need more memory
+AT_ONCE = 8  # pictures in one convolution
 LEVELS = (0, 255)  # of quint8, which is what every activation becomes
 
 
@@ -61,27 +64,34 @@ def round_weights(
         on_layer: called when a layer is done.
     """
     pictures = torch.cat(list(batches))
-    pictures = pictures[: max(PIXELS // pictures[0, 0].numel(), 1)]
+    pictures = pictures[: max(PIXELS // pictures[0, 0].numel(), 1)].double()
     generator = torch.Generator().manual_seed(seed)
     done: dict[Layer, _Rounded] = {}
 
     def run(layer: Layer, x: Tensor) -> Tensor:
-        exact, given = x.chunk(2)
-        wanted = product(layer, exact, layer.weight, layer.bias)
-        if layer not in done:
-            done[layer] = _round(layer, given, wanted, generator if compensated else None, corrected=corrected)
-            on_layer()
-        return torch.cat([wanted, product(layer, given, done[layer].weight, done[layer].bias)])
+        if layer in done:  # a layer that runs more than once, with one set of weights
+            return _products(layer, x, done[layer].weight, done[layer].bias)
+        weight, scale = round_for_inputs(layer, x, generator) if compensated else (_nearest(layer), None)
+        outputs, bias = _products(layer, x, weight, layer.bias), layer.bias
+        if layer in wanted and bias is not None:
+            missing = wanted[layer] - _channel_means(outputs)
+            bias = bias + missing
+            outputs += missing.reshape(-1, *[1] * (outputs.ndim - 2))
+        done[layer] = _Rounded(weight=weight, bias=bias, scale=scale)
+        on_layer()
+        return outputs
 
-    with _side_by_side(prepared, run), torch.no_grad():
-        prepared(torch.cat([pictures, pictures]))
+    with double_precision(prepared), torch.no_grad():
+        wanted = _wanted_means(prepared, pictures) if corrected else {}
+        with _replaced(prepared, run, _quantized):
+            prepared(pictures)
     for layer, rounded in done.items():
         if layer.bias is not None and rounded.bias is not None:
-            layer.bias.data = rounded.bias
+            layer.bias.data = rounded.bias.float()
         if rounded.scale is not None:
-            layer.weight.data = rounded.weight
+            layer.weight.data = rounded.weight.float()
             qconfig = cast("QConfig", layer.qconfig)
-            pinned = QConfig(activation=qconfig.activation, weight=_Pinned.with_args(scale=rounded.scale))
+            pinned = QConfig(activation=qconfig.activation, weight=_Pinned.with_args(scale=rounded.scale.float()))
             layer.qconfig = pinned  # type: ignore[assignment]
 
 
@@ -104,12 +114,14 @@ def _layers(model: nn.Module) -> Iterator[Layer]:
 
 
 @contextmanager
-def _side_by_side(prepared: nn.Module, run: Callable[[Layer, Tensor], Tensor]) -> Iterator[None]:
-    """Let layers do as `run` does, and observers round the second half of a batch instead of learning from it."""
+def _replaced(
+    prepared: nn.Module, run: Callable[[Layer, Tensor], Tensor], observe: Callable[[ObserverBase, Tensor], Tensor]
+) -> Iterator[None]:
+    """Let layers do as `run` does, and observers as `observe` does instead of learning."""
     observers = [module for module in prepared.modules() if isinstance(module, ObserverBase)]
     layers = list(_layers(prepared))
     for observer in observers:
-        observer.forward = partial(_observed, observer)  # type: ignore[method-assign]
+        observer.forward = partial(observe, observer)  # type: ignore[method-assign]
     for layer in layers:
         layer.forward = partial(run, layer)  # type: ignore[method-assign]
     try:
@@ -119,33 +131,54 @@ def _side_by_side(prepared: nn.Module, run: Callable[[Layer, Tensor], Tensor]) -
             del module.forward
 
 
-def _observed(observer: Any, x: Tensor) -> Tensor:
-    exact, given = x.chunk(2)
-    scale, zero_point = observer.calculate_qparams()
-    return torch.cat([exact, torch.fake_quantize_per_tensor_affine(given, scale, zero_point.int(), *LEVELS)])
+def _wanted_means(prepared: nn.Module, pictures: Tensor) -> dict[Layer, Tensor]:
+    """Return the mean of each output channel [O] of each layer, the first time that it runs, as the float network has it."""
+    sums: dict[Layer, Tensor] = {}
+    for batch in pictures.split(AT_ONCE):
+        seen: set[Layer] = set()
+
+        def run(layer: Layer, x: Tensor, *, seen: set[Layer] = seen, share: float = len(batch) / len(pictures)) -> Tensor:
+            outputs = product(layer, x, layer.weight, layer.bias)
+            if layer not in seen:
+                sums[layer] = sums.get(layer, torch.zeros(())) + share * _channel_means(outputs)
+                seen.add(layer)
+            return outputs
+
+        with _replaced(prepared, run, lambda _observer, x: x):
+            prepared(batch)
+    return sums
 
 
-def _round(layer: Layer, given: Tensor, wanted: Tensor, generator: torch.Generator | None, *, corrected: bool) -> _Rounded:
-    if generator is not None:
-        weight, scale = round_for_inputs(layer, given, generator)
-    else:
-        weight, scale = _nearest(layer), None
-    bias = layer.bias
-    if corrected and bias is not None:
-        missing = wanted - product(layer, given, weight, bias)
-        bias = bias + (missing.mean((0, 2, 3)) if missing.ndim == 4 else missing.mean(0))
-    return _Rounded(weight=weight, bias=bias, scale=scale)
+def _channel_means(outputs: Tensor) -> Tensor:
+    """Return the means [O] of outputs [N, O, H, W] or [N, O]."""
+    return outputs.mean((0, 2, 3)) if outputs.ndim == 4 else outputs.mean(0)
+
+
+def _quantized(observer: Any, x: Tensor) -> Tensor:
+    scale, zero_point = copy.deepcopy(observer).float().calculate_qparams()  # as torch's conversion will have them
+    return torch.fake_quantize_per_tensor_affine(x, float(scale), int(zero_point), *LEVELS)
+
+
+def _products(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return a layer's product, a few pictures at a time: convolutions in float64 copy what each output is computed from."""
+    first = product(layer, x[:AT_ONCE], weight, bias)
+    outputs = first.new_empty(len(x), *first.shape[1:])
+    outputs[:AT_ONCE] = first
+    for start in range(AT_ONCE, len(x), AT_ONCE):
+        outputs[start : start + AT_ONCE] = product(layer, x[start : start + AT_ONCE], weight, bias)
+    return outputs
 
 
 def _nearest(layer: Layer) -> Tensor:
     """Return the weight as torch's conversion will round it."""
     observer: Any = cast("QConfig", layer.qconfig).weight()
-    observer(layer.weight)
+    weight = layer.weight.detach().float()
+    observer(weight)
     scale, zero_point = observer.calculate_qparams()
     limits = torch.iinfo(torch.int8)
     if len(scale) == 1:
-        return torch.fake_quantize_per_tensor_affine(layer.weight, scale, zero_point.int(), limits.min, limits.max)
-    return torch.fake_quantize_per_channel_affine(layer.weight, scale, zero_point.int(), 0, limits.min, limits.max)
+        return torch.fake_quantize_per_tensor_affine(weight, scale, zero_point.int(), limits.min, limits.max).double()
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero_point.int(), 0, limits.min, limits.max).double()
 
 
 def product(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

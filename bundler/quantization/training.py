@@ -1,4 +1,4 @@
-"""Quantization-aware training: a prepared network learns to live with INT8, and can be stopped and resumed at any step."""
+"""Quantization-aware training: a prepared network learns to live with INT8, and can be stopped anywhere and resumed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,13 +19,19 @@ from torch import Tensor, nn
 from torch.ao.nn.intrinsic.qat import freeze_bn_stats
 from torch.ao.quantization import disable_observer, enable_observer
 
+import bundler
+from bundler import console
 from bundler.errors import TrainingError
+from bundler.quantization.interruption import Interruptions
+from bundler.quantization.numerics import training_numerics
+from bundler.quantization.training_checkpoint import read_checkpoint, write_checkpoint
 from bundler.recipe import TrainingRecipe
 
 __all__ = ["Objective", "Pictures", "TrainingProgress", "TrainingRecord", "train"]
 
 SAVE_SECONDS = 120.0  # what a crash may cost at most
 CALIBRATION_BATCHES = 8  # before the first step, so that ranges fit from the start
+THEN = " then "  # between the settings of a machine before and after a training went on
 GRADIENT_NORM = 1.0  # of all gradients together: a fake quantization at its edge can give large ones
 
 
@@ -77,6 +84,7 @@ class TrainingRecord:
     score_before: float
     scores: tuple[float, ...]
     best_epoch: int
+    numerics: Mapping[str, str]  # settings of the machine on which the last bits of the weights depend
 
 
 def train(
@@ -92,8 +100,10 @@ def train(
 ) -> TrainingRecord:
     """Train a network that `load_fuse_prepare` prepared for QAT, in place; afterwards it is the one of the best epoch.
 
-    A checkpoint is written after every epoch, every two minutes, and when it is interrupted; where `checkpoint` exists, the
-    training goes on from there and ends with the same weights as one that was never stopped.
+    A checkpoint is written after every epoch, every two minutes, and when it is interrupted, always of the state between two
+    steps; a signal that arrives within a step waits for its end. Where `checkpoint` exists, the training goes on from there
+    and ends with the same weights as one that was never stopped. A damaged file, or one of another training or version, is set
+    aside, and the training begins anew.
 
     Args:
         prepared: fake-quantized, in train mode.
@@ -106,38 +116,45 @@ def train(
         on_epoch: called after every epoch with its number, from 1 (0: before the first), and the score.
 
     Raises:
-        TrainingError: the checkpoint is of another training or damaged; the loss is not finite any more.
+        TrainingError: the checkpoint cannot be read or set aside; the loss is not finite any more.
     """
     torch.manual_seed(seed)
     steps = math.ceil(len(pictures) / recipe.batch_size)
     optimizer = torch.optim.SGD(_groups(prepared, recipe), lr=recipe.learning_rate, momentum=recipe.momentum)
     state = _State(fingerprint=_fingerprint(prepared, pictures, objective.validation, recipe, seed))
-    if checkpoint.exists():
-        state.load(checkpoint, prepared, optimizer)
-    else:
-        state.calibrate(prepared, pictures, recipe)
-        state.consider(prepared, _score(prepared, objective, frozen=False), epoch=0)
-        on_epoch(0, state.scores[0])
-    clock = _Clock(left=(recipe.epochs - state.epoch) * steps - state.step)
-    try:
-        while state.epoch < recipe.epochs:
-            _freeze(prepared, state.epoch, recipe)
-            order = seed * 1_000_003 + state.epoch
-            for batch in pictures.batches(recipe.batch_size, seed=order, skip=state.step):
-                _set_learning_rate(optimizer, recipe, (state.epoch * steps + state.step) / (recipe.epochs * steps))
-                loss, score = _step(prepared, objective, optimizer, *map(torch.from_numpy, batch))
-                state.count(loss, score, len(batch[0]))
-                report(state.progress(steps, clock.tick()))
-                if clock.is_time_to_save():
+    with _restored_threads():
+        if state.load(checkpoint, prepared, optimizer):
+            console.detail(f"going on from {checkpoint}: epoch {state.epoch + 1}, after {state.step} of {steps} steps")
+        else:
+            state.calibrate(prepared, pictures, recipe)
+            state.consider(prepared, _score(prepared, objective, frozen=False), epoch=0)
+            on_epoch(0, state.scores[0])
+        clock = _Clock(left=(recipe.epochs - state.epoch) * steps - state.step)
+        with Interruptions() as interruptions:
+            try:
+                while state.epoch < recipe.epochs:
+                    _freeze(prepared, state.epoch, recipe)
+                    order = seed * 1_000_003 + state.epoch
+                    for batch in pictures.batches(recipe.batch_size, seed=order, skip=state.step):
+                        _set_learning_rate(optimizer, recipe, (state.epoch * steps + state.step) / (recipe.epochs * steps))
+                        with state.changing():
+                            loss, score = _step(prepared, objective, optimizer, *map(torch.from_numpy, batch))
+                            state.count(loss, score, len(batch[0]))
+                        report(state.progress(steps, clock.tick()))
+                        if clock.is_time_to_save():
+                            state.save(checkpoint, prepared, optimizer)
+                        interruptions.allowed()
+                    with interruptions.at_once():
+                        reached = _score(prepared, objective, frozen=state.epoch + 1 > recipe.observers_epochs)
+                    with state.changing():
+                        state.consider(prepared, reached, epoch=state.epoch + 1)
+                        state.next_epoch()
+                    on_epoch(state.epoch, state.scores[-1])
                     state.save(checkpoint, prepared, optimizer)
-            frozen = state.epoch + 1 > recipe.observers_epochs
-            state.consider(prepared, _score(prepared, objective, frozen=frozen), epoch=state.epoch + 1)
-            state.next_epoch()
-            on_epoch(state.epoch, state.scores[-1])
-            state.save(checkpoint, prepared, optimizer)
-    except KeyboardInterrupt:
-        state.save(checkpoint, prepared, optimizer)
-        raise
+                    interruptions.allowed()
+            except KeyboardInterrupt:
+                state.save(checkpoint, prepared, optimizer)
+                raise
     prepared.load_state_dict(state.best)
     prepared.eval()
     return TrainingRecord(
@@ -146,7 +163,18 @@ def train(
         score_before=state.scores[0],
         scores=tuple(state.scores[1:]),
         best_epoch=state.best_epoch,
+        numerics=state.numerics,
     )
+
+
+@contextmanager
+def _restored_threads() -> Iterator[None]:
+    """Give torch back the threads that it had: a training that goes on takes as many as it was begun with."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _State:
@@ -160,6 +188,15 @@ class _State:
         self.scores: list[float] = []
         self.best: Mapping[str, Tensor] = {}
         self.best_epoch = 0
+        self.numerics = training_numerics()
+        self.whole = True
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Mark what must happen as a whole: where it is left half-way, there is nothing to save."""
+        self.whole = False
+        yield
+        self.whole = True
 
     def calibrate(self, model: nn.Module, pictures: Pictures, recipe: TrainingRecipe) -> None:
         """Show some pictures to the observers, so that training starts from ranges that fit."""
@@ -197,28 +234,36 @@ class _State:
         )
 
     def save(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        temporary = path.with_name(f"{path.name}.new")
-        networks = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
-        torch.save({**vars(self), **networks}, temporary)
-        temporary.replace(path)
+        """Write a checkpoint; within a step, the one from before it stays."""
+        if self.whole:
+            networks = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
+            write_checkpoint(path, {**vars(self), **networks})
 
-    def load(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        try:
-            stored: dict[str, Any] = torch.load(path, weights_only=True)
-            fingerprint = stored["fingerprint"]
-        except Exception as error:
-            raise TrainingError(
-                f"the checkpoint {path} cannot be read: {str(error).splitlines()[0]}", next_step="Remove it to train anew."
-            ) from error
-        if fingerprint != self.fingerprint:
-            raise TrainingError(
-                f"the checkpoint {path} belongs to another training: the model, its weights, the pictures or the recipe differ",
-                next_step="Remove it to train anew, or train with what it was begun with.",
-            )
+    def load(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+        """Go on from a checkpoint, with as many threads; return False where there is none that can be used."""
+        stored = read_checkpoint(path, fingerprint=self.fingerprint)
+        if stored is None:
+            return False
         model.load_state_dict(stored.pop("model"))
         optimizer.load_state_dict(stored.pop("optimizer"))
         torch.set_rng_state(stored.pop("random"))
+        here = self.numerics
         vars(self).update(stored)
+        torch.set_num_threads(int(self.numerics["threads"].rpartition(THEN)[2]))
+        self._note_changes({**here, "threads": str(torch.get_num_threads())})
+        return True
+
+    def _note_changes(self, here: Mapping[str, str]) -> None:
+        """Record where this process computes with other settings than the one that wrote the checkpoint."""
+        before = {name: value.rpartition(THEN)[2] for name, value in self.numerics.items()}
+        changed = sorted(name for name in before.keys() | here.keys() if before.get(name) != here.get(name))
+        if changed:
+            console.warn(
+                f"the training was begun with other settings ({', '.join(changed)}): its result differs in the last bits from "
+                "one that was never interrupted"
+            )
+        for name in changed:
+            self.numerics[name] = f"{self.numerics.get(name, '')}{THEN}{here.get(name, '')}"
 
 
 class _Clock:
@@ -253,7 +298,8 @@ def _groups(model: nn.Module, recipe: TrainingRecipe) -> list[dict[str, Any]]:
 
 
 def _fingerprint(model: nn.Module, pictures: Pictures, validation: Pictures, recipe: TrainingRecipe, seed: int) -> str:
-    digest = hashlib.sha256(json.dumps([asdict(recipe), seed, pictures.sha256, validation.sha256]).encode())
+    parts = [asdict(recipe), seed, pictures.sha256, validation.sha256, bundler.__version__, str(torch.__version__)]
+    digest = hashlib.sha256(json.dumps(parts).encode())
     for key, value in model.state_dict().items():
         digest.update(key.encode())
         digest.update(value.detach().clone().numpy().tobytes())  # shared with numpy, a buffer could not be resized

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +25,7 @@ from bundler.pipeline.objectives import Classification
 from bundler.quantization import convert, quantized_engine
 from bundler.quantization import training as module
 from bundler.quantization.training import TrainingProgress, TrainingRecord, train
+from bundler.quantization.training_checkpoint import read_checkpoint, write_checkpoint
 from bundler.recipe import TrainingRecipe
 from bundler.targets import TargetProfile, find_target
 
@@ -65,6 +71,10 @@ def objective(teacher: nn.Module, labelled: InMemory) -> Classification:
 
 def prepared(weights: Mapping[str, Tensor], target: TargetProfile) -> nn.Module:
     return mobilenet_v2(weights=weights, num_classes=10, quantize=True, is_qat=True, target=target.quantization)
+
+
+class _EnoughError(Exception):
+    pass
 
 
 Train = Callable[..., tuple[nn.Module, TrainingRecord]]
@@ -161,13 +171,91 @@ def test_a_crash_loses_no_more_than_the_time_between_two_checkpoints(run: Train,
     assert seen[0] == 3  # the second step was saved
 
 
-def test_another_training_and_a_damaged_file_are_refused_by_name(run: Train, whole: Whole, tmp_path: Path) -> None:
+@pytest.mark.parametrize("problem", ["torn", "a bit", "empty", "another recipe", "another version"])
+def test_a_checkpoint_that_cannot_be_used_is_set_aside_and_training_starts_over(
+    problem: str, run: Train, whole: Whole, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = bytearray(whole[3].read_bytes())
+    if problem == "torn":
+        del content[len(content) // 2 :]
+    elif problem == "a bit":
+        content[len(content) // 2] ^= 1
+    elif problem == "empty":
+        content.clear()
+    elif problem == "another version":
+        monkeypatch.setattr("bundler.__version__", "0.0.1")
+    (tmp_path / "training.pt").write_bytes(content)
+    seen: list[tuple[int, int]] = []
+    recipe = replace(RECIPE, epochs=2)
+    with pytest.raises(_EnoughError):
+        run(recipe=recipe if problem == "another recipe" else RECIPE, report=lambda now: _first(seen, now))
+    assert seen == [(1, 1)]
+    assert (tmp_path / "training.pt.unused").read_bytes() == content
+    reason = "it belongs to another training" if problem.startswith("another") else "it is damaged"
+    assert f"training.pt is not used: {reason}" in " ".join(capsys.readouterr().err.split())
+
+
+def _first(seen: list[tuple[int, int]], progress: TrainingProgress) -> None:
+    """Note where a training began, and stop it."""
+    seen.append((progress.epoch, progress.step))
+    raise _EnoughError
+
+
+def test_with_other_settings_it_goes_on_with_as_many_threads_and_a_warning(
+    run: Train, whole: Whole, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copy(whole[3], tmp_path)
-    with pytest.raises(TrainingError, match=r"training\.pt belongs to another training"):
-        run(recipe=replace(RECIPE, epochs=2))
-    (tmp_path / "training.pt").write_bytes(b"half a file")
-    with pytest.raises(TrainingError, match=r"training\.pt cannot be read"):
-        run()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        _, record = run()
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
+    assert record == whole[1]
+    assert record.numerics["threads"] == str(threads)
+    assert "other settings" not in capsys.readouterr().err
+    monkeypatch.setattr("bundler.quantization.numerics._cpu", lambda: "another CPU")
+    _, record = run()
+    assert record.numerics["cpu"].endswith(" then another CPU")
+    assert "begun with other settings (cpu)" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounting a small disk needs root")
+def test_a_full_disk_leaves_the_checkpoint_that_was_there_and_the_training_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "training.pt"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path)], check=True)
+    try:
+        assert write_checkpoint(path, {"fingerprint": "a", "step": 1})
+        assert not write_checkpoint(path, {"fingerprint": "a", "step": 2, "model": torch.rand(1_000_000)})
+        assert read_checkpoint(path, fingerprint="a") == {"fingerprint": "a", "step": 1}
+        assert [item.name for item in tmp_path.iterdir()] == ["training.pt"]
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+    assert "No space left on device" in " ".join(capsys.readouterr().err.split())
+
+
+def test_interrupted_anywhere_it_ends_with_the_bits_of_one_that_was_not(tmp_path: Path) -> None:
+    """By SIGKILL or SIGINT: while it reads, within a step, between the optimizer and the record of it, while it saves."""
+    program = Path(__file__).with_name("interrupted_trainings.py")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    output = subprocess.run(
+        [sys.executable, "-W", "ignore", str(program), str(tmp_path)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=600,
+    ).stdout
+    answers = json.loads(output)
+    _, digest, _, _ = answers.pop("never")
+    assert len(answers) == 12
+    for name, (ended, reached, begun, left) in answers.items():
+        assert ended == (-signal.SIGKILL if name.startswith("SIGKILL") else 130), name
+        assert reached == digest, name
+        assert begun > [1, 1], name  # it went on from a checkpoint
+        assert left == [f"{name.partition(' ')[2]}.pt"], name  # no half-written file
 
 
 def test_a_finished_training_is_not_repeated(run: Train, whole: Whole, tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""A program for tests: quantizes a small network, and prints a digest of its random weights and one of what INT8 holds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bundler.datasets import Preprocessing, synthetic_pictures
+from bundler.models.initialization import random_state_dict
+from bundler.models.mobilenet_v3 import mobilenet_v3_small
+from bundler.quantization import calibrate, convert, equalize_channels, round_weights
+from bundler.targets import find_target
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    return hashlib.sha256(b"".join(tensor.detach().contiguous().numpy().tobytes() for tensor in tensors)).hexdigest()
+
+
+def integers(converted: torch.nn.Module) -> Iterable[Tensor]:
+    """Yield the integers of each layer's weights, its bias, and all scales and zero points."""
+    modules: list[Any] = list(converted.modules())
+    for module in modules:
+        if callable(getattr(module, "weight", None)):
+            weight = module.weight()
+            yield from (weight.int_repr(), weight.q_per_channel_scales(), module.bias())
+        if hasattr(module, "scale"):
+            yield torch.tensor([float(module.scale), float(module.zero_point)], dtype=torch.float64)
+
+
+def main() -> None:
+    small = Preprocessing(resize=32, crop=32, interpolation="bilinear")
+    pictures = torch.from_numpy(synthetic_pictures(small, count=8, seed=1).pictures)
+    profile = find_target("x86").quantization
+    weights = random_state_dict(lambda: mobilenet_v3_small(num_classes=10), pictures, seed=0)
+    model = mobilenet_v3_small(weights=weights, num_classes=10)
+    equalize_channels(model, pictures.split(4))
+    for ranges in ("minmax-ranges", "mse-ranges"):
+        target = profile.refined(ranges)
+        prepared = mobilenet_v3_small(weights=model.state_dict(), num_classes=10, quantize=True, target=target)
+        calibrate(prepared, pictures.split(4))
+        round_weights(prepared, [pictures])
+        print(ranges, digest(weights.values()), digest(integers(convert(prepared, target))))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
