@@ -37,6 +37,7 @@ class BuildJob:
     modes: tuple[Mode, ...]
     int8_scope: Int8Scope
     weights: str
+    weights_key: str | None
     num_classes: int | None
     preprocessing: Preprocessing
     calibration: CalibrationRequest
@@ -72,6 +73,7 @@ def plan_build(
     modes: tuple[str, ...],
     int8_scope: Int8Scope | None,
     weights: str,
+    weights_key: str | None = None,
     num_classes: int | None,
     input_size: int | None,
     calibration: CalibrationRequest,
@@ -117,6 +119,11 @@ def plan_build(
             f"an input of {input_size} pixels is too small for {model}",
             next_step=f"Give --input-size {SMALLEST_INPUT} or more.",
         )
+    if weights_key is not None and weights in ("auto", "pretrained", "random"):
+        raise ImpossibleRequestError(
+            f"--weights-key chooses among the weights in a file, and --weights is {weights}",
+            next_step="Leave --weights-key out, or give --weights FILE.",
+        )
     usual = DETECTORS if variant.task == "detection" else CLASSIFIERS
     fewest = 1 if variant.task == "detection" else 2
     if num_classes is not None and num_classes < fewest:
@@ -138,6 +145,7 @@ def plan_build(
         modes=chosen,
         int8_scope=int8_scope or variant.int8_scopes[0],
         weights=weights,
+        weights_key=weights_key,
         num_classes=num_classes,
         preprocessing=Preprocessing(
             resize=input_size or variant.resize,

@@ -36,7 +36,12 @@ __all__ = ["command"]
     default="auto",
     show_default=True,
     metavar="WEIGHTS",
-    help="auto, pretrained, random, or a .pth, .pt, .safetensors or .weights file.",
+    help="auto, pretrained, random, or a file of weights: torch.save, safetensors, Darknet, or an archive with one.",
+)
+@click.option(
+    "--weights-key",
+    metavar="NAME",
+    help="Which weights of a file that holds several: a key or a prefix, such as ema or student.",
 )
 @click.option(
     "--calibration", type=click.Path(path_type=Path), metavar="DIR", help="Folder of pictures, flat or one sub-folder a class."
@@ -62,7 +67,12 @@ __all__ = ["command"]
     type=click.FloatRange(min=0, min_open=True),
     help="Of the training for int8-qat, at its beginning.  [default: 0.001; detectors: 0.0001]",
 )
-@click.option("--num-classes", type=int, metavar="N", help="Classes of the weights.  [default: 1000; detectors: 80]")
+@click.option(
+    "--num-classes",
+    type=int,
+    metavar="N",
+    help="Classes of the weights.  [default: as the file says; 1000; 80]",
+)
 @click.option("--input-size", type=int, metavar="N", help="Pixels of the square input.  [default: as the weights ask]")
 @click.option(
     "--base-image", metavar="IMAGE", help="Image with Python to build on, instead of one made from Debian's packages."
@@ -79,6 +89,7 @@ def command(
     modes: tuple[str, ...],
     int8_scope: Int8Scope | None,
     weights: str,
+    weights_key: str | None,
     calibration: Path | None,
     calibration_pictures: int,
     batch_size: int,
@@ -106,6 +117,7 @@ def command(
         modes=modes,
         int8_scope=int8_scope,
         weights=weights,
+        weights_key=weights_key,
         num_classes=num_classes,
         input_size=input_size,
         calibration=CalibrationRequest(folder=calibration, pictures=calibration_pictures, batch_size=batch_size),

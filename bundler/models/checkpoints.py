@@ -9,39 +9,43 @@ from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor
 
 from bundler import console
 from bundler.errors import CheckpointError
 from bundler.models import torchvision_operators  # noqa: F401  before torchvision
+from bundler.models.checkpoint_file import CheckpointFile, printable
+from bundler.models.checkpoint_weights import Network, NetworkWeights, network_of, weights_in
 from bundler.models.darknet_weights import read_darknet_weights
 from bundler.models.initialization import random_state_dict
-from bundler.models.module_tensors import read_module_tensors
 from bundler.models.specs import ModelSpec
+from bundler.models.weight_checks import float_weights
 
 from torchvision.models import WeightsEnum, get_model_weights, list_models
 
 __all__ = ["LoadedWeights", "load_weights"]
 
 _DARKNET = re.compile(r"\.weights$|\.conv\.\d+$")  # yolov3.weights; darknet53.conv.74
-_WRAPPERS = ("state_dict", "model_state_dict", "model")  # how training scripts commonly wrap a state dict
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedWeights:
-    """A state dict, and what the manifest says of it: source, SHA-256 (of the file where there is one), trained or not."""
+    """A state dict, and what the manifest says of it: source, SHA-256 (of the file where there is one), trained or not.
+
+    `notes` say what of the file was taken and what was left out, a line each.
+    """
 
     state_dict: Mapping[str, Tensor]
     source: str
     sha256: str
     trained: bool
     num_classes: int
+    notes: tuple[str, ...] = ()
 
 
 def load_weights(
@@ -52,14 +56,18 @@ def load_weights(
     num_classes: int | None,
     pictures: Callable[[], NDArray[np.float32]],
     seed: int,
+    key: str | None = None,
 ) -> LoadedWeights:
     """Resolve `--weights auto|pretrained|random|FILE`.
+
+    Of a file, what it is decides and not its name. Without `num_classes` the number is that of its last layer. `key` names
+    which weights are meant where a file holds several.
 
     `auto` is the published checkpoint and, where that cannot be reached or has another number of classes, random weights with a
     loud warning. `pictures` gives float32 [N, 3, H, W] for the statistics of random weights and is called only for those.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or no state dict; the published one cannot be had.
+        CheckpointError: the file is missing, damaged, of another network or format; the published one cannot be had.
     """
     classes = variant.num_classes if num_classes is None else num_classes
     if request == "pretrained":
@@ -76,7 +84,7 @@ def load_weights(
         return LoadedWeights(
             state_dict=state_dict, source=f"random:{seed}", sha256=_digest(state_dict), trained=False, num_classes=classes
         )
-    return _from_file(Path(request), variant, parser, classes)
+    return _from_file(Path(request), variant, parser, num_classes, key)
 
 
 def _published(variant: ModelSpec, classes: int) -> LoadedWeights:
@@ -118,88 +126,58 @@ def _hub_folder() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def _from_file(path: Path, variant: ModelSpec, parser: Callable[..., Any], classes: int) -> LoadedWeights:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"the checkpoint {path} cannot be read: {error.strerror}",
-            next_step="--weights takes auto, pretrained, random, or the path of a .pth, .pt, .safetensors or .weights file.",
-        ) from error
-    payload: object
-    if _DARKNET.search(path.name):
-        payload = _darknet(path, content, variant, parser, classes)
-    elif path.suffix == ".pt" and _holds_objects(path):
-        payload = read_module_tensors(content, source=str(path))
-    else:
-        payload = _tensors(path)
-    return LoadedWeights(
-        state_dict=_state_dict_in(payload, path),
-        source=path.name,
-        sha256=hashlib.sha256(content).hexdigest(),
-        trained=True,
-        num_classes=classes,
+def _from_file(
+    path: Path, variant: ModelSpec, parser: Callable[..., Any], num_classes: int | None, key: str | None
+) -> LoadedWeights:
+    network = network_of(
+        variant.name,
+        lambda classes: parser(num_classes=classes),
+        num_classes=variant.num_classes if num_classes is None else num_classes,
+        asked_classes=num_classes,
+        is_ours=variant.parser.startswith("bundler.models."),
     )
+    with CheckpointFile(path, model_bytes=network.bytes) as file:
+        if file.kind in ("unknown", "zeros"):
+            found = _darknet(file, network)
+        else:
+            file.refuse_large()
+            found = weights_in(file, network, key=key)
+        kinds = {name: value.dtype for name, value in network.model.state_dict().items()}
+        state_dict, warnings = float_weights(found.tensors, kinds, source=file.named)
+        for warning in warnings:
+            console.warn(f"{path.name}: {warning}")
+        return LoadedWeights(
+            state_dict=state_dict,
+            source=path.name,
+            sha256=file.sha256(),
+            trained=True,
+            num_classes=found.num_classes,
+            notes=found.notes if file.inner is None else (f"read from {printable(file.inner)} in the archive", *found.notes),
+        )
 
 
-def _tensors(path: Path) -> object:
-    try:
-        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+def _darknet(file: CheckpointFile, network: Network) -> NetworkWeights:
+    """Read one of Darknet's files, which have no mark of their own: by name, or by a header that they begin with."""
+    named = _DARKNET.search(file.inner or file.path.name) is not None
+    if not named and (file.kind == "zeros" or not hasattr(network.model, "darknet_layers")):
+        what = "begins with zeros, as a download that was cut off does" if file.kind == "zeros" else "is of no known format"
         raise CheckpointError(
-            f"the checkpoint {path} is damaged or holds more than tensors: {_first_sentence(error)}",
-            next_step="Save it again as a state dict: torch.save(model.state_dict(), FILE). Pickled code is never executed.",
-        ) from error
-
-
-def _holds_objects(path: Path) -> bool:
-    """Say whether torch's own reader refuses a checkpoint; then it is read without making the objects in it."""
-    try:
-        _tensors(path)
-    except CheckpointError:
-        return True
-    return False
-
-
-def _darknet(path: Path, content: bytes, variant: ModelSpec, parser: Callable[..., Any], classes: int) -> Mapping[str, Tensor]:
-    model = parser(num_classes=classes)
-    if not hasattr(model, "darknet_layers"):
+            f"the checkpoint {file.named} {what}",
+            next_step="Give a file of torch.save or safetensors, or Darknet's .weights for yolov3 and yolov4.",
+        )
+    if not hasattr(network.model, "darknet_layers"):
         raise CheckpointError(
-            f"{path} is a Darknet file, and {variant.name} is no network of Darknet's",
+            f"the checkpoint {file.named} is a Darknet file, and {network.name} is no network of Darknet's",
             next_step="Give a .pth, .pt or .safetensors file; .weights are for yolov3 and yolov4.",
         )
-    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    return read_darknet_weights(content, model.darknet_layers(), shapes, source=str(path))
+    shapes = {key: tuple(value.shape) for key, value in network.model.state_dict().items()}
+    tensors = read_darknet_weights(file.content(), cast("Any", network.model).darknet_layers(), shapes, source=file.named)
+    return NetworkWeights(tensors=tensors, num_classes=network.num_classes, notes=())
 
 
 def _first_sentence(error: Exception) -> str:
     lines = str(error).splitlines()
-    return f"{lines[0][:160]}" if lines else type(error).__name__
-
-
-def _state_dict_in(payload: object, path: Path) -> Mapping[str, Tensor]:
-    """Take the state dict out of a training script's checkpoint, and DataParallel's prefix off its keys."""
-    if isinstance(payload, Mapping):
-        for key in _WRAPPERS:
-            if isinstance(payload.get(key), Mapping):
-                payload = payload[key]
-                break
-    if not isinstance(payload, Mapping) or not payload or not all(isinstance(value, Tensor) for value in payload.values()):
-        raise CheckpointError(
-            f"the checkpoint {path} holds no state dict (a mapping from names to tensors)",
-            next_step="Save it again as a state dict: torch.save(model.state_dict(), FILE).",
-        )
-    broken = [key for key, value in payload.items() if value.is_floating_point() and not torch.isfinite(value).all()]
-    if broken:
-        raise CheckpointError(
-            f"the checkpoint {path} holds values that are not finite, first in {broken[0]}",
-            next_step="The training that made it diverged; give an earlier checkpoint.",
-        )
-    return {str(key).removeprefix("module."): _single_precision(value) for key, value in payload.items()}
-
-
-def _single_precision(value: Tensor) -> Tensor:
-    return value.float() if value.is_floating_point() else value
+    return printable(lines[0], 160) if lines else type(error).__name__
 
 
 def _digest(state_dict: Mapping[str, Tensor]) -> str:

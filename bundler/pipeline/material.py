@@ -45,8 +45,11 @@ def gather(job: BuildJob) -> Material:
         num_classes=job.num_classes,
         pictures=lambda: synthetic_pictures(job.preprocessing, count=INITIALIZATION_PICTURES, seed=job.seed).pictures,
         seed=job.seed,
+        key=job.weights_key,
     )
     console.step(f"Weights: {weights.source}, {weights.num_classes} classes" + ("" if weights.trained else " (NOT TRAINED)"))
+    for note in weights.notes:
+        console.detail(note)
     labelled: LabelledPictures | DetectionPictures | None = None
     training: LabelledPictures | DetectionPictures | None = None
     detector = job.variant.task == "detection"
