@@ -6,6 +6,7 @@ that it needs. What is read is described in bundler/models/checkpoint_file.py, w
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -29,6 +30,7 @@ def main() -> None:
     """Do the task that stdin gives, under its limits, and write the answer to stdout as JSON."""
     task = json.load(sys.stdin)
     _limit(task)
+    gc.disable()  # it would go through the description again and again, and the memory is limited anyway
     try:
         answer = _TASKS[task["task"]](task)
     except UnreadableError as error:

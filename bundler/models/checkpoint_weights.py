@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from bundler.errors import CheckpointError
 from bundler.models.checkpoint_file import CheckpointFile, printable
+from bundler.models.inert_pickle import UnreadableError
 from bundler.models.module_tensors import Candidate, TensorRecord
-from bundler.models.other_names import other_namings
+from bundler.models.other_names import TIMM, other_namings, relative
+from bundler.models.pickled_modules import items_of
+from bundler.models.pickled_networks import differences
 from bundler.quantization.key_matching import KeyMatch, find_matches, shown
 from bundler.quantization.preparation import foreign_keys, other_shapes
 from bundler.quantization.weight_names import (
@@ -64,6 +67,7 @@ class NetworkWeights:
     tensors: Mapping[str, Tensor]
     num_classes: int
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def network_of(
@@ -100,7 +104,8 @@ class _Place:
 
     @property
     def records(self) -> dict[str, TensorRecord]:
-        return {key: self.candidate.tensors[full] for key, full in self.match.keys.items()}
+        keys = self.match.keys
+        return {key: self.candidate.tensors[keys[key]] for key in self.match.naming.shapes if key in keys}
 
     def is_called(self, name: str) -> bool:
         return name in (self.label, self.candidate.path, self.match.prefix.removesuffix(".")) or self.label.startswith(
@@ -140,9 +145,12 @@ def weights_in(file: CheckpointFile, network: Network, *, key: str | None) -> Ne
     place = _chosen(file, [place for place in places if not place.wrong], key)
     _refuse_problems(file, place)
     _refuse_other_classes(file, place, network)
+    _refuse_other_modules(file, place, network)
+    warnings = _warnings(file, place, network)
     left = _left_out(file, place, network, asked=key is not None)
     tensors = file.load(place.records)
-    return NetworkWeights(tensors=tensors, num_classes=place.classes, notes=tuple(_notes(place, network, left)))
+    notes = tuple(_notes(place, network, left))
+    return NetworkWeights(tensors=tensors, num_classes=place.classes, notes=notes, warnings=warnings)
 
 
 def _namings(network: Network) -> Iterable[Naming]:
@@ -308,11 +316,54 @@ def _foreign(file: CheckpointFile, candidates: Sequence[Candidate], network: Net
 
     best = max(candidates, key=lambda candidate: (hits(candidate)[0], len(candidate.tensors)))
     _, prefix = hits(best)
+    for full, record in best.tensors.items():
+        if record.problem and full.removeprefix(prefix) in plain.shapes:
+            return file.problem(full, record)
     given = {full.removeprefix(prefix): record.shape for full, record in best.tensors.items() if full.startswith(prefix)}
+    what = relative(best.tensors)
+    if what is not None and 2 * len(plain.shapes.keys() & given.keys()) < len(plain.shapes):
+        return CheckpointError(
+            f"the checkpoint {file.named} is of another network than {network.name}: of {what}",
+            next_step="Choose the model it was trained on, or offer your own architecture as a plug-in (README).",
+        )
     error = foreign_keys(*(naming.shapes for naming in namings), given=given)
     where = _joined(best.path, prefix.removesuffix("."))
-    place = f" ({where})" if where else ""
-    return CheckpointError(f"{file.named}{printable(place, 80)}: {printable(error.message, 500)}", next_step=error.next_step)
+    place = f" ({printable(where, 80)})" if where else ""
+    return CheckpointError(f"{file.named}{place}: {printable(error.message, 500)}", next_step=error.next_step)
+
+
+def _refuse_other_modules(file: CheckpointFile, place: _Place, network: Network) -> None:
+    """Raise a CheckpointError where a pickled network has the keys of ours and computes something else."""
+    if not place.candidate.is_module or place.match.parts:
+        return
+    try:
+        different = differences(place.candidate.value, place.match.prefix, network.model)
+    except UnreadableError as error:
+        raise file.unreadable(error) from error
+    if different:
+        more = f", and {len(different) - 2} more differences" if len(different) > 2 else ""
+        raise CheckpointError(
+            f"the checkpoint {file.named} has the keys of {network.name} and computes something else: "
+            f"{printable('; '.join(different[:2]))}{more}",
+            next_step="Offer your own architecture as a plug-in (README).",
+        )
+
+
+def _warnings(file: CheckpointFile, place: _Place, network: Network) -> tuple[str, ...]:
+    """Return what to warn of; CheckpointError where the file says that it is of a network with the same names."""
+    if place.match.naming.form != TIMM:
+        return ()
+    entries = items_of(file.description)
+    arch = next((text for key in ("arch", "architecture", "model_name") if isinstance(text := entries.get(key), str)), None)
+    if arch is not None and arch.startswith("tf_"):
+        raise CheckpointError(
+            f"the checkpoint {file.named} is of timm's {printable(arch, 60)}, which pads as TensorFlow does: its outputs "
+            f"differ from those of {network.name} with the same weights",
+            next_step=f"Train timm's {printable(arch.removeprefix('tf_'), 60)} or torchvision's {network.name} instead.",
+        )
+    if arch is not None or network.name == "mobilenet_v2":
+        return ()
+    return (f"timm's tf_{network.name} has the same names: weights of that network give wrong outputs, as it pads otherwise",)
 
 
 def _left_out(file: CheckpointFile, place: _Place, network: Network, *, asked: bool) -> list[str]:

@@ -33,6 +33,9 @@ __all__ = ["LoadedWeights", "load_weights"]
 _DARKNET = re.compile(r"\.weights$|\.conv\.\d+$")  # yolov3.weights; darknet53.conv.74
 
 
+_DELETE = "Delete {} and run the command again."
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoadedWeights:
     """A state dict, and what the manifest says of it: source, SHA-256 (of the file where there is one), trained or not.
@@ -71,10 +74,10 @@ def load_weights(
     """
     classes = variant.num_classes if num_classes is None else num_classes
     if request == "pretrained":
-        return _published(variant, classes)
+        return _published(variant, parser, classes)
     if request == "auto":
         try:
-            return _published(variant, classes)
+            return _published(variant, parser, classes)
         except CheckpointError as error:
             console.warn(f"{error.message}")
             console.warn("the weights are RANDOM: the package will work and mean nothing. Give --weights FILE for your own.")
@@ -87,7 +90,7 @@ def load_weights(
     return _from_file(Path(request), variant, parser, num_classes, key)
 
 
-def _published(variant: ModelSpec, classes: int) -> LoadedWeights:
+def _published(variant: ModelSpec, parser: Callable[..., Any], classes: int) -> LoadedWeights:
     if variant.name not in list_models() or not variant.parser.startswith("bundler.models."):
         raise CheckpointError(
             f"no weights of {variant.name} are published where they can be fetched from",
@@ -99,27 +102,47 @@ def _published(variant: ModelSpec, classes: int) -> LoadedWeights:
             f"the published weights of {variant.name} have {variant.num_classes} classes, not {classes}",
             next_step="Give your own checkpoint: --weights FILE.",
         )
+    file = _hub_folder() / Path(weights.url).name
     try:
-        with redirect_stdout(sys.stderr):  # torch.hub announces the download on stdout, which is for results
-            state_dict = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        if not file.exists():
+            _download(weights.url, file)
+        state_dict, digest = _published_state_dict(file, variant, parser)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the published weights of {variant.name} are damaged: {error.message}", next_step=_DELETE.format(file)
+        ) from error
     except OSError as error:  # urllib's URLError and HTTPError are OSErrors
         raise CheckpointError(
             f"the published weights of {variant.name} cannot be reached ({weights.url}: {error})",
             next_step=f"Download the file elsewhere and give --weights FILE, or put it into {_hub_folder()}.",
         ) from error
-    except Exception as error:  # a wrong digest, or whatever torch.load finds in a file that lay there already
+    except RuntimeError as error:  # torch.hub's, for a wrong digest
         raise CheckpointError(
-            f"the published weights of {variant.name} are damaged: {_first_sentence(error)}",
-            next_step=f"Delete {_hub_folder() / Path(weights.url).name} and run the command again.",
+            f"the published weights of {variant.name} are damaged: {printable(error, 160)}", next_step=_DELETE.format(file)
         ) from error
-    file = _hub_folder() / Path(weights.url).name
     return LoadedWeights(
-        state_dict=state_dict,
-        source=f"pretrained:{weights}",
-        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
-        trained=True,
-        num_classes=classes,
+        state_dict=state_dict, source=f"pretrained:{weights}", sha256=digest, trained=True, num_classes=classes
     )
+
+
+def _download(url: str, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    digest = torch.hub.HASH_REGEX.search(file.name)
+    with redirect_stdout(sys.stderr):  # stdout is for results
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=digest.group(1) if digest else None, progress=True)
+
+
+def _published_state_dict(file: Path, variant: ModelSpec, parser: Callable[..., Any]) -> tuple[Mapping[str, Tensor], str]:
+    """Return a published checkpoint, which is read as carefully as any other, and its SHA-256."""
+    network = network_of(
+        variant.name,
+        lambda classes: parser(num_classes=classes),
+        num_classes=variant.num_classes,
+        asked_classes=variant.num_classes,
+        is_ours=True,
+    )
+    with CheckpointFile(file, model_bytes=network.bytes) as opened:
+        return weights_in(opened, network, key=None).tensors, opened.sha256()
 
 
 def _hub_folder() -> Path:
@@ -144,7 +167,7 @@ def _from_file(
             found = weights_in(file, network, key=key)
         kinds = {name: value.dtype for name, value in network.model.state_dict().items()}
         state_dict, warnings = float_weights(found.tensors, kinds, source=file.named)
-        for warning in warnings:
+        for warning in (*found.warnings, *warnings):
             console.warn(f"{path.name}: {warning}")
         return LoadedWeights(
             state_dict=state_dict,
@@ -173,11 +196,6 @@ def _darknet(file: CheckpointFile, network: Network) -> NetworkWeights:
     shapes = {key: tuple(value.shape) for key, value in network.model.state_dict().items()}
     tensors = read_darknet_weights(file.content(), cast("Any", network.model).darknet_layers(), shapes, source=file.named)
     return NetworkWeights(tensors=tensors, num_classes=network.num_classes, notes=())
-
-
-def _first_sentence(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return printable(lines[0], 160) if lines else type(error).__name__
 
 
 def _digest(state_dict: Mapping[str, Tensor]) -> str:

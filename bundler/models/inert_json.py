@@ -5,6 +5,8 @@ Compound values are numbered; `[7]` refers to number 7, and everything else stan
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 from bundler.models.inert_pickle import Global, Object, Persistent, UnreadableError
@@ -13,64 +15,61 @@ __all__ = ["from_json", "to_json"]
 
 Json = list[Any]
 
+_MOST_NODES = 200_000  # a yolov5x with its average and its optimizer has 60,000
 _LARGEST = 2**63  # whole numbers beyond are no sizes, and json refuses very long ones
 
 
-def to_json(root: object) -> Json:  # noqa: C901  one case for each kind of value
+def to_json(root: object) -> Json:
     """Return lists, strings and numbers from which `from_json` makes an equal description.
 
     Bytes become None: no tensor is made of them. Nesting may be of any depth, and cyclic.
+
+    Raises:
+        UnreadableError: there are too many compound values.
     """
     numbers: dict[int, int] = {}
     nodes: list[object] = []
     waiting: list[tuple[object, bool]] = [(root, False)]
     while waiting:
         value, left = waiting.pop()
-        if id(value) in numbers or not _is_compound(value):
+        kind = type(value)
+        if kind not in _PARTS or id(value) in numbers:
             continue
-        mutable = isinstance(value, list | Object)
-        if mutable or left:  # what cannot be changed later is numbered after its parts
+        if left or kind in _MUTABLE:  # what cannot be changed later is numbered after its parts
             numbers[id(value)] = len(nodes)
             nodes.append(value)
+            if len(nodes) > _MOST_NODES:
+                raise UnreadableError(f"its pickle describes more than {_MOST_NODES:,} objects")
+        if len(waiting) > 2 * _MOST_NODES:  # deep nesting numbers nothing before its end
+            raise UnreadableError(f"its pickle describes more than {_MOST_NODES:,} objects")
         if not left:
             waiting.append((value, True))
-            waiting.extend((part, False) for part in _parts(value))
+            waiting.extend((part, False) for part in _PARTS[kind](value) if type(part) in _PARTS)
 
     def reference(value: object) -> object:
-        if _is_compound(value):
+        kind = type(value)
+        if kind in _PARTS:
             return [numbers[id(value)]]
-        if isinstance(value, bytes | bytearray) or (type(value) is int and abs(value) >= _LARGEST):
+        if kind in _BYTES or (kind is int and abs(value) >= _LARGEST):  # type: ignore[arg-type]
             return None
         return value
 
-    encoded: Json = [reference(root)]
-    for node in nodes:
-        match node:
-            case Global(module=module, name=name):
-                encoded.append(["g", module, name])
-            case Persistent(identifier=identifier):
-                encoded.append(["p", reference(identifier)])
-            case Object(maker=maker, arguments=arguments, state=state, items=items):
-                flat = [reference(part) for item in items for part in item]
-                encoded.append(["o", reference(maker), reference(arguments), reference(state), *flat])
-            case list() | tuple():
-                encoded.append(["l" if isinstance(node, list) else "t", *map(reference, node)])
-    return encoded
+    names = (
+        [node.module, node.name] if isinstance(node, Global) else map(reference, _PARTS[type(node)](node)) for node in nodes
+    )
+    return [reference(root), *([_TAGS[type(node)], *parts] for node, parts in zip(nodes, names, strict=True))]
 
 
-def _is_compound(value: object) -> bool:
-    return isinstance(value, list | tuple | Object | Global | Persistent)
-
-
-def _parts(value: object) -> list[object]:
-    match value:
-        case Persistent(identifier=identifier):
-            return [identifier]
-        case Object(maker=maker, arguments=arguments, state=state, items=items):
-            return [maker, arguments, state, *(part for item in items for part in item)]
-        case list() | tuple():
-            return list(value)
-    return []
+_PARTS: dict[type, Callable[[Any], Iterable[object]]] = {
+    list: lambda value: value,
+    tuple: lambda value: value,
+    Global: lambda _: (),
+    Persistent: lambda value: (value.identifier,),
+    Object: lambda value: chain((value.maker, value.arguments, value.state), chain.from_iterable(value.items)),
+}
+_TAGS = {list: "l", tuple: "t", Global: "g", Persistent: "p", Object: "o"}
+_MUTABLE = (list, Object)
+_BYTES = (bytes, bytearray)
 
 
 def from_json(encoded: Json) -> object:
