@@ -18,6 +18,7 @@ from bundler.models.torch_files import open_zip
 
 __all__ = ["checkpoints_in", "unpack"]
 
+GZIPPED = "the file in it"
 _MOST_MEMBERS = 10_000
 _CHUNK = 2**20
 _TORCH_0_1 = {"sys_info", "pickle", "storages", "tensors"}  # the members of torch.save's first format, a tar file
@@ -80,7 +81,7 @@ def _members(file: BinaryIO, kind: str) -> Iterator[tuple[str, Any]]:
         return
     if kind == "gzip" and not _holds_tar(file):
         with gzip.open(file) as member:
-            yield "the file inside", member
+            yield GZIPPED, member
         return
     file.seek(0)
     with tarfile.open(fileobj=file, mode="r|*") as archive_:

@@ -21,7 +21,7 @@ from bundler.models.inert_pickle import UnreadableError
 from bundler.models.safetensors_files import read_safetensors_header
 from bundler.models.torch_files import Place, open_zip, read_legacy_file, read_storage, read_torch_zip
 
-__all__ = ["main"]
+__all__ = ["answer", "main"]
 
 _LONGEST_ANSWER = 48 * 2**20  # characters
 
@@ -31,20 +31,24 @@ def main() -> None:
     task = json.load(sys.stdin)
     _limit(task)
     gc.disable()  # it would go through the description again and again, and the memory is limited anyway
-    try:
-        answer = _TASKS[task["task"]](task)
-    except UnreadableError as error:
-        answer = {"unreadable": str(error)}
-    except MemoryError:
-        answer = {"unreadable": f"reading it needs more than {task['memory'] >> 20:,} MiB of memory"}
-    except RecursionError:
-        answer = {"unreadable": "it is nested too deeply"}
-    except OSError as error:
-        answer = {"unreadable": error.strerror or str(error)}
-    text = json.dumps(answer)
+    text = json.dumps(answer(task))
     if len(text) > _LONGEST_ANSWER:
         text = json.dumps({"unreadable": "its pickle describes more than any network needs"})
     sys.stdout.write(text)
+
+
+def answer(task: dict[str, Any]) -> dict[str, Any]:
+    """Do a task, and return what there is to say of the file; why it cannot be read stands under "unreadable"."""
+    try:
+        return _TASKS[task["task"]](task)
+    except UnreadableError as error:
+        return {"unreadable": str(error)}
+    except MemoryError:
+        return {"unreadable": f"reading it needs more than {task['memory'] >> 20:,} MiB of memory"}
+    except RecursionError:
+        return {"unreadable": "it is nested too deeply"}
+    except OSError as error:
+        return {"unreadable": error.strerror or str(error)}
 
 
 def _limit(task: dict[str, Any]) -> None:
@@ -65,18 +69,18 @@ def _describe(task: dict[str, Any]) -> dict[str, Any]:
     with _opened(task["file"], "rb") as file:
         size = os.fstat(file.fileno()).st_size
         kind = identify(file, size)
-        answer: dict[str, Any] = {"kind": kind.name}
+        found: dict[str, Any] = {"kind": kind.name}
         if kind.refusal:
-            return answer | {"refusal": kind.refusal, "next_step": kind.next_step}
+            return found | {"refusal": kind.refusal, "next_step": kind.next_step}
         if kind.name in ("torch zip", "torch legacy"):
             read = read_torch_zip(open_zip(file)) if kind.name == "torch zip" else read_legacy_file(file, size)
-            answer["description"] = to_json(read.description)
-            answer["places"] = {key: asdict(place) for key, place in read.places.items()}
+            found["description"] = to_json(read.description)
+            found["places"] = {key: asdict(place) for key, place in read.places.items()}
         elif kind.name == "safetensors":
-            answer["tensors"] = {name: asdict(tensor) for name, tensor in read_safetensors_header(file, size).items()}
+            found["tensors"] = {name: asdict(tensor) for name, tensor in read_safetensors_header(file, size).items()}
         elif kind.name in ("zip", "tar", "gzip"):
-            answer["members"] = checkpoints_in(file, kind.name)
-    return answer
+            found["members"] = checkpoints_in(file, kind.name)
+    return found
 
 
 def _unpack(task: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -130,14 +131,8 @@ def weights_in(file: CheckpointFile, network: Network, *, key: str | None) -> Ne
             f"the checkpoint {file.named} holds no state dict (a mapping from names to tensors) and no module with tensors",
             next_step=_SAVE,
         )
-    places: list[_Place] = []
-    for naming in _namings(network):
-        places = [place for candidate in candidates for place in _places(candidate, naming, network)]
-        if not places and len(candidates) > 1:
-            places = _places(_together(candidates), naming, network)
-        if any(not place.wrong for place in places):
-            break
-    else:
+    places = _all_places(candidates, network)
+    if not any(not place.wrong for place in places):
         _refuse_converted(file, candidates)
         if places:
             raise _other_shapes(file, places[0], network)
@@ -151,6 +146,21 @@ def weights_in(file: CheckpointFile, network: Network, *, key: str | None) -> Ne
     tensors = file.load(place.records)
     notes = tuple(_notes(place, network, left))
     return NetworkWeights(tensors=tensors, num_classes=place.classes, notes=notes, warnings=warnings)
+
+
+def _all_places(candidates: Sequence[Candidate], network: Network) -> list[_Place]:
+    """Return where the network is, in the first form in which it is anywhere; or where only shapes differ."""
+    found: list[_Place] = []
+    for naming in _namings(network):
+        places = [place for candidate in candidates for place in _places(candidate, naming, network)]
+        if not places and len(candidates) > 1:
+            places = _places(_together(candidates), naming, network)
+        if any(not place.wrong for place in places):
+            fitting = [place for place in places if not place.wrong]
+            return [place for place in fitting if not _inside(place)] or fitting
+        if naming.form == "plain":
+            found = places
+    return found
 
 
 def _namings(network: Network) -> Iterable[Naming]:
@@ -225,11 +235,13 @@ def _chosen(file: CheckpointFile, places: list[_Place], key: str | None) -> _Pla
     if len(distinct) > 1:
         distinct = _preferred(distinct) or distinct
     if len(distinct) > 1 and not _are_equal(file, distinct):
-        labels = ", ".join(printable(place.label, 60) for place in distinct[:6])
+        labels = [printable(place.label, 60) for place in distinct]
+        average = next((label for label in labels if re.search(r"ema|swa|average", label, re.IGNORECASE)), None)
+        hint = " (an average of the weights, which is usually more accurate)" if average else ""
         raise CheckpointError(
-            f"the checkpoint {file.named} holds weights of this network {len(distinct)} times, with other values: {labels}",
-            next_step=f"Choose: --weights-key {printable(distinct[-1].label, 60)}, for instance"
-            " (an average such as EMA or SWA is usually the better one).",
+            f"the checkpoint {file.named} holds weights of this network {len(distinct)} times, with different values: "
+            f"{', '.join(labels[:6])}",
+            next_step=f"Choose one of them: --weights-key {average or labels[0]}{hint}.",
         )
     return distinct[0]
 
@@ -263,8 +275,10 @@ def _refuse_converted(file: CheckpointFile, candidates: Sequence[Candidate]) -> 
     for candidate in candidates:
         quantized = [key for key, record in candidate.tensors.items() if record.problem == "is quantized"]
         scales = [key for key in candidate.tensors if f"{key.removesuffix('.scale')}.zero_point" in candidate.tensors]
+        quantized += [key for key, record in candidate.tensors.items() if ".nn.quantized." in record.problem]
+        quantized += [key for key, record in candidate.tensors.items() if ".intrinsic.quantized." in record.problem]
         if quantized or len(scales) > 1:
-            first = printable((quantized or scales)[0], 100)
+            first = printable(quantized[0] if quantized else scales[0], 100)
             raise CheckpointError(
                 f"the checkpoint {file.named} is of an already quantized (converted) model: {first} "
                 f"{'is quantized' if quantized else 'is the scale of an INT8 layer'}",
@@ -320,12 +334,21 @@ def _foreign(file: CheckpointFile, candidates: Sequence[Candidate], network: Net
         if record.problem and full.removeprefix(prefix) in plain.shapes:
             return file.problem(full, record)
     given = {full.removeprefix(prefix): record.shape for full, record in best.tensors.items() if full.startswith(prefix)}
+    own = [
+        name
+        for naming in (plain, *other_namings(network.name, plain.shapes))
+        for names in naming.names.values()
+        for name in names
+    ]
     what = relative(best.tensors)
-    if what is not None and 2 * len(plain.shapes.keys() & given.keys()) < len(plain.shapes):
+    if what is not None and what != relative(own):
         return CheckpointError(
             f"the checkpoint {file.named} is of another network than {network.name}: of {what}",
             next_step="Choose the model it was trained on, or offer your own architecture as a plug-in (README).",
         )
+    for key in network.class_slopes:  # a different number of classes alone would be no difference
+        if key in given and len(given[key]) == len(plain.shapes[key]) and given[key][1:] == plain.shapes[key][1:]:
+            given[key] = plain.shapes[key]
     error = foreign_keys(*(naming.shapes for naming in namings), given=given)
     where = _joined(best.path, prefix.removesuffix("."))
     place = f" ({printable(where, 80)})" if where else ""
@@ -373,10 +396,8 @@ def _left_out(file: CheckpointFile, place: _Place, network: Network, *, asked: b
     unless they take pictures themselves, as a teacher does.
     """
     match = place.match
-    others = [full for full in match.others(place.candidate.tensors) if not full.endswith("num_batches_tracked")]
-    children = {key.partition(".")[0] for key in match.naming.shapes}
-    inside = [full for full in others if _child(full, match.prefix) in children]
-    if inside:
+    others = _others(place)
+    if inside := _inside(place):
         raise CheckpointError(
             f"the checkpoint {file.named} belongs to another network: it has all keys of {network.name} and, among them, "
             f"{len(inside)} unexpected ({printable(shown(inside))})",
@@ -397,6 +418,16 @@ def _left_out(file: CheckpointFile, place: _Place, network: Network, *, asked: b
                 "your own architecture as a plug-in (README).",
             )
     return others
+
+
+def _others(place: _Place) -> list[str]:
+    return [full for full in place.match.others(place.candidate.tensors) if not full.endswith("num_batches_tracked")]
+
+
+def _inside(place: _Place) -> list[str]:
+    """Return the tensors beside the network's that are in the network's own children: another network has them."""
+    children = {key.partition(".")[0] for key in place.match.naming.shapes}
+    return [full for full in _others(place) if _child(full, place.match.prefix) in children]
 
 
 def _child(full: str, prefix: str) -> str | None:
@@ -430,7 +461,8 @@ def _notes(place: _Place, network: Network, left: Sequence[str]) -> Iterable[str
     if facts:
         yield f"weights: {', '.join(facts)}"
     if left:
-        yield f"left out: {len(left)} tensors that are not the network's ({printable(shown(left))})"
+        count = "one tensor that is" if len(left) == 1 else f"{len(left)} tensors that are"
+        yield f"left out: {count} not the network's ({printable(shown(left))})"
     types = Counter(
         str(record.dtype).removeprefix("torch.")
         for record in place.records.values()

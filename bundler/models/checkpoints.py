@@ -175,7 +175,7 @@ def _from_file(
             sha256=file.sha256(),
             trained=True,
             num_classes=found.num_classes,
-            notes=found.notes if file.inner is None else (f"read from {printable(file.inner)} in the archive", *found.notes),
+            notes=found.notes if file.inner is None else (f"read from the archive: {printable(file.inner)}", *found.notes),
         )
 
 

@@ -63,7 +63,8 @@ def _activations(pickled: Mapping[str, PickledModule], path: str, children: Iter
 
 
 def _is_activation(module: nn.Module) -> bool:
-    return type(module).__module__ == _ACTIVATIONS or type(module).__name__.startswith("Quantizable")
+    quantizable = type(module).__name__.startswith("Quantizable") and hasattr(nn, _name(module))
+    return type(module).__module__ == _ACTIVATIONS or quantizable
 
 
 def _name(module: nn.Module) -> str:

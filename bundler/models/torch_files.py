@@ -109,7 +109,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     except Exception as error:  # as above
         raise UnreadableError(f"its member {name} is damaged ({error})") from error
     if len(content) > _LONGEST_PICKLE:
-        raise UnreadableError(f"its member {name} has more than {_LONGEST_PICKLE:,} bytes")
+        raise UnreadableError(f"its member {name} has more than {_LONGEST_PICKLE:,} bytes, so that it holds more than tensors")
     return content
 
 
@@ -146,7 +146,7 @@ def read_legacy_file(file: BinaryIO, size: int) -> TorchFile:
 
 
 def _storage_kinds(description: object) -> dict[str, str]:
-    """Return the name of torch's class of each storage, by its key."""
+    """Return the name of torch's class of each storage, by its key; modules lose the source text that stands with their class."""
     kinds: dict[str, str] = {}
     seen: set[int] = set()
     waiting = [description]
@@ -161,6 +161,9 @@ def _storage_kinds(description: object) -> dict[str, str]:
             case list() | tuple():
                 waiting.extend(value)
             case Object(maker=maker, arguments=arguments, state=state, items=items):
+                match maker:
+                    case Persistent(identifier=("module", Global() as kind, *_)):  # with the source text of its class
+                        value.maker = maker = kind
                 waiting += [maker, arguments, state]
                 waiting.extend(part for item in items for part in item)
     return kinds

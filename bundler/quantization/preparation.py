@@ -100,6 +100,12 @@ def _load_unless_fused(
             _refuse_other_shapes(plain, shapes_of(renamed))
             model.load_state_dict(renamed)
             return renamed, False
+    if is_qat and _same_keys(fused_naming(model, is_qat=False).shapes, given):
+        raise CheckpointError(
+            "the checkpoint is of the fused model, in which each BatchNorm is folded into its convolution; training for INT8 "
+            "needs the BatchNorms",
+            next_step="Give the state dict of the model from before `fuse_model`, or leave int8-qat out.",
+        )
     raise foreign_keys(plain, fused, given=given)
 
 
