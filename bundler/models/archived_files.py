@@ -18,7 +18,7 @@ from bundler.models.torch_files import open_zip
 
 __all__ = ["checkpoints_in", "unpack"]
 
-GZIPPED = "the file in it"
+GZIPPED = "the compressed file"
 _MOST_MEMBERS = 10_000
 _CHUNK = 2**20
 _TORCH_0_1 = {"sys_info", "pickle", "storages", "tensors"}  # the members of torch.save's first format, a tar file
@@ -61,9 +61,7 @@ def unpack(file: BinaryIO, kind: str, name: str, target: BinaryIO, *, most: int)
             while piece := member.read(_CHUNK):
                 left -= len(piece)
                 if left < 0:
-                    raise UnreadableError(
-                        f"{name} in it unpacks to more than {most:,} bytes, which is more than the model needs"
-                    )
+                    raise UnreadableError(f"{name} unpacks to more than {most:,} bytes, which is more than the model needs")
                 target.write(piece)
             return
     raise UnreadableError(f"{name} is not in it any more")

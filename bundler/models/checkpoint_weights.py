@@ -221,10 +221,10 @@ def _chosen(file: CheckpointFile, places: list[_Place], key: str | None) -> _Pla
     if key is not None:
         named = [place for place in places if place.label == key] or [place for place in places if place.is_called(key)]
         if not named:
-            labels = ", ".join(dict.fromkeys(printable(place.label, 60) for place in places))
+            known = ", ".join(dict.fromkeys(printable(place.label, 60) for place in places))
             raise CheckpointError(
                 f"the checkpoint {file.named} has no weights of this network under {printable(key, 60)!r}",
-                next_step=f"There are some under: {labels} (`{TOP}` is the top of the file). Give --weights-key one of these.",
+                next_step=f"There are some under: {known} (`{TOP}` is the top of the file). Give --weights-key one of these.",
             )
         places = named
     distinct: list[_Place] = []
@@ -461,8 +461,8 @@ def _notes(place: _Place, network: Network, left: Sequence[str]) -> Iterable[str
     if facts:
         yield f"weights: {', '.join(facts)}"
     if left:
-        count = "one tensor that is" if len(left) == 1 else f"{len(left)} tensors that are"
-        yield f"left out: {count} not the network's ({printable(shown(left))})"
+        tensors = "one tensor that is" if len(left) == 1 else f"{len(left)} tensors that are"
+        yield f"left out: {tensors} not the network's ({printable(shown(left))})"
     types = Counter(
         str(record.dtype).removeprefix("torch.")
         for record in place.records.values()

@@ -146,7 +146,7 @@ def read_legacy_file(file: BinaryIO, size: int) -> TorchFile:
 
 
 def _storage_kinds(description: object) -> dict[str, str]:
-    """Return the name of torch's class of each storage, by its key; modules lose the source text that stands with their class."""
+    """Return torch's class of each storage, by its key; modules lose the source text that stands with their class."""
     kinds: dict[str, str] = {}
     seen: set[int] = set()
     waiting = [description]
@@ -162,8 +162,8 @@ def _storage_kinds(description: object) -> dict[str, str]:
                 waiting.extend(value)
             case Object(maker=maker, arguments=arguments, state=state, items=items):
                 match maker:
-                    case Persistent(identifier=("module", Global() as kind, *_)):  # with the source text of its class
-                        value.maker = maker = kind
+                    case Persistent(identifier=("module", Global() as class_, *_)):  # with the source text of its class
+                        value.maker = maker = class_
                 waiting += [maker, arguments, state]
                 waiting.extend(part for item in items for part in item)
     return kinds
