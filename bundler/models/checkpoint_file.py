@@ -249,7 +249,11 @@ class CheckpointFile:
         target = _memory_file()
         most = 4 * self._model_bytes + 2 * _SPARE
         task = {"task": "unpack", "kind": self.kind, "member": name, "output": most + 1}
-        self._run(task, target)
+        try:
+            self._run(task, target)
+        except BaseException:
+            target.close()
+            raise
         self._file.close()
         self._file, self.inner = target, name
         self._ask()
@@ -269,8 +273,6 @@ class CheckpointFile:
 
     def _storages(self, needed: Mapping[str, int], positions: Mapping[str, int], total: int) -> mmap.mmap:
         """Return storages in memory that only this process sees, each at its position."""
-        target = _memory_file()
-        os.ftruncate(target.fileno(), total)
         places = [replace(self._places[key], size=length) for key, length in needed.items()]
         task = {
             "task": "extract",
@@ -278,8 +280,9 @@ class CheckpointFile:
             "positions": [positions[key] for key in needed],
             "output": total,
         }
-        self._run(task, target)
-        with target:
+        with _memory_file() as target:
+            os.ftruncate(target.fileno(), total)
+            self._run(task, target)
             return mmap.mmap(target.fileno(), total, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
     def _run(self, task: dict[str, Any], target: BinaryIO | None = None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from bundler.models.torch_files import LEGACY, open_zip
+from bundler.models.torch_files import is_legacy, open_zip
 
 __all__ = ["HEAD", "FileKind", "identify", "looks_like_checkpoint"]
 
@@ -61,7 +61,6 @@ _MAGIC: tuple[tuple[int, bytes, FileKind], ...] = (
     (0, b"%PDF", _refused("PDF", "is a PDF document", _DOWNLOAD)),
     (0, b"\x89PNG", _refused("picture", "is a picture (PNG)", _GIVE_TORCH)),
     (0, b"\xff\xd8\xff", _refused("picture", "is a picture (JPEG)", _GIVE_TORCH)),
-    (0, LEGACY, FileKind(name="torch legacy")),
     (0, b"\x1f\x8b", FileKind(name="gzip")),
     (0, b"BZh", FileKind(name="tar")),
     (0, b"\xfd7zXZ\x00", FileKind(name="tar")),
@@ -88,6 +87,8 @@ def identify(file: BinaryIO, size: int) -> FileKind:
     for offset, magic, kind in _MAGIC:
         if head[offset : offset + len(magic)] == magic:
             return kind
+    if is_legacy(head):
+        return FileKind(name="torch legacy")
     text = head.removeprefix(b"\xef\xbb\xbf")
     if _HTML.match(text):
         what = "an OpenVINO graph (.xml)" if _OPENVINO_XML.search(text) else "a web page or an XML document, not a checkpoint"
@@ -170,6 +171,6 @@ def looks_like_checkpoint(name: str, head: bytes) -> bool:
     if head.startswith(b"PK\x03\x04"):
         first = head[30 : 30 + int.from_bytes(head[26:28], "little")]
         return first.endswith((b"/data.pkl", b"/.format_version", b"/version", b"/byteorder", b"/.storage_alignment"))
-    if head.startswith(LEGACY) or safetensors_header_size(head) is not None:
+    if is_legacy(head) or safetensors_header_size(head) is not None:
         return True
     return re.search(r"\.weights$|\.conv\.\d+$", name) is not None

@@ -7,6 +7,7 @@ This module and what it imports need the standard library alone: they run in a p
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -15,9 +16,10 @@ from typing import IO, BinaryIO
 
 from bundler.models.inert_pickle import Global, Object, Persistent, UnreadableError, interpret
 
-__all__ = ["LEGACY", "Place", "TorchFile", "open_zip", "read_legacy_file", "read_storage", "read_torch_zip"]
+__all__ = ["LEGACY", "Place", "TorchFile", "is_legacy", "open_zip", "read_legacy_file", "read_storage", "read_torch_zip"]
 
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # a pickle of torch.serialization.MAGIC_NUMBER
+_LEGACY = re.compile(rb"\x80[\x02-\x05](\x95.{8})?" + re.escape(LEGACY[2:]), re.DOTALL)  # of any protocol
 
 _MOST_MEMBERS = 200_000
 _LONGEST_PICKLE = 64 * 2**20  # bytes; one of 2,000,000 steps is far smaller
@@ -60,6 +62,11 @@ class TorchFile:
 
     description: object
     places: Mapping[str, Place]
+
+
+def is_legacy(head: bytes) -> bool:
+    """Say whether a file begins as torch.save wrote it before torch 1.6."""
+    return _LEGACY.match(head) is not None
 
 
 def open_zip(file: BinaryIO) -> zipfile.ZipFile:

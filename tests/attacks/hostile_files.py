@@ -613,9 +613,8 @@ def main(arguments: list[str]) -> int:
             if not held:
                 failed.append(name)
     took = time.monotonic() - started
-    sys.stdout.write(
-        f"{len(names)} files in {took:.0f} s: {len(names) - len(failed)} held, {len(failed)} did not {' '.join(failed)}\n"
-    )
+    counts = f"{len(names) - len(failed)} held, {len(failed)} did not {' '.join(failed)}"
+    sys.stdout.write(f"{len(names)} files in {took:.0f} s: {counts}\n")
     return 1 if failed else 0
 
 
