@@ -72,7 +72,7 @@ _OPENVINO_XML = re.compile(rb"<net[\s>]")
 _LONGEST_HEADER = 100_000_000  # of safetensors, as its own reader has it
 
 
-def identify(file: BinaryIO, size: int) -> FileKind:
+def identify(file: BinaryIO, size: int) -> FileKind:  # noqa: C901  one case for each kind
     """Return what a file is.
 
     Raises:

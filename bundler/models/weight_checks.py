@@ -78,4 +78,4 @@ def _dead_layers(tensors: Mapping[str, Tensor], source: str) -> list[str]:
             "would be the same for every picture",
             next_step="Give a checkpoint of the trained network.",
         )
-    return [f"{len(dead)} layers have only zeros as weights ({shown(dead)})"] if dead else []
+    return [f"layers whose weights are all zero: {len(dead)} ({shown(dead)})"] if dead else []
