@@ -73,3 +73,11 @@ def test_the_impossible_is_refused(changes: dict[str, Any], error: type[BundlerE
     with pytest.raises(error, match=words) as caught:
         plan(**changes)
     assert caught.value.next_step
+
+
+@pytest.mark.parametrize("weights", ["auto", "pretrained", "random"])
+def test_a_key_of_weights_is_for_files(weights: str) -> None:
+    assert plan(weights="mine.pth", weights_key="ema").weights_key == "ema"
+    with pytest.raises(BundlerError, match=f"--weights is {weights}") as refusal:
+        plan(weights=weights, weights_key="ema")
+    assert refusal.value.exit_code == 2

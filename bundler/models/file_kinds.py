@@ -126,6 +126,8 @@ def _text_kind(text: bytes, size: int) -> FileKind | None:
     if not all(character.isprintable() or character.isspace() for character in decoded):
         return None
     begins = " ".join(decoded.split())[:40]
+    if re.match(r"\[(net|network)\]", begins):
+        return _refused("cfg", "is a Darknet cfg, which describes a network without its weights", "Give the .weights file.")
     if decoded.lstrip()[:1] in ("{", "["):
         if '"weight_map"' in decoded:
             return _refused(
@@ -134,8 +136,6 @@ def _text_kind(text: bytes, size: int) -> FileKind | None:
                 "Join the files: load them all, and save one with torch.save(model.state_dict(), FILE).",
             )
         return _refused("JSON", f"is a JSON text ({size:,} bytes), not a checkpoint", _DOWNLOAD)
-    if re.match(r"\[(net|network|convolutional)\]|\[net\]", begins):
-        return _refused("cfg", "is a Darknet cfg, which describes a network without its weights", "Give the .weights file.")
     return _refused("text", f"is a text file that begins {begins!r}, not a checkpoint", _DOWNLOAD)
 
 
