@@ -48,6 +48,7 @@ class BuildJob:
     int8_scope: Int8Scope
     weights: str
     cfg: Path | None
+    weights_key: str | None
     num_classes: int | None
     preprocessing: Preprocessing
     calibration: CalibrationRequest
@@ -80,6 +81,7 @@ def plan_build(
     modes: tuple[str, ...],
     int8_scope: Int8Scope | None,
     weights: str,
+    weights_key: str | None = None,
     num_classes: int | None,
     input_size: Pixels | None,
     calibration: CalibrationRequest,
@@ -124,6 +126,11 @@ def plan_build(
             f"--cfg describes a network of Darknet's, and {model} is none",
             next_step=f"Leave --cfg out: it is for {' and '.join(DARKNET)}.",
         )
+    if weights_key is not None and weights in ("auto", "pretrained", "random"):
+        raise ImpossibleRequestError(
+            f"--weights-key chooses among the weights in a file, and --weights is {weights}",
+            next_step="Leave --weights-key out, or give --weights FILE.",
+        )
     usual = DETECTORS if variant.task == "detection" else CLASSIFIERS
     fewest = 1 if variant.task == "detection" else 2
     if num_classes is not None and num_classes < fewest:
@@ -146,6 +153,7 @@ def plan_build(
         int8_scope=int8_scope or variant.int8_scopes[0],
         weights=weights,
         cfg=cfg,
+        weights_key=weights_key,
         num_classes=num_classes,
         preprocessing=choose_preprocessing(variant, preprocessing, input_size=input_size),
         calibration=calibration,

@@ -109,3 +109,11 @@ def test_a_cfg_is_for_darknets_networks() -> None:
             plan(model, cfg=Path("mine.cfg"))
         assert "yolov3 and yolov4" in refusal.value.next_step
         assert refusal.value.exit_code == 2
+
+
+@pytest.mark.parametrize("weights", ["auto", "pretrained", "random"])
+def test_a_key_of_weights_is_for_files(weights: str) -> None:
+    assert plan(weights="mine.pth", weights_key="ema").weights_key == "ema"
+    with pytest.raises(BundlerError, match=f"--weights is {weights}") as refusal:
+        plan(weights=weights, weights_key="ema")
+    assert refusal.value.exit_code == 2

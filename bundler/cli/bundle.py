@@ -40,7 +40,12 @@ __all__ = ["command"]
     default="auto",
     show_default=True,
     metavar="WEIGHTS",
-    help="auto, pretrained, random, or a .pth, .pt, .safetensors or .weights file.",
+    help="auto, pretrained, random, or a file of weights: torch.save, safetensors, Darknet, or an archive with one.",
+)
+@click.option(
+    "--weights-key",
+    metavar="NAME",
+    help="Which weights of a file that holds several: a key or a prefix, such as ema or student.",
 )
 @click.option(
     "--cfg",
@@ -73,7 +78,10 @@ __all__ = ["command"]
     help="Of the training for int8-qat, at its beginning.  [default: 0.001; detectors: 0.0001]",
 )
 @click.option(
-    "--num-classes", type=int, metavar="N", help="Classes of the weights.  [default: 1000; detectors: as the file has, or 80]"
+    "--num-classes",
+    type=int,
+    metavar="N",
+    help="Classes of the weights.  [default: as the file has, or 1000; detectors: 80]",
 )
 @click.option(
     "--input-size",
@@ -103,6 +111,7 @@ def command(
     int8_scope: Int8Scope | None,
     weights: str,
     cfg: Path | None,
+    weights_key: str | None,
     calibration: Path | None,
     calibration_pictures: int,
     batch_size: int,
@@ -135,6 +144,7 @@ def command(
         int8_scope=int8_scope,
         weights=weights,
         cfg=cfg,
+        weights_key=weights_key,
         num_classes=num_classes,
         input_size=input_size,
         calibration=CalibrationRequest(folder=calibration, pictures=calibration_pictures, batch_size=batch_size),

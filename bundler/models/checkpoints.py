@@ -14,33 +14,41 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor
 
 from bundler import console
 from bundler.errors import CheckpointError
 from bundler.models import torchvision_operators  # noqa: F401  before torchvision
+from bundler.models.checkpoint_file import CheckpointFile, printable
+from bundler.models.checkpoint_weights import Network, network_of, weights_in
+from bundler.models.claims import claims_in, mapping_of
 from bundler.models.detector_checkpoints import Architecture, is_detector, read_darknet, read_detector
 from bundler.models.detector_file import DetectorFile
 from bundler.models.initialization import random_state_dict
-from bundler.models.module_tensors import Payload, read_module_tensors, read_payload
+from bundler.models.module_tensors import preferred
+from bundler.models.pickled_modules import Payload
 from bundler.models.specs import ModelSpec
+from bundler.models.weight_checks import float_weights
+from bundler.quantization.weight_names import observer_key
 
 from torchvision.models import WeightsEnum, get_model_weights, list_models
 
 __all__ = ["LoadedWeights", "load_weights"]
 
 _DARKNET = re.compile(r"\.weights$|\.conv\.\d+$")  # yolov3.weights; darknet53.conv.74
-_WRAPPERS = ("state_dict", "model_state_dict", "model")  # how training scripts commonly wrap a state dict
+
+
+_DELETE = "Delete {} and run the command again."
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedWeights:
     """A state dict, and what the manifest says of it: source, SHA-256 (of the file where there is one), trained or not.
 
-    `claims` are the accuracies that the file says it has, from 0 to 1, by their names there.
-    Of a detector, `options` are the arguments with which its parser builds the network of the file, `class_names` are in the
-    file, and `network` says in a sentence what the file states of activations and anchors, or what is assumed.
+    `claims` are the accuracies that the file says it has, from 0 to 1, by their names there. `notes` say what of the file was
+    taken and what was left out, a line each. Of a detector, `options` are the arguments with which its parser builds the
+    network of the file, `class_names` are in the file, and `network` says what the file states of activations and anchors, or
+    what is assumed.
     """
 
     state_dict: Mapping[str, Tensor]
@@ -52,6 +60,7 @@ class LoadedWeights:
     options: Mapping[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
     network: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load_weights(
@@ -63,24 +72,26 @@ def load_weights(
     pictures: Callable[[], NDArray[np.float32]],
     seed: int,
     cfg: Path | None = None,
+    key: str | None = None,
 ) -> LoadedWeights:
     """Resolve `--weights auto|pretrained|random|FILE`.
 
-    `cfg` is Darknet's description of a yolov3 or yolov4. Without `num_classes`, a detector's file tells their number.
+    Of a file, what it is decides and not its name. Without `num_classes` the number is that of its last layer. `key` names
+    which weights are meant where a file holds several. `cfg` is Darknet's description of a yolov3 or yolov4.
 
     `auto` is the published checkpoint and, where that cannot be reached or has another number of classes, random weights with a
     loud warning. `pictures` gives float32 [N, 3, H, W] for the statistics of random weights and is called only for those.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or no state dict; the published one cannot be had.
+        CheckpointError: the file is missing, damaged, of another network or format; the published one cannot be had.
     """
     known = Architecture(variant, parser, num_classes=num_classes, cfg=cfg)
     classes = known.classes
     if request == "pretrained":
-        return _published(variant, classes)
+        return _published(variant, parser, classes)
     if request == "auto":
         try:
-            return _published(variant, classes)
+            return _published(variant, parser, classes)
         except CheckpointError as error:
             console.warn(f"{error.message}")
             console.warn("the weights are RANDOM: the package will work and mean nothing. Give --weights FILE for your own.")
@@ -98,10 +109,10 @@ def load_weights(
             options=known.options,
             network=known.network,
         )
-    return _from_file(Path(request), known)
+    return _from_file(Path(request), known, key)
 
 
-def _published(variant: ModelSpec, classes: int) -> LoadedWeights:
+def _published(variant: ModelSpec, parser: Callable[..., Any], classes: int) -> LoadedWeights:
     if variant.name not in list_models() or not variant.parser.startswith("bundler.models."):
         raise CheckpointError(
             f"no weights of {variant.name} are published where they can be fetched from",
@@ -113,116 +124,124 @@ def _published(variant: ModelSpec, classes: int) -> LoadedWeights:
             f"the published weights of {variant.name} have {variant.num_classes} classes, not {classes}",
             next_step="Give your own checkpoint: --weights FILE.",
         )
+    file = _hub_folder() / Path(weights.url).name
     try:
-        with redirect_stdout(sys.stderr):  # torch.hub announces the download on stdout, which is for results
-            state_dict = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        if not file.exists():
+            _download(weights.url, file)
+        state_dict, digest = _published_state_dict(file, variant, parser)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the published weights of {variant.name} are damaged: {error.message}", next_step=_DELETE.format(file)
+        ) from error
     except OSError as error:  # urllib's URLError and HTTPError are OSErrors
         raise CheckpointError(
             f"the published weights of {variant.name} cannot be reached ({weights.url}: {error})",
             next_step=f"Download the file elsewhere and give --weights FILE, or put it into {_hub_folder()}.",
         ) from error
-    except Exception as error:  # a wrong digest, or whatever torch.load finds in a file that lay there already
+    except RuntimeError as error:  # torch.hub's, for a wrong digest
         raise CheckpointError(
-            f"the published weights of {variant.name} are damaged: {_first_sentence(error)}",
-            next_step=f"Delete {_hub_folder() / Path(weights.url).name} and run the command again.",
+            f"the published weights of {variant.name} are damaged: {printable(error, 160)}", next_step=_DELETE.format(file)
         ) from error
-    file = _hub_folder() / Path(weights.url).name
     return LoadedWeights(
-        state_dict=state_dict,
-        source=f"pretrained:{weights}",
-        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
-        trained=True,
-        num_classes=classes,
+        state_dict=state_dict, source=f"pretrained:{weights}", sha256=digest, trained=True, num_classes=classes
     )
+
+
+def _download(url: str, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    digest = torch.hub.HASH_REGEX.search(file.name)
+    with redirect_stdout(sys.stderr):  # stdout is for results
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=digest.group(1) if digest else None, progress=True)
+
+
+def _published_state_dict(file: Path, variant: ModelSpec, parser: Callable[..., Any]) -> tuple[Mapping[str, Tensor], str]:
+    """Return a published checkpoint, which is read as carefully as any other, and its SHA-256."""
+    network = network_of(
+        variant.name,
+        lambda classes: parser(num_classes=classes),
+        num_classes=variant.num_classes,
+        asked_classes=variant.num_classes,
+        is_ours=True,
+    )
+    with CheckpointFile(file, model_bytes=network.bytes) as opened:
+        return weights_in(opened, network, key=None).tensors, opened.sha256()
 
 
 def _hub_folder() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def _from_file(path: Path, known: Architecture) -> LoadedWeights:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"the checkpoint {path} cannot be read: {error.strerror}",
-            next_step="--weights takes auto, pretrained, random, or the path of a .pth, .pt, .safetensors or .weights file.",
-        ) from error
-    if _DARKNET.search(path.name):
-        found = read_darknet(content, known, source=str(path))
-    else:
-        state_dict, payload = _tensors_in(path, content)
-        found = DetectorFile(state_dict=state_dict, num_classes=known.classes)
-        if is_detector(known.variant):
-            found = read_detector(state_dict, payload, known, source=str(path))
-    return LoadedWeights(
-        state_dict=found.state_dict,
-        source=path.name,
-        sha256=hashlib.sha256(content).hexdigest(),
-        trained=True,
-        num_classes=found.num_classes,
-        claims={},
-        options=found.options,
-        class_names=found.class_names,
-        network=found.network,
+def _from_file(path: Path, known: Architecture, key: str | None) -> LoadedWeights:
+    network = network_of(
+        known.variant.name,
+        lambda classes: known.parser(num_classes=classes, **known.options),
+        num_classes=known.classes,
+        asked_classes=known.num_classes,
+        is_ours=known.variant.parser.startswith("bundler.models."),
     )
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    with CheckpointFile(path, model_bytes=network.bytes) as file:
+        if file.kind in ("unknown", "zeros"):
+            found = _darknet(file, known, network)
+        elif is_detector(known.variant):
+            file.refuse_large()
+            found, notes = _detector(file, known)
+        else:
+            file.refuse_large()
+            weights = weights_in(file, network, key=key)
+            found = DetectorFile(state_dict=weights.tensors, num_classes=weights.num_classes)
+            notes, warnings = weights.notes, weights.warnings
+        kinds = {name: value.dtype for name, value in network.model.state_dict().items()}
+        state_dict, more = float_weights(found.state_dict, kinds, source=file.named)
+        for warning in (*warnings, *more):
+            console.warn(f"{path.name}: {warning}")
+        return LoadedWeights(
+            state_dict=state_dict,
+            source=path.name,
+            sha256=file.sha256(),
+            trained=True,
+            num_classes=found.num_classes,
+            claims=claims_in(mapping_of(file.description)),
+            options=found.options,
+            class_names=found.class_names,
+            network=found.network,
+            notes=notes if file.inner is None else (f"read from the archive: {printable(file.inner)}", *notes),
+        )
 
 
-def _tensors_in(path: Path, content: bytes) -> tuple[Mapping[str, Tensor], Payload | None]:
-    """Return a file's state dict and, where it is a pickle of whole objects, what that describes."""
-    if path.suffix == ".pt" and _holds_objects(path):
-        tensors = _state_dict_in(read_module_tensors(content, source=str(path)), path)
-        return tensors, read_payload(content, source=str(path))
-    return _state_dict_in(_tensors(path), path), None
+def _detector(file: CheckpointFile, known: Architecture) -> tuple[DetectorFile, tuple[str, ...]]:
+    """Return what a checkpoint of a detector gives; of several state dicts, the one that YOLOv5's own loader takes.
 
-
-def _tensors(path: Path) -> object:
-    try:
-        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    The network is built as the file describes it, and so the tensors are looked at before any is compared with a network's.
+    """
+    candidate = preferred(file.candidates)
+    if candidate is None:
         raise CheckpointError(
-            f"the checkpoint {path} is damaged or holds more than tensors: {_first_sentence(error)}",
-            next_step="Save it again as a state dict: torch.save(model.state_dict(), FILE). Pickled code is never executed.",
-        ) from error
-
-
-def _holds_objects(path: Path) -> bool:
-    """Say whether torch's own reader refuses a checkpoint; then it is read without making the objects in it."""
-    try:
-        _tensors(path)
-    except CheckpointError:
-        return True
-    return False
-
-
-def _first_sentence(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return f"{lines[0][:160]}" if lines else type(error).__name__
-
-
-def _state_dict_in(payload: object, path: Path) -> Mapping[str, Tensor]:
-    """Take the state dict out of a training script's checkpoint, and DataParallel's prefix off its keys."""
-    if isinstance(payload, Mapping):
-        for key in _WRAPPERS:
-            if isinstance(payload.get(key), Mapping):
-                payload = payload[key]
-                break
-    if not isinstance(payload, Mapping) or not payload or not all(isinstance(value, Tensor) for value in payload.values()):
-        raise CheckpointError(
-            f"the checkpoint {path} holds no state dict (a mapping from names to tensors)",
+            f"the checkpoint {file.named} holds no state dict (a mapping from names to tensors) and no module with tensors",
             next_step="Save it again as a state dict: torch.save(model.state_dict(), FILE).",
         )
-    broken = [key for key, value in payload.items() if value.is_floating_point() and not torch.isfinite(value).all()]
-    if broken:
+    last = next(reversed(known.build(known.classes).state_dict()))
+    prefixes = {name.removesuffix(last) for name in candidate.tensors if name.endswith(last)}
+    prefix = prefixes.pop() if len(prefixes) == 1 and not candidate.is_module else ""
+    kept = {name.removeprefix(prefix): record for name, record in candidate.tensors.items() if name.startswith(prefix)}
+    tensors = file.load({name: record for name, record in kept.items() if not observer_key(name)})
+    payload = Payload(description=file.description, tensor=file.tensor) if candidate.is_module else None
+    notes = [f"weights: {printable(candidate.path, 60)} of the file"] if candidate.path else []
+    notes += [f"prefix {printable(prefix, 60)!r} removed from {len(kept)} keys"] if prefix else []
+    return read_detector(tensors, payload, known, source=file.named), tuple(notes)
+
+
+def _darknet(file: CheckpointFile, known: Architecture, network: Network) -> DetectorFile:
+    """Read one of Darknet's files, which have no mark of their own: by name, or by a header that they begin with."""
+    named = _DARKNET.search(file.inner or file.path.name) is not None
+    if not named and (file.kind == "zeros" or not hasattr(network.model, "darknet_layers")):
+        what = "begins with zeros, as a download that was cut off does" if file.kind == "zeros" else "is of no known format"
         raise CheckpointError(
-            f"the checkpoint {path} holds values that are not finite, first in {broken[0]}",
-            next_step="The training that made it diverged; give an earlier checkpoint.",
+            f"the checkpoint {file.named} {what}",
+            next_step="Give a file of torch.save or safetensors, or Darknet's .weights for yolov3 and yolov4.",
         )
-    return {str(key).removeprefix("module."): _single_precision(value) for key, value in payload.items()}
-
-
-def _single_precision(value: Tensor) -> Tensor:
-    return value.float() if value.is_floating_point() else value
+    return read_darknet(file.content(), known, source=file.named)
 
 
 def _digest(state_dict: Mapping[str, Tensor]) -> str:

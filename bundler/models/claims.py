@@ -8,7 +8,10 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-__all__ = ["claims_in"]
+from bundler.models.inert_pickle import Object
+from bundler.models.pickled_modules import items_of
+
+__all__ = ["claims_in", "mapping_of"]
 
 # Names as training scripts have them, without case and signs between: best_acc1, val/accuracy, Top-1, metrics/mAP50-95(B).
 _WHEN = r"(?:best|max|final|val|valid|validation|test|eval|metrics?)*"
@@ -25,6 +28,23 @@ def claims_in(checkpoint: object) -> dict[str, float]:
     A figure above 1 is taken for per cent. Lightning's `best_model_score` counts where its `monitor` has such a name.
     """
     return dict(_figures(checkpoint, DEPTH)) if isinstance(checkpoint, Mapping) else {}
+
+
+def mapping_of(description: object) -> dict[str, object]:
+    """Return the text and the numbers of what a pickle describes, by their names, with the mappings in it; empty for others."""
+    return _plain(description, DEPTH)
+
+
+def _plain(value: object, depth: int) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, item in list(items_of(value).items())[: LARGEST + 1]:
+        if isinstance(item, str | int | float):
+            found[key] = item
+        elif isinstance(item, Object) and depth > 1:
+            found[key] = _plain(item, depth - 1)
+        else:
+            found[key] = None
+    return found
 
 
 def _figures(mapping: Mapping[object, object], depth: int) -> Iterator[tuple[str, float]]:

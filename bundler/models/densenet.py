@@ -118,7 +118,8 @@ def _renamed(state_dict: Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | 
     """Return the published checkpoints' state dict, which is older than torch's ban of dots in names: `norm.1` is `norm1`."""
     if state_dict is None:
         return None
-    return {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", key): value for key, value in state_dict.items()}
+    pattern = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+    return {pattern.sub(r"\1\2", str(key)): value for key, value in state_dict.items()}
 
 
 def densenet121(

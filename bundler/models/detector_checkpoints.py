@@ -15,7 +15,7 @@ from bundler.models.darknet_architecture import DarknetArchitecture
 from bundler.models.darknet_networks import DarknetNetwork, read_cfg
 from bundler.models.darknet_weights import darknet_classes, read_darknet_weights
 from bundler.models.detector_file import DetectorFile, agreed_classes
-from bundler.models.module_tensors import Payload
+from bundler.models.pickled_modules import Payload
 from bundler.models.specs import ModelSpec
 from bundler.models.yolov5_checkpoints import read_yolov5
 

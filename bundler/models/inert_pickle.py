@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickletools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 __all__ = ["MOST_STEPS", "Global", "Object", "Persistent", "UnreadableError", "interpret"]
 
@@ -59,7 +59,7 @@ class _Interpreter:
         self._below: list[list[object]] = []  # the stacks below the marks
         self._memo: dict[int, object] = {}
 
-    def run(self, program: bytes) -> object:
+    def run(self, program: bytes | BinaryIO) -> object:
         """Return what the pickle describes; ValueError or IndexError if it is malformed."""
         for step, (opcode, argument, _) in enumerate(pickletools.genops(program)):
             if step > MOST_STEPS:
@@ -157,8 +157,10 @@ class _Interpreter:
         self._stack.append(_named(names))
 
 
-def interpret(program: bytes) -> object:
+def interpret(program: bytes | BinaryIO) -> object:
     """Return what a pickle describes: numbers, strings, lists, tuples, and Objects for everything that it would make.
+
+    Of a file, the first pickle from the current position on is read; the position is behind it afterwards.
 
     Raises:
         UnreadableError: it is malformed, takes too many steps, or one that torch does not write.

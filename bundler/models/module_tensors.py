@@ -1,31 +1,25 @@
-"""Tensors of a torch file that holds whole pickled objects, read without importing or calling anything that it names."""
+"""State dicts and modules in what a checkpoint's pickle describes, and where their tensors are; nothing of it is called."""
 
 from __future__ import annotations
 
-import io
 import math
-import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
-from bundler.errors import CheckpointError
-from bundler.models.inert_pickle import MOST_STEPS, Global, Object, Persistent, UnreadableError, interpret
+from bundler.models.inert_pickle import MOST_STEPS, Global, Object, Persistent, UnreadableError
+from bundler.models.torch_files import Place
 
-__all__ = ["Payload", "read_module_tensors", "read_payload"]
+__all__ = ["Candidate", "TensorRecord", "find_candidates", "preferred", "tensor_record"]
 
-_MOST_BYTES = 4 * 2**30  # of a file's members, and of the tensors in it
+MOST_BYTES = 8 * 2**30  # of a tensor, and the largest number in a size or stride
 _MOST_DIMENSIONS = 16
 _LONGEST_KEY = 500  # characters; it bounds the nesting as well
+_DEEPEST = 6  # wrappers around a state dict
+_MOST_CANDIDATES = 200
+_MOST_ELEMENTS = 32  # of a list that are searched
 _WRAPPERS = ("model", "state_dict", "model_state_dict")  # where training scripts put what is wanted
-
-_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before it wrote zip archives (torch 1.6)
-_SAVE_STATE_DICT = (
-    "Load it once with an installation that you trust, and save its tensors alone: torch.save(model.state_dict(), FILE)."
-)
-_GET_AGAIN = "Download or save the file again."
 
 _DTYPES = {
     "FloatStorage": torch.float32,
@@ -39,152 +33,149 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-
-
-def read_module_tensors(content: bytes, *, source: str) -> dict[str, Tensor]:
-    """Return the state dict of the module, or the state dict itself, that a checkpoint holds.
-
-    `ema` goes before `model` if it is a module, as in Ultralytics' own loader. Half precision becomes float32, anything else
-    stays what it is. Tensors that share a storage in the file share it here. `source` is what messages call the file.
-
-    Raises:
-        CheckpointError: it is no zip archive of torch's, it is damaged, or there is no module and no state dict in it.
-    """
-    if content.startswith(_LEGACY):
-        raise CheckpointError(
-            f"the checkpoint {source} is of a format from before torch 1.6, which cannot be read without executing it",
-            next_step=_SAVE_STATE_DICT,
-        )
-    try:
-        archive = _Archive(content)
-        tensors = _Search(archive).state_dict(interpret(archive.member("data.pkl")))
-    except UnreadableError as error:
-        raise _unreadable(source, error) from error
-    if not tensors:
-        raise CheckpointError(
-            f"the checkpoint {source} holds neither a module with tensors nor a state dict", next_step=_SAVE_STATE_DICT
-        )
-    return tensors
+_COMPLEX = ("ComplexFloatStorage", "ComplexDoubleStorage")
+_NEWER_DTYPES = {
+    **{str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()},
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e5m2": torch.float8_e5m2,
+    "uint16": torch.uint16,
+    "uint32": torch.uint32,
+    "uint64": torch.uint64,
+}  # by their names in torch, as _rebuild_tensor_v3 has them
 
 
 @dataclass(frozen=True, kw_only=True)
-class Payload:
-    """What a checkpoint's pickle describes, and what reads a tensor in it by its name in messages (CheckpointError)."""
+class TensorRecord:
+    """A tensor that has not been read: what it is, and which part of which storage holds it.
 
-    description: object
-    tensor: Callable[[object, str], Tensor]
+    Where it is none that a network can be given, `problem` continues "KEY …" and nothing else counts.
 
-
-def read_payload(content: bytes, *, source: str) -> Payload:
-    """Return what the pickle of a checkpoint describes.
-
-    Raises:
-        CheckpointError: it is no zip archive of torch's, or it is damaged.
+    Args:
+        dtype: of its numbers.
+        shape: of the tensor.
+        stride: in numbers.
+        offset: of the first number, in numbers.
+        storage: key of the storage.
+        count: numbers that the storage has.
     """
 
-    def tensor(value: object, name: str) -> Tensor:
-        try:
-            return search.tensor(value, name)
-        except UnreadableError as error:
-            raise _unreadable(source, error) from error
-
-    try:
-        archive = _Archive(content)
-        search = _Search(archive)
-        return Payload(description=interpret(archive.member("data.pkl")), tensor=tensor)
-    except UnreadableError as error:
-        raise _unreadable(source, error) from error
+    dtype: torch.dtype = torch.float32
+    shape: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    offset: int = 0
+    storage: str = ""
+    count: int = 0
+    problem: str = ""
 
 
-def _unreadable(source: str, error: UnreadableError) -> CheckpointError:
-    return CheckpointError(f"the checkpoint {source} cannot be read: {_printable(error)}", next_step=_GET_AGAIN)
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A state dict or a module in a checkpoint.
+
+    Args:
+        path: its keys and attributes from the outside to the inside, with dots between them; empty for the whole file.
+        tensors: by key, in the order of the file.
+        is_module: whether it is a pickled nn.Module.
+        value: what the pickle describes there.
+    """
+
+    path: str
+    tensors: Mapping[str, TensorRecord]
+    is_module: bool = False
+    value: object = field(default=None, repr=False, compare=False)
 
 
-def _printable(error: Exception) -> str:
-    """Return a message in one line; it may quote names of the file's, which hold whatever their author put there."""
-    return "".join(character if character.isprintable() else "?" for character in " ".join(str(error).split())[:300])
+def find_candidates(description: object, places: Mapping[str, Place]) -> list[Candidate]:
+    """Return each state dict and each module with tensors in what a pickle describes, the outermost first.
+
+    Raises:
+        UnreadableError: it is nested too deeply, or its parts hold each other too often.
+    """
+    return _Search(places).candidates(description)
 
 
-# The archive
+def preferred(candidates: list[Candidate]) -> Candidate | None:
+    """Return which of a checkpoint's candidates YOLOv5's own loader would take: `ema` before `model` if it is a module."""
+    named = {candidate.path: candidate for candidate in candidates}
+    modules = [candidate for path in ("", "ema", *_WRAPPERS) if (candidate := named.get(path)) and candidate.is_module]
+    plain = [candidate for path in (*_WRAPPERS, "") if (candidate := named.get(path))]
+    return next(iter([*modules, *plain, *candidates]), None)
 
 
-class _Archive:
-    """A zip archive of torch's, in memory; every failure is an UnreadableError."""
-
-    def __init__(self, content: bytes) -> None:
-        try:
-            self._archive = zipfile.ZipFile(io.BytesIO(content))
-        except Exception as error:  # zipfile has no common type for what it finds in damaged archives
-            raise UnreadableError(f"it is no zip archive, or was cut off ({error})") from error
-        members = self._archive.infolist()
-        if (total := sum(member.file_size for member in members)) > _MOST_BYTES:
-            raise UnreadableError(f"its members would unpack to {total:,} bytes, more than {_MOST_BYTES:,}")
-        roots = [name.removesuffix("/data.pkl") for name in self._archive.namelist() if name.endswith("/data.pkl")]
-        if len(roots) != 1:
-            raise UnreadableError(f"it has {len(roots) or 'no'} members data.pkl, so that torch did not write it")
-        self._root = roots[0]
-        if self.has("byteorder") and (order := self.member("byteorder")) != b"little":
-            raise UnreadableError(f"its byte order is {order[:20]!r}, not little")
-
-    def has(self, name: str) -> bool:
-        return f"{self._root}/{name}" in self._archive.NameToInfo
-
-    def member(self, name: str) -> bytes:
-        if not self.has(name):
-            raise UnreadableError(f"its member {name} is missing")
-        try:
-            return self._archive.read(f"{self._root}/{name}")
-        except Exception as error:  # as above
-            raise UnreadableError(f"its member {name} is damaged ({error})") from error
+def tensor_record(value: object, places: Mapping[str, Place]) -> TensorRecord | None:
+    """Return what is known of a tensor that a pickle describes; None if it describes something else."""
+    return _Search(places).tensor(value)
 
 
-# The tensors
-
-
-_REBUILD_TENSOR = Global("torch._utils", "_rebuild_tensor_v2")
-_REBUILD_PARAMETER = (
-    Global("torch._utils", "_rebuild_parameter"),
-    Global("torch._utils", "_rebuild_parameter_with_state"),
+_TENSOR = Global("torch._utils", "_rebuild_tensor_v2")
+_NEWER_TENSOR = Global("torch._utils", "_rebuild_tensor_v3")
+_PARAMETERS = (Global("torch._utils", "_rebuild_parameter"), Global("torch._utils", "_rebuild_parameter_with_state"))
+_SUBCLASS = Global("torch._tensor", "_rebuild_from_type_v2")
+_PLAIN_CLASSES = (
+    Global("torch", "Tensor"),
+    Global("torch._tensor", "Tensor"),
+    Global("torch.nn.parameter", "Parameter"),
+    Global("torch.nn.parameter", "Buffer"),
 )
+_OTHER_TENSORS = {
+    "_rebuild_qtensor": "is quantized",
+    "_rebuild_sparse_tensor": "is sparse",
+    "_rebuild_nested_tensor": "is a nested tensor",
+    "_rebuild_meta_tensor_no_storage": "is on the meta device, without any numbers",
+    "_rebuild_device_tensor_from_numpy": "is a tensor of another device (XLA, IPU or the like)",
+    "_rebuild_device_tensor_from_cpu_tensor": "is a tensor of another device (XLA, IPU or the like)",
+    "_rebuild_wrapper_subclass": "is of a tensor subclass",
+}
+_NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray", "numpy._core.numeric", "numpy.core.numeric")
 
 
 class _Search:
-    """Finds modules and state dicts among Objects, and reads their tensors; UnreadableError if one is not what it seems."""
+    """Finds modules and state dicts among Objects; UnreadableError if there are too many ways to them."""
 
-    def __init__(self, archive: _Archive) -> None:
-        self._archive = archive
-        self._members: dict[str, Tensor] = {}  # uint8
+    def __init__(self, places: Mapping[str, Place]) -> None:
+        self._places = places
         self._steps = 0
-        self._bytes = 0
 
-    def state_dict(self, payload: object) -> dict[str, Tensor]:
-        """Return the tensors of the first thing in a checkpoint that has any; an empty dict if nothing has."""
-        entries = self._mapping(payload)
-        wrapped = [entries.get(key) for key in _WRAPPERS]
-        for candidate in (payload, entries.get("ema"), *wrapped):
-            if tensors := self._module(candidate):
-                return tensors
-        for candidate in (*wrapped, payload):
-            if tensors := self._plain(candidate):
-                return tensors
-        return {}
+    def candidates(self, description: object) -> list[Candidate]:
+        found: list[Candidate] = []
+        seen: set[int] = set()
+        waiting: list[tuple[str, object, int]] = [("", description, 0)]
+        for path, value, depth in waiting:  # grows while it is read: the outermost come first
+            if id(value) in seen or depth > _DEEPEST or len(found) >= _MOST_CANDIDATES:
+                continue
+            seen.add(id(value))
+            if isinstance(value, list | tuple):
+                waiting.extend(
+                    (_joined(path, str(index)), item, depth + 1) for index, item in enumerate(value[:_MOST_ELEMENTS])
+                )
+            if not isinstance(value, Object):
+                continue
+            attributes = self._attributes(value)
+            if "_modules" in attributes:
+                if tensors := self._module(value):
+                    found.append(Candidate(path=path, tensors=tensors, is_module=True, value=value))
+                continue
+            entries = attributes | self._mapping(value)
+            records = {_bounded(key): record for key, entry in entries.items() if (record := self.tensor(entry)) is not None}
+            if records:
+                found.append(Candidate(path=path, tensors=records, value=value))
+            waiting.extend(
+                (_joined(path, key), entry, depth + 1)
+                for key, entry in entries.items()
+                if key not in records and isinstance(entry, list | tuple | Object)
+            )
+        return found
 
-    def _plain(self, value: object) -> dict[str, Tensor]:
-        """Return the tensors of a state dict; an empty dict if anything else is in it."""
-        entries = self._mapping(value)
-        if not all(_tensor_arguments(entry) for entry in entries.values()):
-            return {}
-        return {_bounded(key): self.tensor(entry, key) for key, entry in entries.items()}
-
-    def _module(self, value: object) -> dict[str, Tensor]:
-        """Return the state dict of a pickled nn.Module in torch's order; an empty dict if it is none."""
-        tensors: dict[str, Tensor] = {}
+    def _module(self, value: object) -> dict[str, TensorRecord]:
+        """Return the tensors of a pickled nn.Module in the order of its state dict."""
+        tensors: dict[str, TensorRecord] = {}
         waiting = [("", value)]
         while waiting:
             prefix, module = waiting.pop()
             attributes = self._attributes(module)
             if prefix and "_modules" not in attributes:
-                raise UnreadableError(f"{prefix[:-1]} is made by {_maker(module)}, which is not executed")
+                tensors[prefix[:-1]] = TensorRecord(problem=f"is made by {_maker(module)}, which is not executed")
+                continue
             transient = self._names(attributes.get("_non_persistent_buffers_set"))
             buffers = self._mapping(attributes.get("_buffers")).items()
             own = [
@@ -193,8 +184,8 @@ class _Search:
             ]
             for name, entry in own:
                 if entry is not None:
-                    key = _bounded(prefix + name)
-                    tensors[key] = self.tensor(entry, key)
+                    made = TensorRecord(problem=f"is made by {_maker(entry)}, which is not executed")
+                    tensors[_bounded(prefix + name)] = self.tensor(entry) or made
             children = reversed(self._mapping(attributes.get("_modules")).items())
             waiting.extend((_bounded(f"{prefix}{name}."), child) for name, child in children if child is not None)
         return tensors
@@ -224,18 +215,40 @@ class _Search:
         if self._steps > MOST_STEPS:
             raise UnreadableError("its modules hold each other too often")
 
-    def tensor(self, value: object, key: str) -> Tensor:
-        arguments = _tensor_arguments(value)
-        if arguments is None:
-            raise UnreadableError(f"{key} is made by {_maker(value)}, which is not executed")
-        try:
-            tensor = self._rebuild(*arguments)
-        except UnreadableError as error:
-            raise UnreadableError(f"{key}: {error}") from error
-        return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    def tensor(self, value: object) -> TensorRecord | None:
+        """Return what a pickle says of a tensor; None if it describes something else."""
+        match value:
+            case Object(maker=maker, arguments=(data, *_)) if maker in _PARAMETERS:
+                value = data
+        match value:
+            case Object(maker=maker, arguments=(function, kind, arguments, *_)) if maker == _SUBCLASS:
+                if kind not in _PLAIN_CLASSES:
+                    return TensorRecord(problem=f"is of the tensor subclass {kind}")
+                value = Object(function, arguments)
+        match value:
+            case Object(maker=Global() as maker, arguments=tuple(arguments)):
+                return self._made(maker, arguments)
+        return None
 
-    def _rebuild(self, storage: object, offset: object, size: object, stride: object, *rest: object) -> Tensor:
-        """Do what torch's _rebuild_tensor_v2 does, after checking that the tensor lies inside its storage.
+    def _made(self, maker: Global, arguments: tuple[object, ...]) -> TensorRecord | None:
+        try:
+            if maker == _TENSOR and len(arguments) in (6, 7):
+                return self._rebuild(*arguments)
+            if maker == _NEWER_TENSOR and len(arguments) in (7, 8):
+                storage, offset, size, stride, grad, hooks, dtype, *metadata = arguments
+                return self._rebuild(storage, offset, size, stride, grad, hooks, *metadata, dtype=dtype)
+        except UnreadableError as error:
+            return TensorRecord(problem=f"cannot be read: {error}")
+        if maker.module == "torch._utils" and maker.name in _OTHER_TENSORS:
+            return TensorRecord(problem=_OTHER_TENSORS[maker.name])
+        if maker.module in _NUMPY:
+            return TensorRecord(problem="is a NumPy array, not a tensor")
+        return None
+
+    def _rebuild(
+        self, storage: object, offset: object, size: object, stride: object, *rest: object, dtype: object = None
+    ) -> TensorRecord:
+        """Do what torch's _rebuild_tensor_v2 and _v3 do, after checking that the tensor lies inside its storage.
 
         `rest` is requires_grad, hooks, and perhaps metadata, which say whether the numbers are meant negated or conjugated.
         """
@@ -245,50 +258,45 @@ class _Search:
         (start,) = _whole_numbers((offset,))
         if len(rest) > 2 and self._mapping(rest[2]):
             raise UnreadableError("it is stored negated or conjugated")
-        flat = self._storage(storage)
-        self._bytes += math.prod(max(dimension, 1) for dimension in dimensions) * max(flat.itemsize, torch.float32.itemsize)
-        if self._bytes > _MOST_BYTES:
-            raise UnreadableError(f"this and the tensors before it would take more than {_MOST_BYTES:,} bytes")
-        if 0 in dimensions:
-            return torch.empty(dimensions, dtype=flat.dtype)
+        kind, key, count = self._storage(storage, dtype)
+        if math.prod(max(dimension, 1) for dimension in dimensions) * max(kind.itemsize, 4) > MOST_BYTES:
+            raise UnreadableError(f"it would take more than {MOST_BYTES:,} bytes")
         end = start + sum((dimension - 1) * step for dimension, step in zip(dimensions, steps, strict=True))
-        if end >= len(flat):
-            raise UnreadableError(f"it reaches to number {end:,} of a storage of {len(flat):,}")
-        return flat.as_strided(dimensions, steps, start)
+        if 0 not in dimensions and end >= count:
+            raise UnreadableError(f"it reaches to number {end:,} of a storage of {count:,}")
+        return TensorRecord(dtype=kind, shape=dimensions, stride=steps, offset=start, storage=key, count=count)
 
-    def _storage(self, value: object) -> Tensor:
-        """Return a storage's numbers, [N]; one that several tensors name is read once."""
-        match value:
-            case Persistent(identifier=("storage", Global(module="torch", name=kind), str(key), _, count)) if kind in _DTYPES:
-                dtype = _DTYPES[kind]
-                (count,) = _whole_numbers((count,))
+    def _storage(self, value: object, dtype: object) -> tuple[torch.dtype, str, int]:
+        """Return the type of a storage's numbers, its key, and how many there are."""
+        match value, dtype:
+            case Persistent(identifier=("storage", Global(module="torch", name=name), str(key), _, count, *rest)), None:
+                if name in _COMPLEX:
+                    raise UnreadableError("it is complex")
+                if name not in _DTYPES or any(part is not None for part in rest):
+                    raise UnreadableError("its storage is of a kind that is not known")
+                kind, item = _DTYPES[name], _DTYPES[name].itemsize
+            case (
+                Persistent(identifier=("storage", Global(name="UntypedStorage"), str(key), _, count)),
+                Global(module="torch", name=name),
+            ) if name in _NEWER_DTYPES:
+                kind, item = _NEWER_DTYPES[name], 1
             case _:
-                raise UnreadableError("its storage is of a kind that this program does not know")
-        if key not in self._members:
-            content = bytearray(self._archive.member(f"data/{key}"))
-            self._members[key] = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
-        member = self._members[key]
-        if count * dtype.itemsize > len(member):
-            raise UnreadableError(
-                f"its storage data/{key} has {len(member):,} bytes, not {count:,} numbers of {dtype.itemsize}"
-            )
-        return member[: count * dtype.itemsize].view(dtype)
+                raise UnreadableError("its storage is of a kind that is not known")
+        (count,) = _whole_numbers((count,))
+        if key not in self._places:
+            raise UnreadableError(f"its storage data/{key} is missing")
+        if count * item > (size := self._places[key].size):
+            raise UnreadableError(f"its storage data/{key} has {size:,} bytes, not {count:,} numbers of {item}")
+        return kind, key, count * item // kind.itemsize
 
 
-def _tensor_arguments(value: object) -> tuple[object, ...] | None:
-    """Return what _rebuild_tensor_v2 would be called with if that, or a Parameter of it, is what `value` is."""
-    match value:
-        case Object(maker=maker, arguments=(data, *_)) if maker in _REBUILD_PARAMETER:
-            value = data
-    match value:
-        case Object(maker=maker, arguments=tuple(arguments)) if maker == _REBUILD_TENSOR and len(arguments) in (6, 7):
-            return arguments
-    return None
+def _joined(path: str, key: str) -> str:
+    return _bounded(f"{path}.{key}" if path else key)
 
 
 def _bounded(key: str) -> str:
     if len(key) > _LONGEST_KEY:
-        raise UnreadableError(f"its modules are nested too deeply, in {key[:40]}…")
+        raise UnreadableError(f"it is nested too deeply, in {key[:40]}…")
     return key
 
 
@@ -298,6 +306,6 @@ def _maker(value: object) -> object:
 
 def _whole_numbers(values: object) -> tuple[int, ...]:
     """Return a size or stride, of which no number is so large that torch's own arithmetic overflows."""
-    if isinstance(values, tuple) and all(type(value) is int and 0 <= value <= _MOST_BYTES for value in values):
+    if isinstance(values, tuple) and all(type(value) is int and 0 <= value <= MOST_BYTES for value in values):
         return values
     raise UnreadableError("its size, stride, offset or storage is not given in whole numbers that are possible")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from bundler.models.inert_pickle import MOST_STEPS, Global, Object, UnreadableError
 
-__all__ = ["PickledModule", "is_module", "items_of", "pickled_modules", "text_of"]
+__all__ = ["Payload", "PickledModule", "is_module", "items_of", "pickled_modules", "text_of"]
 
 _LONGEST_PATH = 500  # characters; it bounds the nesting as well
 
@@ -23,6 +25,14 @@ class PickledModule:
 
     def __str__(self) -> str:
         return text_of(self.kind.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Payload:
+    """What a checkpoint's pickle describes, and what reads a tensor in it by its name in messages (CheckpointError)."""
+
+    description: object
+    tensor: Callable[[object, str], Tensor]
 
 
 def is_module(value: object) -> bool:

@@ -13,8 +13,7 @@ from bundler.errors import CheckpointError
 from bundler.models.activations import ACTIVATIONS, describe_activations, leaky_relu
 from bundler.models.detector_file import MOST_ANCHORS, DetectorFile, agreed_classes
 from bundler.models.inert_pickle import Object, UnreadableError
-from bundler.models.module_tensors import Payload
-from bundler.models.pickled_modules import PickledModule, is_module, items_of, pickled_modules, text_of
+from bundler.models.pickled_modules import Payload, PickledModule, is_module, items_of, pickled_modules, text_of
 from bundler.models.yolov5 import NORM_EPS, Release, YoloV5, YoloV5Architecture
 from bundler.models.yolov5_modules import refuse_other_modules
 from bundler.models.yolov5_releases import (

@@ -10,8 +10,7 @@ from torch import nn
 
 from bundler.models.detector import BOX, Concatenate, ConvNormAct, Residual
 from bundler.models.inert_pickle import Object
-from bundler.models.module_tensors import Payload
-from bundler.models.pickled_modules import PickledModule, text_of
+from bundler.models.pickled_modules import Payload, PickledModule, text_of
 from bundler.models.yolov5 import CrossStage, Detect, OlderCrossStage, PyramidPooling, YoloV5
 from bundler.models.yolov5_releases import DifferentModuleError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,20 +48,14 @@ def gather(job: BuildJob) -> Material:
         pictures=lambda: synthetic_pictures(job.preprocessing, count=INITIALIZATION_PICTURES, seed=job.seed).pictures,
         seed=job.seed,
         cfg=job.cfg,
+        key=job.weights_key,
     )
     console.step(f"Weights: {weights.source}, {weights.num_classes} classes" + ("" if weights.trained else " (NOT TRAINED)"))
     if weights.network is not None:
         console.step(f"Network: {weights.network}")
-    labelled: LabelledPictures | DetectionPictures | None = None
-    training: LabelledPictures | DetectionPictures | None = None
-    detector = job.variant.task == "detection"
-    if job.data is not None and "int8-qat" in job.modes:
-        load_parts = load_detection_split if detector else load_split
-        split = load_parts(job.data, job.preprocessing, num_classes=weights.num_classes, seed=job.seed)
-        labelled, training = split.validation, split.train
-    elif job.data is not None:
-        load_measured = load_detection_pictures if detector else load_validation
-        labelled = load_measured(job.data, job.preprocessing, num_classes=weights.num_classes)
+    for note in weights.notes:
+        console.detail(note)
+    labelled, training = _labelled(job, weights)
     request, golden = job.calibration, job.target.verification.golden_inputs
     if request.folder is None:
         console.warn("calibrating with SYNTHETIC pictures; --calibration DIR takes pictures like those the device will see")
@@ -74,6 +69,26 @@ def gather(job: BuildJob) -> Material:
         )
         require_unlike(golden_pictures, job.preprocessing, name)
     return Material(weights=weights, calibration=calibration, golden=golden_pictures, labelled=labelled, training=training)
+
+
+Labelled = LabelledPictures | DetectionPictures
+
+
+def _labelled(job: BuildJob, weights: LoadedWeights) -> tuple[Labelled | None, Labelled | None]:
+    """Return what to measure on, and what to train with; None where nothing was given."""
+    if job.data is None:
+        return None, None
+    training = "int8-qat" in job.modes
+    if job.variant.task == "detection":
+        facts: dict[str, Any] = {"num_classes": weights.num_classes, "class_names": weights.class_names}
+        if not training:
+            return load_detection_pictures(job.data, job.preprocessing, **facts), None
+        boxes = load_detection_split(job.data, job.preprocessing, seed=job.seed, **facts)
+        return boxes.validation, boxes.train
+    if not training:
+        return load_validation(job.data, job.preprocessing, num_classes=weights.num_classes), None
+    split = load_split(job.data, job.preprocessing, num_classes=weights.num_classes, seed=job.seed)
+    return split.validation, split.train
 
 
 def more_pictures(job: BuildJob, material: Material) -> Dataset | None:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from bundler.errors import CheckpointError
 from bundler.quantization.clipping import clip_observers
+from bundler.quantization.key_matching import find_matches
 from bundler.quantization.outputs import leave_outputs_unrounded
 from bundler.quantization.qconfig import assign_qconfigs, get_platform_aware_qconfig
+from bundler.quantization.weight_names import Shapes, fused_naming, is_optional, observer_key, shapes_of, training_naming
 from bundler.targets import QuantizationProfile
 
-__all__ = ["Quantizable", "load_fuse_prepare"]
+__all__ = ["Quantizable", "foreign_keys", "load_fuse_prepare", "other_shapes"]
 
 
 class Quantizable(Protocol):
@@ -25,8 +26,9 @@ class Quantizable(Protocol):
     def fuse_model(self, is_qat: bool | None = None) -> None: ...
 
 
+_STATE_DICT = "Give a mapping from names to tensors: model.state_dict()."
+
 Model = TypeVar("Model", bound=nn.Module)
-Shapes = dict[str, tuple[int, ...]]
 
 
 def load_fuse_prepare(
@@ -40,16 +42,19 @@ def load_fuse_prepare(
     """Load the weights, fuse, and prepare for calibration (PTQ, eval mode) or training (QAT, train mode).
 
     The weights are in place before `prepare`, so that observers of weights see the real ones. A checkpoint of the plain model
-    is loaded before fusing, one of the fused model after it; which it is shows in its keys (issue 2; conflicts 1 and 2
-    of the specification's text and code).
+    is loaded before fusing, one of the fused model after it; which it is shows in its keys. Of a model that was prepared for
+    training, the float weights are taken.
     With `quantize=False` the model stays a float model, and is fused only where the checkpoint is.
 
     Raises:
-        CheckpointError: the checkpoint fits neither; it names the missing, unexpected and mis-shaped keys.
+        CheckpointError: the checkpoint fits neither, or is of a converted model; it names the missing, unexpected and
+            mis-shaped keys.
     """
     model.eval()
     fuse = cast("Quantizable", model).fuse_model
-    fused_checkpoint = state_dict is not None and _load_unless_fused(model, state_dict, is_qat=quantize and is_qat)
+    fused_checkpoint = False
+    if state_dict is not None:
+        state_dict, fused_checkpoint = _load_unless_fused(model, state_dict, is_qat=quantize and is_qat)
     if quantize or fused_checkpoint:
         if quantize and is_qat:
             model.train()
@@ -69,39 +74,75 @@ def load_fuse_prepare(
     return model
 
 
-def _load_unless_fused(model: nn.Module, state_dict: Mapping[str, Tensor], *, is_qat: bool) -> bool:
-    """Load a checkpoint of the plain model; return True, with nothing loaded, for one of the fused model."""
-    given: Shapes = {key: tuple(value.shape) for key, value in state_dict.items()}
-    plain = _shapes(model)
+def _load_unless_fused(
+    model: nn.Module, state_dict: Mapping[str, Tensor], *, is_qat: bool
+) -> tuple[Mapping[str, Tensor], bool]:
+    """Load a checkpoint of the plain model; for one of the fused model, return True, with nothing loaded.
+
+    A checkpoint of a model that was prepared for training holds the plain model's weights under other names. What is returned
+    first has the names of the plain or of the fused model.
+    """
+    _refuse_converted(state_dict)
+    state_dict = {key: value for key, value in state_dict.items() if not observer_key(key)}
+    given = shapes_of(state_dict)
+    plain = shapes_of(model.state_dict())
     classes_in: Callable[[Shapes], int | None] = getattr(model, "classes_in", lambda _: None)  # a detector's
     if _same_keys(plain, given):
         _refuse_other_shapes(plain, given, classes_in(given))
         model.load_state_dict(dict(state_dict))
-        return False
-    twin = copy.deepcopy(model).train(is_qat)
-    cast("Quantizable", twin).fuse_model(is_qat=is_qat)
-    fused = _shapes(twin)
+        return state_dict, False
+    fused = fused_naming(model, is_qat=is_qat).shapes
     if _same_keys(fused, given):
         _refuse_other_shapes(fused, given, classes_in(given))
-        return True
-    raise _foreign(plain, fused, given)
+        return state_dict, True
+    for match in find_matches(training_naming(model), given):
+        if not match.prefix and not match.parts and not match.renamed and not match.others(given):
+            renamed = {key: state_dict[full] for key, full in match.keys.items()}
+            _refuse_other_shapes(plain, shapes_of(renamed), classes_in(shapes_of(renamed)))
+            model.load_state_dict(renamed)
+            return renamed, False
+    if is_qat and _same_keys(fused_naming(model, is_qat=False).shapes, given):
+        raise CheckpointError(
+            "the checkpoint is of the fused model, in which each BatchNorm is folded into its convolution; training for INT8 "
+            "needs the BatchNorms",
+            next_step="Give the state dict of the model from before `fuse_model`, or leave int8-qat out.",
+        )
+    raise foreign_keys(plain, fused, given=given)
 
 
-def _shapes(model: nn.Module) -> Shapes:
-    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
+def _refuse_converted(state_dict: Mapping[Any, object]) -> None:
+    """Raise a CheckpointError for what is no state dict of a float model: parts of a converted one, or no tensors at all."""
+    for key, value in state_dict.items():
+        if not isinstance(key, str):
+            raise CheckpointError(f"the weights are no state dict: {key!r} is no name", next_step=_STATE_DICT)
+        quantized = isinstance(value, Tensor) and value.is_quantized
+        if quantized or key.rpartition(".")[2] == "_packed_params":
+            raise CheckpointError(
+                f"the state dict is of an already quantized (converted) model: {key} is quantized",
+                next_step="Give the state dict of the float model, from before `convert`; the weights are quantized here.",
+            )
+    for key, value in state_dict.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"the weights are no state dict: {key!r} is of the type {type(value).__name__}, not a tensor",
+                next_step=_STATE_DICT,
+            )
 
 
 def _same_keys(expected: Shapes, given: Shapes) -> bool:
-    # torch writes num_batches_tracked since 0.4.1, and fills it in for older checkpoints by itself.
-    missing = {key for key in expected.keys() - given.keys() if not key.endswith("num_batches_tracked")}
+    missing = {key for key in expected.keys() - given.keys() if not is_optional(key)}
     return not missing and not given.keys() - expected.keys()
 
 
 def _refuse_other_shapes(expected: Shapes, given: Shapes, detected: int | None) -> None:
     """Refuse other shapes; `detected` is the number of classes of a detector's heads, None for other models."""
+    if any(expected[key] != given[key] for key in expected if key in given):
+        raise other_shapes(expected, given, detected)
+
+
+def other_shapes(expected: Shapes, given: Shapes, detected: int | None = None) -> CheckpointError:
+    """Return the error for a checkpoint with the keys of the model, and other shapes; `detected` as above."""
     wrong = [key for key in expected if key in given and expected[key] != given[key]]
-    if not wrong:
-        return
     lines = "; ".join(
         f"{key} is {list(given[key])} in the checkpoint and {list(expected[key])} in the model" for key in wrong[:4]
     )
@@ -112,7 +153,7 @@ def _refuse_other_shapes(expected: Shapes, given: Shapes, detected: int | None) 
     only_head = {key.rpartition(".")[0] for key in wrong} == {head}
     if detected is not None and all(expected[key][1:] == given[key][1:] for key in wrong):  # its heads, one for each scale
         classes, only_head = detected, True
-    raise CheckpointError(
+    return CheckpointError(
         f"the checkpoint's shapes do not fit: {lines}{more}",
         next_step=f"If it was trained for {classes} classes, add `--num-classes {classes}`."
         if only_head
@@ -120,9 +161,11 @@ def _refuse_other_shapes(expected: Shapes, given: Shapes, detected: int | None) 
     )
 
 
-def _foreign(plain: Shapes, fused: Shapes, given: Shapes) -> CheckpointError:
+def foreign_keys(plain: Shapes, fused: Shapes | None = None, *, given: Shapes) -> CheckpointError:
+    """Return the error for a checkpoint that has neither the keys of the plain model nor those of the fused one."""
+    fused = plain if fused is None else fused
     closest = max((plain, fused), key=lambda shapes: len(shapes.keys() & given.keys()))
-    form = "fused" if closest is fused else "plain"
+    form = "plain" if closest is plain else "fused"
     missing, unexpected = sorted(closest.keys() - given.keys()), sorted(given.keys() - closest.keys())
     facts = [
         f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
@@ -140,5 +183,5 @@ def _foreign(plain: Shapes, fused: Shapes, given: Shapes) -> CheckpointError:
         )
     return CheckpointError(
         f"the checkpoint belongs to another network; against the {form} model it has {', '.join(facts)}",
-        next_step="Give the state dict of this model, taken before or after `fuse_model`, and not prepared or converted.",
+        next_step="Give the state dict of this model, taken before or after `fuse_model`, and not converted.",
     )

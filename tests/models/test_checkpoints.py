@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import urllib.request
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -138,15 +140,13 @@ def truncated_safetensors(file: Path, state_dict: dict[str, Tensor]) -> None:
     file.write_bytes(file.read_bytes()[:1000])
 
 
-DAMAGED: dict[str, tuple[str, Callable[[Path, dict[str, Tensor]], Any]]] = {
-    "empty": ("mine.pth", lambda file, _: file.touch()),
-    "text": ("mine.pth", lambda file, _: file.write_text("version https://git-lfs.github.com/spec/v1\n")),
-    "zeros": ("mine.pth", lambda file, _: file.write_bytes(bytes(4096))),
-    "truncated": ("mine.pth", truncated),
-    "empty safetensors": ("mine.safetensors", lambda file, _: file.touch()),
-    "truncated safetensors": ("mine.safetensors", truncated_safetensors),
-    "pickle called safetensors": ("mine.safetensors", lambda file, state_dict: torch.save(state_dict, file)),
-    "a whole model": ("mine.pth", lambda file, _: torch.save(mobilenet_v3_small(num_classes=10), file)),
+DAMAGED: dict[str, tuple[str, Callable[[Path, dict[str, Tensor]], Any], str]] = {
+    "empty": ("mine.pth", lambda file, _: file.touch(), "is empty"),
+    "text": ("mine.pth", lambda file, _: file.write_text("no such file\n"), "is a text file that begins 'no such file'"),
+    "zeros": ("mine.pth", lambda file, _: file.write_bytes(bytes(4096)), "begins with zeros"),
+    "truncated": ("mine.pth", truncated, "was cut off"),
+    "empty safetensors": ("mine.safetensors", lambda file, _: file.touch(), "is empty"),
+    "truncated safetensors": ("mine.safetensors", truncated_safetensors, "was cut off"),
 }
 
 
@@ -154,19 +154,55 @@ DAMAGED: dict[str, tuple[str, Callable[[Path, dict[str, Tensor]], Any]]] = {
 def test_a_damaged_file_is_refused_by_name(
     damage: str, state_dict: dict[str, Tensor], load: Callable[..., LoadedWeights], tmp_path: Path
 ) -> None:
-    name, write = DAMAGED[damage]
+    name, write, reason = DAMAGED[damage]
     write(tmp_path / name, state_dict)
-    with pytest.raises(CheckpointError, match="is damaged or holds more than tensors") as refusal:
+    with pytest.raises(CheckpointError, match=reason) as refusal:
         load(tmp_path / name)
     assert str(tmp_path / name) in refusal.value.message
-    assert "\n" not in refusal.value.message
+    assert refusal.value.message.isprintable()
     assert refusal.value.exit_code == 6
+
+
+@pytest.mark.parametrize("name", ["mine.pth", "mine.safetensors", "mine.weights", "mine"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_a_file_is_decides_and_not_its_name(
+    name: str, legacy: bool, state_dict: dict[str, Tensor], load: Callable[..., LoadedWeights], tmp_path: Path
+) -> None:
+    payload = {"model": state_dict, "args": Namespace(lr=0.1, folder=Path("/data")), "epoch": 1}
+    torch.save(payload, tmp_path / name, _use_new_zipfile_serialization=not legacy)
+    assert_same(load(tmp_path / name).state_dict, state_dict)
+    model = mobilenet_v3_small(num_classes=10)
+    plain = torchvision.models.mobilenet_v3_small(num_classes=10)
+    plain.load_state_dict(state_dict)
+    torch.save(plain, tmp_path / name, _use_new_zipfile_serialization=not legacy)
+    assert_same(load(tmp_path / name).state_dict, state_dict)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_a_safetensors_file_of_any_name(
+    state_dict: dict[str, Tensor], load: Callable[..., LoadedWeights], tmp_path: Path
+) -> None:
+    save_file(state_dict, tmp_path / "mine.pth")
+    assert_same(dict(sorted(load(tmp_path / "mine.pth").state_dict.items())), dict(sorted(state_dict.items())))
+
+
+def test_the_number_of_classes_comes_from_the_file(
+    state_dict: dict[str, Tensor], load: Callable[..., LoadedWeights], tmp_path: Path
+) -> None:
+    torch.save(state_dict, tmp_path / "mine.pth")
+    loaded = load(tmp_path / "mine.pth", None)
+    assert loaded.num_classes == 10
+    assert "10 classes, from the checkpoint's last layer" in loaded.notes
+    assert_builds(loaded)
+    with pytest.raises(CheckpointError, match=r"has 10 classes, and --num-classes says 7: classifier\.3\.weight") as refusal:
+        load(tmp_path / "mine.pth", 7)
+    assert "--num-classes 10" in refusal.value.next_step
 
 
 def test_a_pickle_that_would_run_code_does_not(load: Callable[..., LoadedWeights], tmp_path: Path) -> None:
     file, marker = tmp_path / "mine.pth", tmp_path / "marker"
     torch.save({"state_dict": RunsCode(marker)}, file)
-    with pytest.raises(CheckpointError, match="holds more than tensors"):
+    with pytest.raises(CheckpointError, match="holds no state dict"):
         load(file)
     assert not marker.exists()
     torch.load(file, weights_only=False)  # it is a pickle that runs code
@@ -178,6 +214,20 @@ def test_a_file_without_a_state_dict_is_refused(payload: object, load: Callable[
     torch.save(payload, tmp_path / "mine.pth")
     with pytest.raises(CheckpointError, match="holds no state dict"):
         load(tmp_path / "mine.pth")
+
+
+def test_what_is_no_regular_file_is_not_opened(load: Callable[..., LoadedWeights], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "mine.pth")  # to open it would wait for a writer
+    with pytest.raises(CheckpointError, match="no regular file"):
+        load(tmp_path / "mine.pth")
+
+
+@pytest.mark.parametrize("name", ["mine.pth", "mine.safetensors", "mine.weights"])
+def test_a_huge_file_is_not_read(name: str, load: Callable[..., LoadedWeights], tmp_path: Path) -> None:
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(40 * 2**30)
+    with pytest.raises(CheckpointError, match=r"begins with zeros|is a Darknet file"):
+        load(tmp_path / name)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import importlib
 import io
+import json
 import os
 import pickletools
 import struct
@@ -25,7 +26,10 @@ from torch import Tensor, nn
 
 from bundler.errors import CheckpointError
 from bundler.models import module_tensors
-from bundler.models.module_tensors import read_module_tensors
+from bundler.models.checkpoint_file import CheckpointFile
+from bundler.models.checkpoint_reader import answer
+from bundler.models.inert_pickle import UnreadableError
+from bundler.models.module_tensors import preferred
 
 VENDOR = """
 import torch
@@ -108,8 +112,28 @@ def detector(vendor: ModuleType) -> nn.Module:
     return model
 
 
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def read_here(task: Mapping[str, Any], _: tuple[int, ...]) -> dict[str, Any]:
+    """Do in this process what is otherwise done in one of its own, which takes longer to start than hundreds of examples."""
+    own = {key: os.dup(task[key]) for key in ("file", "target") if key in task}
+    found: dict[str, Any] = json.loads(json.dumps(answer({**task, **own})))
+    if "unreadable" in found:
+        raise UnreadableError(found["unreadable"])
+    return found
+
+
 def read(content: bytes) -> dict[str, Tensor]:
-    return read_module_tensors(content, source="mine.pt")
+    """Return the tensors of what YOLOv5's own loader would take."""
+    Path("mine.pt").write_bytes(content)
+    with CheckpointFile(Path("mine.pt"), model_bytes=2**20, reader=read_here) as file:
+        found = preferred(file.candidates)
+        if found is None:
+            raise CheckpointError("mine.pt holds nothing", next_step="")
+        return file.load(found.tensors)
 
 
 def assert_same(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -171,15 +195,6 @@ def test_a_repacked_archive_with_compression_and_another_root(detector: nn.Modul
     assert_same(read(archive_of(members, zipfile.ZIP_DEFLATED)), expected)
 
 
-@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
-def test_half_precision_becomes_single(precision: torch.dtype, detector: nn.Module, saved: Callable[..., bytes]) -> None:
-    detector.to(precision)
-    expected = {key: value.float() if value.is_floating_point() else value for key, value in detector.state_dict().items()}
-    loaded = read(saved({"model": detector}))
-    assert_same(loaded, expected)
-    assert {value.dtype for value in loaded.values()} == {torch.float32, torch.int64}
-
-
 def test_the_average_goes_before_the_model() -> None:
     model, ema = nn.Linear(2, 3), nn.Linear(2, 3)
     assert_same(read(bytes_of({"model": model, "ema": ema})), ema.state_dict())
@@ -218,9 +233,8 @@ def test_state_dicts(wrap: Callable[[Any], Any]) -> None:
     ],
 )
 def test_a_file_without_tensors_of_a_model_is_refused(payload: object) -> None:
-    with pytest.raises(CheckpointError, match=r"mine\.pt holds neither a module with tensors nor a state dict") as refusal:
+    with pytest.raises(CheckpointError, match=r"mine\.pt holds nothing"):
         read(bytes_of(payload))
-    assert "state_dict()" in refusal.value.next_step
 
 
 # Tensors
@@ -228,9 +242,12 @@ def test_a_file_without_tensors_of_a_model_is_refused(payload: object) -> None:
 
 @pytest.mark.parametrize(
     "dtype",
-    [torch.float64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool],
+    [
+        *(torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    ],
 )
-def test_other_types_stay_what_they_are(dtype: torch.dtype) -> None:
+def test_types_stay_what_they_are(dtype: torch.dtype) -> None:
     expected = {
         "a": torch.tensor([[0, 1, 1], [100, 0, 7]]).to(dtype),
         "b": torch.tensor(1).to(dtype),
@@ -251,23 +268,13 @@ def test_strided_tensors() -> None:
         "half": whole.half().permute(3, 2, 1, 0),
     }
     loaded = read(bytes_of(expected))
-    assert_same(loaded, {**expected, "half": expected["half"].float()})
+    assert_same(loaded, expected)
     assert loaded["transposed"].stride() == expected["transposed"].stride()
 
 
-def test_shared_storages_are_shared_and_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_storages_are_shared() -> None:
     whole = torch.arange(10.0)
-    content = bytes_of({"first": whole[:6], "second": whole[4:], "all": whole})
-    names: list[str] = []
-    original = zipfile.ZipFile.read
-
-    def counted(archive: zipfile.ZipFile, name: str) -> bytes:
-        names.append(name)
-        return original(archive, name)
-
-    monkeypatch.setattr(zipfile.ZipFile, "read", counted)
-    loaded = read(content)
-    assert names.count("archive/data/0") == 1
+    loaded = read(bytes_of({"first": whole[:6], "second": whole[4:], "all": whole}))
     assert_same(loaded, {"first": whole[:6], "second": whole[4:], "all": whole})
     loaded["first"][5] = -1
     assert loaded["second"][1] == loaded["all"][5] == -1
@@ -292,7 +299,7 @@ def test_parameters_with_attributes() -> None:
 def test_a_negated_view_is_refused_rather_than_read_with_the_wrong_sign() -> None:
     negated = torch.complex(torch.ones(2), torch.ones(2)).conj().imag
     assert negated.is_neg()
-    with pytest.raises(CheckpointError, match=r"mine\.pt cannot be read: a: it is stored negated"):
+    with pytest.raises(CheckpointError, match=r"mine\.pt cannot be used: a cannot be read: it is stored negated"):
         read(bytes_of({"model": {"a": negated}}))
 
 
@@ -343,7 +350,7 @@ def test_code_beside_the_tensors_does_not_run(attack: tuple[object, Path]) -> No
 def test_code_in_place_of_a_tensor_is_refused_by_name(kind: str, attack: tuple[Any, Path]) -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     getattr(model[0], kind)["extra"] = attack[0]
-    with pytest.raises(CheckpointError, match=r"mine\.pt cannot be read: 0\.extra is made by .*, which is not executed"):
+    with pytest.raises(CheckpointError, match=r"mine\.pt cannot be used: 0\.extra is made by .*, which is not executed"):
         read(bytes_of({"model": model}))
     assert not attack[1].exists()
 
@@ -352,7 +359,7 @@ def test_code_in_place_of_a_tensor_is_refused_by_name(kind: str, attack: tuple[A
     "wrap", [lambda attack: attack, lambda attack: {"model": attack}, lambda attack: {"model": {"a": attack}}]
 )
 def test_code_in_place_of_a_model_is_refused(wrap: Callable[[object], object], attack: tuple[object, Path]) -> None:
-    with pytest.raises(CheckpointError, match="holds neither a module"):
+    with pytest.raises(CheckpointError, match="holds nothing"):
         read(bytes_of(wrap(attack[0])))
     assert not attack[1].exists()
 
@@ -411,18 +418,20 @@ def changed(**members: bytes | None) -> bytes:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        pytest.param(b"", "no zip archive, or was cut off", id="empty"),
-        pytest.param(b"version https://git-lfs.github.com/spec/v1\n", "no zip archive", id="text"),
-        pytest.param(bytes(5000), "no zip archive", id="zeros"),
-        pytest.param(WHOLE[:-100], "no zip archive, or was cut off", id="cut off"),
-        pytest.param(archive_of({}), "no members data.pkl", id="empty zip"),
-        pytest.param(archive_of({"data.pkl": b"N."}), "no members data.pkl", id="no root"),
+        pytest.param(b"", "is empty (0 bytes)", id="empty"),
+        pytest.param(b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer", id="text"),
+        pytest.param(WHOLE[:-100], "its zip archive is damaged or was cut off", id="cut off"),
+        pytest.param(archive_of({}), "holds no checkpoint", id="empty zip"),
         pytest.param(archive_of({"a/data.pkl": b"N.", "b/data.pkl": b"N."}), "2 members data.pkl", id="two roots"),
-        pytest.param(changed(data_pkl=None), "no members data.pkl", id="no pickle"),
+        pytest.param(changed(data_pkl=None), "holds no checkpoint", id="no pickle"),
         pytest.param(changed(byteorder=b"big"), "byte order is b'big'", id="big-endian"),
-        pytest.param(changed(data__0=None), "a: its member data/0 is missing", id="no storage"),
-        pytest.param(changed(data__1=bytes(31)), "b: its storage data/1 has 31 bytes, not 4 numbers of 8", id="short storage"),
-        pytest.param(changed(data__0=b""), "a: its storage data/0 has 0 bytes, not 6 numbers of 4", id="empty storage"),
+        pytest.param(changed(data__0=None), "a cannot be read: its storage data/0 is missing", id="no storage"),
+        pytest.param(
+            changed(data__1=bytes(31)),
+            "its storage data/1 has 31 bytes, not 4 numbers of 8",
+            id="short storage",
+        ),
+        pytest.param(changed(data__0=b""), "its storage data/0 has 0 bytes, not 6 numbers of 4", id="empty storage"),
         pytest.param(changed(data_pkl=b""), "its pickle is malformed", id="empty pickle"),
         pytest.param(changed(data_pkl=b"\x80\x02}q\x00"), "its pickle is malformed", id="pickle without an end"),
     ],
@@ -430,7 +439,7 @@ def changed(**members: bytes | None) -> bytes:
 def test_a_damaged_file_says_what_is_wrong(content: bytes, reason: str) -> None:
     with pytest.raises(CheckpointError) as refusal:
         read(content)
-    assert refusal.value.message.startswith("the checkpoint mine.pt cannot be read: ")
+    assert "mine.pt" in refusal.value.message
     assert reason in refusal.value.message
     assert refusal.value.next_step
     assert refusal.value.exit_code == 6
@@ -445,28 +454,40 @@ def test_files_without_a_byte_order_are_little_endian() -> None:
     assert_same(read(changed(byteorder=None)), SMALL)  # torch wrote none before 2.1
 
 
-def test_a_file_from_before_torch_1_6_says_how_to_save_it_again() -> None:
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_file_from_before_torch_1_6(protocol: int, detector: nn.Module, saved: Callable[..., bytes]) -> None:
+    whole = torch.arange(10.0)
+    expected = {"a": whole[2:6], "b": whole.reshape(2, 5).T, "c": torch.ones(3, dtype=torch.int64), "d": torch.ones(2).half()}
+    file = io.BytesIO()
+    torch.save(expected, file, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
+    assert_same(read(file.getvalue()), expected)
+    own = detector.state_dict()
+    assert_same(read(saved({"model": detector}, _use_new_zipfile_serialization=False)), own)
+
+
+@pytest.mark.parametrize("left", [100, 400, -30, -1])
+def test_a_file_from_before_torch_1_6_that_was_cut_off(left: int) -> None:
     file = io.BytesIO()
     torch.save(SMALL, file, _use_new_zipfile_serialization=False)
-    with pytest.raises(CheckpointError, match=r"mine\.pt is of a format from before torch 1\.6") as refusal:
-        read(file.getvalue())
-    assert "installation that you trust" in refusal.value.next_step
+    with pytest.raises(CheckpointError, match=r"cut off|malformed"):
+        read(file.getvalue()[:left])
 
 
-def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    content = bytearray(archive_of({**members_of(WHOLE), "archive/data/99": b"x"}))
-    entry = content.rindex(b"PK\x01\x02")  # the central directory's last entry; its size at 24
-    content[entry + 24 : entry + 28] = struct.pack("<I", 2**32 - 2)
-    monkeypatch.setattr(zipfile.ZipFile, "read", None)
-    with pytest.raises(CheckpointError, match=r"its members would unpack to 4,294,\d+,\d+ bytes, more than 4,294,967,296"):
-        read(bytes(content))
+def test_a_pickle_that_unpacks_to_too_much_is_refused_before_it_is() -> None:
+    with pytest.raises(CheckpointError, match=r"member archive/data\.pkl has more than 67,108,864 bytes"):
+        read(archive_of({"archive/data.pkl": bytes(2**27)}, zipfile.ZIP_DEFLATED))
+
+
+def test_tensors_that_take_more_than_the_model_are_refused_before_they_are_read() -> None:
+    with pytest.raises(CheckpointError, match=r"its tensors take [\d,]+ bytes, more than [\d,]+"):
+        read(bytes_of({"a": torch.zeros(1).expand(2**14, 2**13)}))
 
 
 def test_an_encrypted_archive_is_refused() -> None:
     content = bytearray(archive_of({"archive/data.pkl": b"N."}))
     for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         content[content.index(signature) + flags] |= 1
-    with pytest.raises(CheckpointError, match=r"its member data\.pkl is damaged .*encrypted"):
+    with pytest.raises(CheckpointError, match=r"its member archive/data\.pkl is damaged .*encrypted"):
         read(bytes(content))
 
 
@@ -503,7 +524,7 @@ NEGATIVE = "J\xff\xff\xff\xff"
         ({"count": "K\x05"}, "it reaches to number 5 of a storage of 5"),
         ({"count": "K\x07"}, "has 24 bytes, not 7 numbers of 4"),
         ({"kind": "ctorch\nDoubleStorage\n"}, "has 24 bytes, not 6 numbers of 8"),
-        ({"kind": "ctorch\nComplexFloatStorage\n"}, "storage is of a kind"),
+        ({"kind": "ctorch\nComplexFloatStorage\n"}, "it is complex"),
         ({"kind": "cos\nsystem\n"}, "storage is of a kind"),
         ({"kind": "cmine\nFloatStorage\n"}, "storage is of a kind"),
         ({"key": "K\x00"}, "storage is of a kind"),
@@ -528,12 +549,12 @@ NEGATIVE = "J\xff\xff\xff\xff"
 def test_a_tensor_that_does_not_lie_in_its_storage_is_refused(fields: dict[str, str], reason: str) -> None:
     with pytest.raises(CheckpointError) as refusal:
         read(changed(data_pkl=tensor_program(**fields)))
-    assert refusal.value.message.startswith("the checkpoint mine.pt cannot be read: a: ")
+    assert refusal.value.message.startswith("the checkpoint mine.pt cannot be used: a cannot be read: ")
     assert reason in refusal.value.message
 
 
 def test_messages_quote_no_control_characters() -> None:
-    with pytest.raises(CheckpointError, match=r"data/\?\[31m red is missing") as refusal:
+    with pytest.raises(CheckpointError, match=r"data/\\x1b\[31m red is missing") as refusal:
         read(changed(data_pkl=tensor_program(key="X\x09\x00\x00\x00\x1b[31m red")))
     assert refusal.value.message.isprintable()
 
@@ -542,7 +563,7 @@ def test_messages_quote_no_control_characters() -> None:
 
 
 def test_a_large_memo_index_takes_no_memory() -> None:
-    with pytest.raises(CheckpointError, match="holds neither"):
+    with pytest.raises(CheckpointError, match="holds nothing"):
         read(with_pickle(b"\x80\x02Nr\xff\xff\xff\xff.", WHOLE))  # pickle.Unpickler would allocate 64 GiB
 
 

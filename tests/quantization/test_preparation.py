@@ -15,6 +15,7 @@ from bundler.models.mobilenet_v2 import mobilenet_v2
 from bundler.models.mobilenet_v3 import mobilenet_v3_small
 from bundler.models.registry import find_model, load_parser
 from bundler.models.resnet import resnet18, resnet34, resnet50, wide_resnet50_2
+from bundler.quantization import convert
 from bundler.targets import TargetProfile
 
 SMALL = ["resnet18", "mobilenet_v2", "mobilenet_v3_small"]
@@ -194,11 +195,39 @@ def test_a_damaged_fused_checkpoint_is_compared_with_the_fused_model(resnet18_we
         resnet18(weights=checkpoint, num_classes=10, quantize=True)
 
 
-def test_a_prepared_checkpoint_is_refused_with_what_to_give(resnet18_weights: StateDict) -> None:
-    prepared = resnet18(weights=resnet18_weights, num_classes=10, quantize=True)
-    with pytest.raises(CheckpointError, match="unexpected") as refusal:
-        resnet18(weights=prepared.state_dict(), num_classes=10, quantize=True)
-    assert "not prepared or converted" in refusal.value.next_step
+def test_the_float_weights_are_taken_out_of_a_checkpoint_that_was_prepared(small: Small) -> None:
+    build, weights = small
+    prepared = build(weights, quantize=True)
+    assert_same(build(prepared.state_dict(), quantize=True), prepared)
+    trained = build(weights, quantize=True, is_qat=True)
+    checkpoint = trained.state_dict()
+    assert any("fake_quant" in key for key in checkpoint)
+    for arguments in ({}, {"quantize": True}, {"quantize": True, "is_qat": True}):
+        assert_same(build(checkpoint, **arguments), build(weights, **arguments))
+
+
+def test_a_fused_checkpoint_cannot_be_trained_and_says_so(resnet18_weights: StateDict) -> None:
+    fused = resnet18(weights=resnet18_weights, num_classes=10)
+    fused.fuse_model(is_qat=False)
+    with pytest.raises(CheckpointError, match="BatchNorm is folded into its convolution"):
+        resnet18(weights=fused.state_dict(), num_classes=10, quantize=True, is_qat=True)
+
+
+def test_a_converted_state_dict_is_named_by_the_parser(resnet18_weights: StateDict, target: TargetProfile) -> None:
+    prepared = resnet18(weights=resnet18_weights, num_classes=10, quantize=True, target=target.quantization)
+    with torch.inference_mode():
+        prepared(torch.randn(2, 3, 64, 64))
+    checkpoint = convert(prepared, target.quantization).state_dict()
+    for arguments in ({}, {"quantize": True}, {"quantize": True, "is_qat": True}):
+        with pytest.raises(CheckpointError, match="of an already quantized") as refusal:
+            resnet18(weights=checkpoint, num_classes=10, **arguments)
+        assert "float model" in refusal.value.next_step
+
+
+@pytest.mark.parametrize("weights", [{"conv1.weight": [1.0]}, {1: torch.ones(1)}, {"conv1.weight": None}])
+def test_what_is_no_state_dict_is_named(weights: Any) -> None:
+    with pytest.raises(CheckpointError, match="no state dict"):
+        resnet18(weights=weights)
 
 
 # What is left as it was
