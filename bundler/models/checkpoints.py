@@ -192,7 +192,7 @@ def _from_file(path: Path, known: Architecture, key: str | None) -> LoadedWeight
             weights = weights_in(file, network, key=key)
             found = DetectorFile(state_dict=weights.tensors, num_classes=weights.num_classes)
             notes, warnings = weights.notes, weights.warnings
-        kinds = {name: value.dtype for name, value in network.model.state_dict().items()}
+        kinds = {name: value.dtype for name, value in known.build(found.num_classes, found.options).state_dict().items()}
         state_dict, more = float_weights(found.state_dict, kinds, source=file.named)
         for warning in (*warnings, *more):
             console.warn(f"{path.name}: {warning}")
@@ -225,7 +225,8 @@ def _detector(file: CheckpointFile, known: Architecture) -> tuple[DetectorFile, 
     prefixes = {name.removesuffix(last) for name in candidate.tensors if name.endswith(last)}
     prefix = prefixes.pop() if len(prefixes) == 1 and not candidate.is_module else ""
     kept = {name.removeprefix(prefix): record for name, record in candidate.tensors.items() if name.startswith(prefix)}
-    tensors = file.load({name: record for name, record in kept.items() if not observer_key(name)})
+    loaded = file.load({name: record for name, record in kept.items() if not observer_key(name)})
+    tensors = {name: value.float() if value.is_floating_point() else value for name, value in loaded.items()}
     payload = Payload(description=file.description, tensor=file.tensor) if candidate.is_module else None
     notes = [f"weights: {printable(candidate.path, 60)} of the file"] if candidate.path else []
     notes += [f"prefix {printable(prefix, 60)!r} removed from {len(kept)} keys"] if prefix else []

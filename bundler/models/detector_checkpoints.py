@@ -65,10 +65,11 @@ class Architecture:
         """The number of classes where no file tells it."""
         return self.variant.num_classes if self.num_classes is None else self.num_classes
 
-    def build(self, num_classes: int) -> Any:
-        """Return the network without numbers: a model on torch's meta device."""
-        with torch.device("meta"):
-            return self.parser(num_classes=num_classes, **self.options)
+    def build(self, num_classes: int, options: Mapping[str, Any] | None = None) -> Any:
+        """Return the network without numbers, on torch's meta device; another package's with numbers, as it may need them."""
+        ours = self.variant.parser.startswith("bundler.models.")
+        with torch.device("meta" if ours else "cpu"):
+            return self.parser(num_classes=num_classes, **(self.options if options is None else options))
 
     def shapes(self, num_classes: int) -> dict[str, tuple[int, ...]]:
         return {key: tuple(value.shape) for key, value in self.build(num_classes).state_dict().items()}

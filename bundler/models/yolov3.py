@@ -94,8 +94,6 @@ class Pyramid(nn.Module):
 class YoloV3(Detector):
     """The plain network; 62,001,757 numbers with 80 classes, as Darknet stores them."""
 
-    anchors: Tensor
-
     def __init__(self, num_classes: int = 80, architecture: DarknetArchitecture = DEFAULT) -> None:
         super().__init__(num_classes)
         self.backbone = Darknet53()
@@ -120,7 +118,7 @@ class YoloV3(Detector):
         return [self.pyramid.fine.prediction, self.pyramid.middle.prediction, self.pyramid.coarse.prediction]
 
     def anchor_sizes(self) -> Tensor:
-        anchors: Tensor = self.anchors
+        anchors: Tensor = self.anchors  # type: ignore[assignment]
         return anchors
 
     def darknet_layers(self) -> list[DarknetLayer]:

@@ -174,8 +174,6 @@ class PathAggregation(nn.Module):
 class YoloV4(Detector):
     """The plain network; 64,429,405 numbers with 80 classes, as Darknet stores them."""
 
-    anchors: Tensor
-
     def __init__(self, num_classes: int = 80, architecture: DarknetArchitecture = DEFAULT) -> None:
         super().__init__(num_classes)
         self.backbone = CspDarknet53()
@@ -201,7 +199,7 @@ class YoloV4(Detector):
         return [head.prediction for head in heads]
 
     def anchor_sizes(self) -> Tensor:
-        anchors: Tensor = self.anchors
+        anchors: Tensor = self.anchors  # type: ignore[assignment]
         return anchors
 
     def darknet_layers(self) -> list[DarknetLayer]:

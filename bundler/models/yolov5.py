@@ -128,8 +128,6 @@ class PyramidPooling(nn.Module):
 class Detect(nn.Module):
     """The heads; `anchors` are in cells of their stride, as the published checkpoints hold them."""
 
-    anchors: Tensor
-
     def __init__(self, widths: tuple[int, int, int], anchors: int, outputs: int) -> None:
         super().__init__()
         self.m = nn.ModuleList(nn.Conv2d(width, anchors * outputs, 1) for width in widths)
@@ -155,7 +153,6 @@ class YoloV5(Detector):
     """
 
     xy_scales = (2.0, 2.0, 2.0)
-    model: Any  # a ModuleList, whose items are of many types
 
     def __init__(self, depth: float, width: float, num_classes: int = 80, architecture: YoloV5Architecture = PUBLISHED) -> None:
         super().__init__(num_classes)
@@ -228,10 +225,10 @@ class YoloV5(Detector):
         return list(self.model[BACKBONE:])
 
     def prediction_layers(self) -> list[nn.Conv2d]:
-        return list(self.model[24].m)
+        return list(self.model[24].m)  # type: ignore[arg-type]
 
     def anchor_sizes(self) -> Tensor:
-        cells: Tensor = self.model[24].anchors
+        cells: Tensor = self.model[24].anchors  # type: ignore[assignment]
         return cells * torch.tensor(self.strides).reshape(-1, 1, 1)
 
     def box_sizes(self, raw: Tensor, anchors: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from bundler.models.detector import BOX, Concatenate, ConvNormAct, Residual
 from bundler.models.inert_pickle import Object
@@ -89,7 +89,7 @@ def _expected(path: str, built: nn.Module) -> dict[str, object]:
         case Concatenate():
             expected["d"] = 1
         case Detect():
-            outputs, anchors = cast("nn.Conv2d", built.m[0]).out_channels, len(built.anchors[0])
+            outputs, anchors = cast("nn.Conv2d", built.m[0]).out_channels, len(cast("Tensor", built.anchors)[0])
             expected |= {"nl": len(built.m), "na": anchors, "no": outputs // anchors, "nc": outputs // anchors - BOX}
     if re.fullmatch(r"model\.\d+", path):
         number = int(path.removeprefix("model."))

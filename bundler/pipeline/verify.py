@@ -148,10 +148,20 @@ def verify_bundle(
                 console.warn(f"the bundle's evidence was false and is replaced: {contradiction}")
             if explain:
                 renewed = _explained(renewed, bundle, target, files, samples, checked.runner, image, engine, folder)
+            replaced = _replaced(checked)
+            if replaced:
+                console.warn(f"{directory} was replaced while it was verified: nothing is written into the new bundle")
+                renewed = manifest
             if renewed != manifest:
                 reference = renewed.image.reference if renewed.image else default_reference(manifest.model.name, target, None)
                 _rewrite(bundle, home, folder, renewed, target, reference)
-            if image is not None and record is not None and isinstance(engine, Engine) and renewed.image == record:
+            if (
+                image is not None
+                and record is not None
+                and isinstance(engine, Engine)
+                and renewed.image == record
+                and not replaced
+            ):
                 name_image(engine, image, record.reference, bundle=home, replaced=None)
     return Verification(
         directory=directory,
@@ -161,6 +171,14 @@ def verify_bundle(
         manifest=renewed,
         rewritten=renewed != manifest,
     )
+
+
+def _replaced(checked: CheckedBundle) -> bool:
+    """Return whether another command put other files in the bundle's place since it was checked."""
+    try:
+        return sha256_of(checked.directory / "manifest.json") != checked.digests["manifest.json"]
+    except OSError:
+        return True
 
 
 def _require_target(checked: CheckedBundle, target: TargetProfile) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -195,11 +196,10 @@ def test_any_text_is_a_cfg_or_refused(text: str, start: str) -> None:
 
 
 def weights_of(tmp_path: Path, numbers: int) -> Path:
-    """Return a file of zeros that takes no room on the disk."""
+    """Return a file of a few small numbers again and again."""
     path = tmp_path / "mine.weights"
-    with path.open("wb") as file:
-        file.write(HEADER)
-        file.truncate(len(HEADER) + 4 * numbers)
+    some = np.random.default_rng(0).uniform(0.1, 1, 4099).astype("<f4")
+    path.write_bytes(HEADER + np.resize(some, numbers).tobytes())
     return path
 
 

@@ -190,7 +190,7 @@ def test_an_exception_of_its_own_is_named(install: Install, text: str, reason: s
         ("resize='x', crop=64", "resize is 'x', not a whole number"),
         ("resize=64, crop=10**9", "crop is 1000000000, not a whole number from 1 to 8192"),
         ("resize=64, crop=64, num_classes=-1", "num_classes is -1"),
-        ("resize=64, crop=64, interpolation='\\x1b[31m'", "interpolation is '\\x1b[31m', not bilinear or bicubic"),
+        ("resize=64, crop=64, interpolation='\\x1b[31m'", "interpolation is '\\x1b[31m', not nearest or box or bilinear"),
         ("resize=64, crop=64, task='segmentation'", "task is 'segmentation'"),
         ("resize=64, crop=64, mean=(0, 0)", "mean is (0, 0), not three numbers"),
         ("resize=64, crop=64, std=(1, 0, 1)", "std holds 0"),
