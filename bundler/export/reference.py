@@ -28,6 +28,10 @@ __all__ = [
 Outputs = NDArray[np.float32]
 
 NOISE_MARGIN = 10  # times the median of quantization noise, which torch and ONNX Runtime make each for itself, in long tails
+# SQNR, in dB, of ONNX Runtime's outputs against torch's INT8 from which it does not matter which of the two is nearer to FP32:
+# 3 % of the power. Each rounds by itself, so their distances to FP32 are two draws of a few outputs. Where little else differs
+# from the reference (after training, at 20 to 31 dB), healthy networks lost from -9 to +6 dB, and were 20 to 29 dB apart.
+CLOSE_DB = 15.0
 
 _LEVELS: dict[OptimizationLevel, ort.GraphOptimizationLevel] = {
     "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -121,9 +125,10 @@ def agree_with_torch(
     """Compare ONNX Runtime with torch on the golden inputs (outputs [N, classes] or [N, boxes, 5 + classes]).
 
     A float graph must reach `fp32_min_sqnr_db`. An INT8 graph rounds its requantization differently from torch's kernels, so
-    equality is not promised (pytorch#146541): no output may lose more than `torch_sqnr_loss_db` against FP32 compared with
-    torch's INT8. An INT8 output must stay within `torch_max_steps` of torch's, or within ten times the noise (median) that
-    quantization makes in either of them on the same picture, where that is more: random weights can amplify a rounding as far.
+    equality is not promised (pytorch#146541): against FP32, the outputs may not lose more than `torch_sqnr_loss_db` compared
+    with torch's INT8, unless they are within `CLOSE_DB` of that. An INT8 output must stay within `torch_max_steps` of torch's,
+    or within ten times the noise (median) that quantization makes in either of them on the same picture, where that is more:
+    random weights can amplify a rounding as far.
 
     Raises:
         ExportError: it does not.
@@ -144,7 +149,7 @@ def agree_with_torch(
             raise _apart(graph, f"up to {apart[worst]} quantization steps from torch's INT8, and {allowed[worst]} are allowed")
         steps = int(apart.max())
     loss = sqnr_db(fp32_outputs, torch_outputs) - sqnr_db(fp32_outputs, outputs)
-    if loss > profile.torch_sqnr_loss_db:
+    if loss > profile.torch_sqnr_loss_db and sqnr_db(torch_outputs, outputs) < CLOSE_DB:
         raise _apart(
             graph, f"{loss:.1f} dB further from FP32 than torch's INT8, and {profile.torch_sqnr_loss_db} dB are allowed"
         )

@@ -150,6 +150,26 @@ def test_losing_more_than_torch_is_noticed(int8: Exported, golden: Tensor) -> No
         )
 
 
+def test_which_of_two_close_ones_is_nearer_to_fp32_is_chance(int8: Exported) -> None:
+    """Two that round by themselves differ by two draws of a small noise, whose ratio says nothing."""
+    generator = np.random.default_rng(0)
+    fp32, step = int8.fp32_outputs, np.float32(int8.graph.output_step)
+    # More steps than any of these: it is about the ratio.
+    limits = int8.target.export.model_copy(update={"torch_max_steps": 255})
+
+    def noisy(share: float) -> np.ndarray:
+        noise = generator.normal(0, share * fp32.std(), fp32.shape).astype(np.float32)
+        return np.rint((fp32 + noise) / step) * step
+
+    def agree(torch_noise: float, noise: float) -> TorchAgreement:
+        outputs = noisy(noise)
+        return agree_with_torch(int8.graph, outputs, torch_outputs=noisy(torch_noise), fp32_outputs=fp32, profile=limits)
+
+    assert agree(0.03, 0.06).equal_share < 1  # 6 dB further, and 23 dB from each other
+    with pytest.raises(ExportError, match="dB further from FP32 than torch's INT8"):
+        agree(0.15, 0.5)
+
+
 def test_a_network_that_says_nothing_is_refused(golden: Tensor, fp32: Exported) -> None:
     require_informative("mobilenet_v2", fp32.torch_outputs)
     with torch.inference_mode():

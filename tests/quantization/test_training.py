@@ -33,6 +33,9 @@ def test_a_trained_model_is_converted_and_exported(
     statistics = {key: value.clone() for key, value in model.named_buffers() if key.endswith("running_mean")}
     labels = torch.arange(8)
 
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # what it leaves out moves the loss by as much as four steps do
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     losses = []
     for _ in range(4):
@@ -46,7 +49,7 @@ def test_a_trained_model_is_converted_and_exported(
         optimizer.step()
         losses.append(loss.item())
     assert torch.tensor(losses).isfinite().all()
-    assert losses[-1] < losses[0]
+    assert losses[-1] < losses[0] - 0.1  # measured with four seeds: 0.46 to 2.4 less
     # Of the weights at least one number each; a single bias near 1 may round to where it was.
     assert [
         key for key, parameter in model.named_parameters() if parameter.ndim > 1 and torch.equal(parameter, before[key])
@@ -64,7 +67,7 @@ def test_a_trained_model_is_converted_and_exported(
             int8 = converted(golden).numpy()
         graph = export_onnx(converted, golden[:2], tmp_path / "int8-qat.onnx", opset=target.export.opset, quantized=True)
     assert informative_problem(int8) == ""
-    # Ranges of four steps fit badly, and 7-bit fake quantization clips where INT8 has room; measured: 9 to 20 dB.
+    # The reference is the fake-quantized network, and INT8 differs from it by its rounding; measured: 18 to 31 dB.
     assert sqnr_db(trained, int8) > 4
     outputs = run_reference(graph, golden.numpy(), target.runtime.graph_optimization_level)
     agree_with_torch(graph, outputs, torch_outputs=int8, fp32_outputs=trained, profile=target.export)
