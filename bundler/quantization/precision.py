@@ -34,7 +34,7 @@ def double_precision(model: nn.Module | None = None) -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     if model is not None:
-        model.double()
+        _convert(model, torch.float64)
     try:
         yield
     except RuntimeError as error:
@@ -47,4 +47,10 @@ def double_precision(model: nn.Module | None = None) -> Iterator[None]:
     finally:
         torch.set_default_dtype(before)
         if model is not None:
-            model.float()
+            _convert(model, torch.float32)
+
+
+def _convert(model: nn.Module, dtype: torch.dtype) -> None:
+    """Convert in the mode in which the tensors were made: of the inference mode, they could not be trained."""
+    with torch.inference_mode(any(tensor.is_inference() for tensor in model.parameters())):
+        model.to(dtype)

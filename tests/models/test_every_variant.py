@@ -196,9 +196,7 @@ def test_quantization_aware_training(variant: Variant, pictures: Tensor, folder:
     model.apply(torch.ao.quantization.enable_fake_quant).train()
     for module in model.modules():
         if isinstance(module, nn.Dropout | torchvision.ops.StochasticDepth):
-            module.p = (
-                1e-9  # a block that is left out for all four pictures has no gradient, and chance differs between machines
-            )
+            module.p = 1e-9  # a block left out for all four pictures has no gradient; chance differs between machines
 
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     for batch in pictures[:8].split(4):

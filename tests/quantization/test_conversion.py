@@ -39,8 +39,12 @@ def test_the_specifications_sequence_word_for_word(
         assert sqnr_db(expected.numpy(), output.numpy()) > 6  # noise of half the signal's amplitude; measured: 13 to 16
 
         prepared = resnet18(weights=weights, num_classes=10, quantize=True, is_qat=False, target=target.quantization)
-        calibrate(prepared, [calibration])
+        prepared(calibration)
         assert torch.equal(convert(prepared, target.quantization)(golden), output)
+        # Calibrated in float64, ranges differ in their last bits, and a value here and there is rounded the other way.
+        prepared = resnet18(weights=weights, num_classes=10, quantize=True, is_qat=False, target=target.quantization)
+        calibrate(prepared, [calibration])
+        assert sqnr_db(output.numpy(), convert(prepared, target.quantization)(golden).numpy()) > 15
 
 
 def test_the_prepared_model_stays_and_can_be_converted_again(
