@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -39,12 +41,37 @@ class ByWhatIsShared(LoadScopeScheduling):  # type: ignore[misc]
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        path, _, test = nodeid.partition("::")
-        if path.startswith("tests/integration/"):
-            return "engine"
-        if path == "tests/models/test_every_variant.py":
-            return test.partition("[")[2].rstrip("]").partition("-")[0]
-        return path
+        return what_is_shared(nodeid)
+
+
+def what_is_shared(nodeid: str) -> str:
+    path, _, test = nodeid.partition("::")
+    if path.startswith("tests/integration/"):
+        return "engine"
+    if path == "tests/models/test_every_variant.py":
+        return test.partition("[")[2].rstrip("]").partition("-")[0]
+    return path
+
+
+def give_back_memory() -> None:
+    """Return to the system what is freed: glibc keeps what networks leave, gigabytes of it."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    yield
+    if nextitem is None or what_is_shared(nextitem.nodeid) != what_is_shared(item.nodeid):
+        give_back_memory()
+
+
+@pytest.fixture(scope="session")
+def memory_given_back() -> Callable[[], None]:
+    """For what is made anew with each parameter: pytest frees the last one only then."""
+    return give_back_memory
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:

@@ -5,7 +5,6 @@ Networks have their full width and depth, and 64 pixels: enough for every layer,
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -84,17 +83,17 @@ def pictures(calibration: Tensor, golden: Tensor) -> Tensor:
     return torch.cat([calibration, golden])
 
 
-# What a variant needs is made once, and freed before the next.
+# What a variant needs is made once, and freed before the next (`tests/conftest.py`).
 @pytest.fixture(scope="module", params=list(models()))
-def variant(request: pytest.FixtureRequest, pictures: Tensor) -> Iterator[Variant]:
+def variant(request: pytest.FixtureRequest, pictures: Tensor, memory_given_back: Callable[[], None]) -> Variant:
+    memory_given_back()
     _, spec = models()[request.param]
     make = OURS.get(spec.name) or getattr(torchvision.models, spec.name)
     plain = make(num_classes=CLASSES)
     parser = load_parser(spec)
     state_dict = random_state_dict(lambda: parser(num_classes=CLASSES), pictures, seed=0)
     plain.load_state_dict(state_dict)
-    yield Variant(spec=spec, parser=parser, plain=plain, state_dict=state_dict, reference=outputs_of(plain.eval(), pictures))
-    gc.collect()
+    return Variant(spec=spec, parser=parser, plain=plain, state_dict=state_dict, reference=outputs_of(plain.eval(), pictures))
 
 
 @pytest.fixture
