@@ -457,7 +457,9 @@ def _problem(case: Case, code: int, said: bytes, seconds: float, megabytes: floa
 def main() -> int:
     if sys.argv[1:2] == ["--child"]:
         return _child(sys.argv[2], Path(sys.argv[3]))
-    chosen = {name: case for name, case in CASES.items() if not sys.argv[1:] or any(word in name for word in sys.argv[1:])}
+    words = sys.argv[1:]
+    chosen = {name: case for name, case in CASES.items() if name in words}  # a whole name, or else parts of names
+    chosen = chosen or {name: case for name, case in CASES.items() if not words or any(word in name for word in words)}
     held = 0
     for name, case in chosen.items():
         with tempfile.TemporaryDirectory() as workplace:

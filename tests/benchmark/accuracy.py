@@ -34,8 +34,7 @@ from torch import nn
 
 from bundler import console
 from bundler.containers.emulation import Launch
-from bundler.containers.engine import Engine, connect
-from bundler.containers.image import remove_image
+from bundler.containers.engine import connect
 from bundler.export.agreement import sqnr_db
 from bundler.export.graph import INPUT
 from bundler.export.onnx_export import export_onnx
@@ -51,7 +50,7 @@ from bundler.pipeline.quantizing import calibrated
 from bundler.plan import BuildJob, CalibrationRequest, plan_build
 from bundler.quantization import quantized_engine
 from bundler.quantization.equalization import channel_streams
-from bundler.targets import TargetProfile, load_targets
+from bundler.targets import load_targets
 from bundler.verification.detections import agreeing, shown
 from bundler.verification.executors import ContainerExecutor
 
@@ -125,6 +124,7 @@ def main(
         rows = [_figures(name, NATIVE, values, results, labels) for name, values in results.items()]
         if emulated:
             np.save(folder / "inputs.npy", inputs[:emulated])
+            (folder / "runner.json").write_text("{}")  # the graphs are run by themselves
             rows += _on_every_cpu(graphs, results, labels, folder, emulated)
     if as_json:
         console.json_result(rows)
@@ -228,37 +228,32 @@ def _on_every_cpu(
     native = {name: values[:pictures] for name, values in results.items()}
     with connect() as engine:
         for target in load_targets():
-            reference = f"edge-bundler-bench:{target.name}"
-            _make_image(engine, target, reference, folder)
-            executor = ContainerExecutor(engine=engine, reference=reference, target=target)
-            for cpu in target.verification.cpus:
-                launch = executor.launch(cpu)
-                if cpu.name == NATIVE or not isinstance(launch, Launch):
+            with image_for(
+                target,
+                identifier=f"edge-bundler-bench-{target.name}",
+                bundle=folder,
+                files=["models/fp32.onnx", "runner.json"],
+                base_image=None,
+                engine=engine,
+                workspace=folder,
+            ) as image:
+                if image is None:
                     continue
-                for name, path in list(graphs.items())[1:]:
-                    console.step(f"{name} on {cpu.name}")
-                    result = executor.trace(launch, path, folder / "inputs.npy", [LEVEL, str(pictures)])
-                    if result.exit_code:
-                        raise click.ClickException(f"{name} does not run on {cpu.name}: {result.death or result.stderr}")
-                    with np.load(io.BytesIO(base64.b64decode(result.stdout))) as printed:
-                        outputs = printed["outputs"]
-                    figures = _figures(name, cpu.name, outputs, native, None if labels is None else labels[:pictures])
-                    rows.append({**figures, "same_bits": bool(np.array_equal(outputs, native[name]))})
-            remove_image(engine, reference)
+                executor = ContainerExecutor(engine=engine, image=image, target=target)
+                for cpu in target.verification.cpus:
+                    launch = executor.launch(cpu)
+                    if cpu.name == NATIVE or not isinstance(launch, Launch):
+                        continue
+                    for name, path in list(graphs.items())[1:]:
+                        console.step(f"{name} on {cpu.name}")
+                        result = executor.trace(launch, path, folder / "inputs.npy", [LEVEL, str(pictures)])
+                        if result.exit_code:
+                            raise click.ClickException(f"{name} does not run on {cpu.name}: {result.death or result.stderr}")
+                        with np.load(io.BytesIO(base64.b64decode(result.stdout))) as printed:
+                            outputs = printed["outputs"]
+                        figures = _figures(name, cpu.name, outputs, native, None if labels is None else labels[:pictures])
+                        rows.append({**figures, "same_bits": bool(np.array_equal(outputs, native[name]))})
     return rows
-
-
-def _make_image(engine: Engine, target: TargetProfile, reference: str, folder: Path) -> None:
-    image_for(
-        target,
-        identifier=reference,
-        bundle=folder,
-        files=["models/fp32.onnx"],
-        reference=reference,
-        base_image=None,
-        engine=engine,
-        workspace=folder,
-    )
 
 
 def _figures(name: str, cpu: str, outputs: Outputs, native: Mapping[str, Outputs], labels: Labels) -> dict[str, Any]:

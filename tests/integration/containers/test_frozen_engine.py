@@ -18,7 +18,7 @@ from bundler.containers import engine as engine_module
 from bundler.containers.container import run_container
 from bundler.containers.emulation import Launch
 from bundler.containers.engine import Engine, connect
-from bundler.containers.image import DeviceImage, ImageArchive, load_image
+from bundler.containers.image import DeviceImage, ImageArchive, loaded_image
 from bundler.errors import EngineError, EngineUnavailableError
 
 pytestmark = [
@@ -106,8 +106,8 @@ def test_a_freeze_while_an_image_is_loaded_is_an_engine_error(frozen_at: Freezin
     frozen_at("/images/load")
     with connect() as engine:
         start = time.monotonic()
-        with pytest.raises(EngineError, match="does not answer while loading") as caught:
-            load_image(engine, amd64_archive)
+        with pytest.raises(EngineError, match="does not answer while loading") as caught, loaded_image(engine, amd64_archive):
+            pass
     assert time.monotonic() - start < 30
     assert "systemctl restart docker" in caught.value.next_step
     assert caught.value.exit_code == 9

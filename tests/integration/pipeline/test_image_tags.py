@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 import docker
+from bundler.containers.engine import connect
 from bundler.containers.image import BUNDLE_LABEL
-from bundler.containers.owner import TEMPORARY
+from bundler.containers.leftovers import find_engine_leftovers
 from bundler.manifest import read_manifest
 from bundler.packaging.checksums import sha256_of, write_checksums
 
@@ -63,6 +64,12 @@ def build(profile: Path) -> Build:
     return run
 
 
+def left_behind() -> list[str]:
+    """Return the temporary images of commands that have ended."""
+    with connect() as engine:
+        return [left.name for left in find_engine_leftovers(engine) if left.kind == "image"]
+
+
 def place(output: Path) -> Path:
     return output / "x86-fbgemm" / "resnet18"
 
@@ -97,7 +104,7 @@ def test_two_builds_of_one_model_have_an_image_each_and_their_commands_run_the_r
         done = subprocess.run([*documented_command(bundle), "--json"], capture_output=True, text=True, check=False, timeout=120)
         (mode,) = json.loads(done.stdout)["modes"]
         assert mode["outputs_sha256"] == outputs_of(bundle)
-    assert client.images.list(name=f"{TEMPORARY}/*") == []
+    assert left_behind() == []
 
     image = read_manifest(first).image
     assert image is not None
@@ -123,7 +130,7 @@ def test_a_replaced_image_is_removed_when_no_bundle_needs_it(build: Build, clien
     with pytest.raises(docker.errors.ImageNotFound):
         client.images.get(image.reference)
     assert client.images.get("edge-bundler-test/mine:1").id == read_manifest(place(tmp_path / "b")).image.digest  # type: ignore[union-attr]
-    assert client.images.list(name=f"{TEMPORARY}/*") == []
+    assert left_behind() == []
 
 
 def test_verify_replaces_evidence_that_is_false_and_says_so(build: Build, profile: Path, tmp_path: Path) -> None:
