@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import NoReturn
 
 import pytest
@@ -13,8 +13,18 @@ from packaging.version import Version
 from bundler.architecture import Architecture
 from bundler.containers.emulation import emulator_problem
 from bundler.containers.engine import Engine, connect
+from bundler.containers.leftovers import find_engine_leftovers, remove_engine_leftover
 from bundler.errors import EngineUnavailableError
 from bundler.targets import TargetProfile, find_target
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_of_earlier_sessions() -> None:
+    """Remove the images that killed commands left, so that a test sees what it leaves itself."""
+    with suppress(EngineUnavailableError), connect() as engine:
+        for left in find_engine_leftovers(engine):
+            if left.kind == "image" and left.alive is False:
+                remove_engine_leftover(engine, left)
 
 
 @pytest.fixture(scope="session")
