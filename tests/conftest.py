@@ -34,6 +34,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 
+EVERY_VARIANT = "tests/models/test_every_variant.py"
+
+
 class ByWhatIsShared(LoadScopeScheduling):  # type: ignore[misc]
     """Keep on one worker what shares something, so that it is made once.
 
@@ -48,7 +51,7 @@ def what_is_shared(nodeid: str) -> str:
     path, _, test = nodeid.partition("::")
     if path.startswith("tests/integration/"):
         return "engine"
-    if path == "tests/models/test_every_variant.py":
+    if path == EVERY_VARIANT:
         return test.partition("[")[2].rstrip("]").partition("-")[0]
     return path
 
@@ -64,7 +67,8 @@ def give_back_memory() -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     yield
-    if nextitem is None or what_is_shared(nextitem.nodeid) != what_is_shared(item.nodeid):
+    networks = item.nodeid.startswith(EVERY_VARIANT)  # each of its tests leaves up to a gigabyte
+    if networks or nextitem is None or what_is_shared(nextitem.nodeid) != what_is_shared(item.nodeid):
         give_back_memory()
 
 

@@ -91,8 +91,8 @@ def variant(request: pytest.FixtureRequest, pictures: Tensor, memory_given_back:
     make = OURS.get(spec.name) or getattr(torchvision.models, spec.name)
     plain = make(num_classes=CLASSES)
     parser = load_parser(spec)
-    state_dict = random_state_dict(lambda: parser(num_classes=CLASSES), pictures, seed=0)
-    plain.load_state_dict(state_dict)
+    plain.load_state_dict(random_state_dict(lambda: parser(num_classes=CLASSES), pictures, seed=0))
+    state_dict = plain.state_dict()  # the same tensors: there are up to 500 MB of them
     return Variant(spec=spec, parser=parser, plain=plain, state_dict=state_dict, reference=outputs_of(plain.eval(), pictures))
 
 
