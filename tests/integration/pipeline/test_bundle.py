@@ -26,6 +26,7 @@ from PIL import Image
 import docker
 from bundler.containers.engine import connect
 from bundler.containers.leftovers import find_engine_leftovers
+from bundler.containers.owner import OWNER_LABEL, Owner
 from bundler.manifest import read_manifest
 from bundler.packaging.checksums import sha256_of, write_checksums
 
@@ -266,13 +267,13 @@ def test_an_interrupted_proof_leaves_no_container_and_no_file(copy: Callable[[st
     with subprocess.Popen(
         [BUNDLER, "verify", "--target", "arm64", str(bundle)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        _wait_for(_our_containers)
+        _wait_for(lambda: _containers_of(process.pid))
         process.send_signal(number)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert "interrupted" in stderr
     assert "Traceback" not in stderr
-    assert not _our_containers()
+    assert not _containers_of(process.pid)
     assert sorted(bundle.parent.rglob("*")) == before
 
 
@@ -289,10 +290,10 @@ def test_an_engine_that_dies_half_way_is_an_error_and_not_a_traceback(copy: Call
             env={**os.environ, "DOCKER_HOST": f"unix://{relay.path}"},
         ) as process,
     ):
-        _wait_for(_our_containers)
+        _wait_for(lambda: _containers_of(process.pid))
         relay.cut()
         _, stderr = process.communicate(timeout=120)
-    for container in _our_containers():  # the program could not reach the engine any more to remove it
+    for container in _containers_of(process.pid):  # the program could not reach the engine any more to remove it
         container.remove(force=True)
     assert process.returncode == 9, stderr
     assert "error:" in stderr
@@ -301,9 +302,10 @@ def test_an_engine_that_dies_half_way_is_an_error_and_not_a_traceback(copy: Call
     assert before == {path: sha256_of(path) for path in bundle.rglob("*") if path.is_file()}
 
 
-def _our_containers() -> list[Any]:
-    found: list[Any] = docker.from_env().containers.list(all=True, filters={"label": "edge-bundler=run"})
-    return found
+def _containers_of(pid: int) -> list[Any]:
+    """Return the containers of one command: other tests run some at the same time."""
+    found: list[Any] = docker.from_env().containers.list(all=True, filters={"label": OWNER_LABEL})
+    return [container for container in found if getattr(Owner.parse(container.labels[OWNER_LABEL]), "pid", None) == pid]
 
 
 def _wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
