@@ -6,13 +6,13 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bundler.data.preprocessing import Pixels, Preprocessing
 from bundler.errors import ImpossibleRequestError, ModeUnavailableError
 from bundler.models.registry import ScopeRow, find_model
 from bundler.models.specs import Int8Scope, Mode, ModelSpec
-from bundler.preprocessing import Pixels, Preprocessing
 from bundler.preprocessing_request import AS_THE_WEIGHTS_ASK, PreprocessingRequest, choose_preprocessing
-from bundler.recipe import CLASSIFIERS, DETECTORS, TrainingRecipe
 from bundler.targets import TargetProfile, find_target
+from bundler.training_options import CLASSIFIERS, DETECTORS, TrainingRecipe
 
 __all__ = ["BuildJob", "CalibrationRequest", "plan_build"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from bundler.data.preprocessing import Channels, Fit, Interpolation, Pixels, Preprocessing, height_and_width
 from bundler.errors import ImpossibleRequestError
 from bundler.models.specs import ModelSpec
-from bundler.preprocessing import Channels, Fit, Interpolation, Pixels, Preprocessing, height_and_width
 
 __all__ = ["AS_THE_WEIGHTS_ASK", "PreprocessingRequest", "choose_preprocessing", "pixels_text", "values_text"]
 

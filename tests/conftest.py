@@ -16,11 +16,13 @@ from hypothesis import settings
 from torch import Tensor
 from xdist.scheduler import LoadScopeScheduling
 
-from bundler.datasets import synthetic_pictures
+from bundler.data.calibration_images import synthetic_pictures
+from bundler.data.preprocessing import Preprocessing
 from bundler.models.initialization import random_state_dict
 from bundler.models.registry import find_model, load_parser
-from bundler.preprocessing import Preprocessing
 from bundler.targets import TargetProfile, find_target
+
+pytest_plugins = ["tests.command_line", "tests.container_fixtures"]
 
 # The same examples in every run, and no deadline: a shared machine is slow now and then.
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)

@@ -10,7 +10,7 @@ import pytest
 
 from bundler.errors import BundlerError, ModeUnavailableError, UnknownModelError, UnknownTargetError
 from bundler.plan import BuildJob, CalibrationRequest, plan_build
-from bundler.recipe import CLASSIFIERS, DETECTORS, TrainingRecipe
+from bundler.training_options import CLASSIFIERS, DETECTORS, TrainingRecipe
 
 
 def plan(model: str = "resnet50", target: str = "arm64", **changes: Any) -> BuildJob:

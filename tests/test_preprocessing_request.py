@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from bundler.data.preprocessing import DEVIATION, MEAN, Pixels, Preprocessing
 from bundler.errors import ImpossibleRequestError
 from bundler.models.registry import find_model
 from bundler.models.specs import ModelSpec
-from bundler.preprocessing import DEVIATION, MEAN, Pixels, Preprocessing
 from bundler.preprocessing_request import PreprocessingRequest, choose_preprocessing
 
 

@@ -27,6 +27,7 @@ _COMMANDS = {
     "targets": "List the targets, and the CPUs each is proved on.",
     "doctor": "Check the container engine, the emulators and the versions.",
 }
+_MODULES = {"models": "list_models", "targets": "list_targets"}
 
 
 @contextmanager
@@ -55,7 +56,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"bundler.cli.{cmd_name}").command
+        module = _MODULES.get(cmd_name, cmd_name)
+        command: click.Command = importlib.import_module(f"bundler.cli.{module}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

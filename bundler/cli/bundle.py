@@ -11,10 +11,10 @@ from bundler.cli.failures import INCOMPLETE
 from bundler.cli.parameters import parse_pixels
 from bundler.cli.preprocessing_options import preprocessing_options
 from bundler.cli.summary import print_summary
+from bundler.data.preprocessing import Pixels
 from bundler.models.specs import Int8Scope
-from bundler.pipeline.build import build_bundle
+from bundler.pipeline.build_bundle import build_bundle
 from bundler.plan import CalibrationRequest, plan_build
-from bundler.preprocessing import Pixels
 from bundler.preprocessing_request import PreprocessingRequest
 
 __all__ = ["command"]

@@ -6,7 +6,7 @@ import re
 
 import click
 
-from bundler.preprocessing import Pixels
+from bundler.data.preprocessing import Pixels
 
 __all__ = ["parse_pixels", "parse_values"]
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import click
 
 from bundler.cli.parameters import parse_pixels, parse_values
-from bundler.preprocessing import Channels, Fit, Interpolation
+from bundler.data.preprocessing import Channels, Fit, Interpolation
 from bundler.preprocessing_request import PreprocessingRequest
 
 __all__ = ["preprocessing_options"]

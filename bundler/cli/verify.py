@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from bundler import console
+from bundler.cli.comparison_table import print_ledgers
 from bundler.cli.failures import INCOMPLETE
-from bundler.cli.ledger import print_ledgers
 from bundler.errors import VerificationFailedError
-from bundler.pipeline.verify import Verification, find_bundles, verify_bundle
+from bundler.pipeline.verify_bundle import Verification, find_bundles, verify_bundle
 from bundler.targets import find_target
 
 __all__ = ["command"]

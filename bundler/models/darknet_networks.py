@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from bundler.models.activations import leaky_relu
+from bundler.models.activation_modules import leaky_relu
 from bundler.models.darknet_architecture import DarknetArchitecture
 from bundler.models.darknet_cfg import DarknetSection, parse_cfg
 from bundler.models.detector import BOX

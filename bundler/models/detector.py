@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bundler.models.activations import make_activation
+from bundler.models.activation_modules import make_activation
 from bundler.models.concatenate import Concatenate
 from bundler.models.darknet_weights import DarknetLayer
 from bundler.models.specs import Int8Scope

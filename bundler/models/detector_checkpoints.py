@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bundler.errors import CheckpointError
-from bundler.models.activations import describe_activations
+from bundler.models.activation_modules import describe_activations
 from bundler.models.darknet_architecture import DarknetArchitecture
 from bundler.models.darknet_networks import DarknetNetwork, read_cfg
 from bundler.models.darknet_weights import darknet_classes, read_darknet_weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from bundler.preprocessing import DEVIATION, MEAN, Fit, Interpolation, Pixels
+from bundler.data.preprocessing import DEVIATION, MEAN, Fit, Interpolation, Pixels
 
 __all__ = ["Int8Scope", "Mode", "ModelSpec", "Task"]
 

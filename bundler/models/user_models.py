@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from typing import get_args
 
+from bundler.data.preprocessing import Fit, Interpolation
 from bundler.models.specs import ModelSpec, Task
-from bundler.preprocessing import Fit, Interpolation
 
 __all__ = ["GROUP", "BrokenModel", "UserModel", "user_models"]
 

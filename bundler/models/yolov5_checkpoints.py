@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bundler.errors import CheckpointError
-from bundler.models.activations import ACTIVATIONS, describe_activations, leaky_relu
+from bundler.models.activation_modules import ACTIVATIONS, describe_activations, leaky_relu
 from bundler.models.detector_file import MOST_ANCHORS, DetectorFile, agreed_classes
 from bundler.models.inert_pickle import Object, UnreadableError
 from bundler.models.pickled_modules import Payload, PickledModule, is_module, items_of, pickled_modules, text_of

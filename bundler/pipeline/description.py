@@ -7,10 +7,11 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 
-from bundler.containers.engine import Engine
-from bundler.datasets import Dataset
+from bundler.data.calibration_images import Dataset
+from bundler.data.preprocessing import Preprocessing
+from bundler.engines.container_engine import Engine
 from bundler.errors import EngineUnavailableError
-from bundler.export.graph import INPUT, OUTPUTS
+from bundler.graphs.exported_graph import INPUT, OUTPUTS
 from bundler.manifest import (
     MANIFEST_SCHEMA,
     CalibrationRecord,
@@ -36,10 +37,9 @@ from bundler.manifest import (
 )
 from bundler.models.specs import Mode
 from bundler.packaging.staging import model_path
-from bundler.pipeline.material import Material
+from bundler.pipeline.inputs import Material
 from bundler.pipeline.modes import BuiltModes
 from bundler.plan import BuildJob
-from bundler.preprocessing import Preprocessing
 from bundler.quantization import training
 
 __all__ = ["describe", "quantization_record"]

@@ -11,10 +11,10 @@ from typing import Literal
 
 import torch
 
-from bundler.containers.emulation import NotRunnable, decide_launch
-from bundler.containers.engine import Engine
+from bundler.engines.container_engine import Engine
+from bundler.engines.emulation import NotRunnable, decide_launch
 from bundler.errors import BundlerError
-from bundler.pipeline.leftovers import Leftover, clean, find_leftovers
+from bundler.pipeline.abandoned_files import Leftover, clean, find_leftovers
 from bundler.pipeline.proof import engine_or_reason
 from bundler.resources import cache_directory
 from bundler.targets import TargetProfile, load_targets

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bundler import console
-from bundler.containers.engine import Engine
-from bundler.containers.image import DeviceImage
+from bundler.engines.container_engine import Engine
 from bundler.errors import EngineUnavailableError, ImageError
+from bundler.images.device_image import DeviceImage
 from bundler.manifest import Evidence, FleetRecord, QuantizationRecord, exactness_obstacles
 from bundler.pipeline.proof import image_for, prove
 from bundler.targets import TargetProfile, find_target

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bundler import console
-from bundler.export.agreement import sqnr_db, top1_agreement
-from bundler.export.graph import ExportedGraph
-from bundler.export.onnx_export import export_onnx
-from bundler.export.reference import (
+from bundler.evaluation.accuracy import AccuracyTest, prepare_test, require_accuracy, suspect
+from bundler.graphs.comparison import sqnr_db, top1_agreement
+from bundler.graphs.exported_graph import ExportedGraph
+from bundler.graphs.exporter import export_onnx
+from bundler.graphs.host_runs import (
     TorchAgreement,
     agree_with_torch,
     digest_at_each_level,
@@ -27,15 +28,15 @@ from bundler.export.reference import (
 from bundler.manifest import AccuracyRecord, BoxesRecord
 from bundler.models.specs import Mode
 from bundler.packaging.staging import GoldenMode, model_path, samples_of
-from bundler.pipeline.accuracy import AccuracyTest, prepare_test, require_accuracy, suspect
-from bundler.pipeline.ledger import Trace, trace_torch
-from bundler.pipeline.material import Material
+from bundler.pipeline.inputs import Material
 from bundler.pipeline.network import Network, load_network
 from bundler.pipeline.quantizing import QuantizedModel, calibrated, trained
 from bundler.pipeline.recovery import Attempt, recover
+from bundler.pipeline.torch_trace import trace_torch
 from bundler.plan import BuildJob
 from bundler.quantization import LayerNoise, double_precision, measure_layers, quantized_engine
 from bundler.targets import OptimizationLevel
+from bundler.verification.layer_comparison import Trace
 
 __all__ = ["BuiltMode", "BuiltModes", "QuantizedMode", "build_modes"]
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bundler.models.registry import load_parser
-from bundler.pipeline.material import Material
+from bundler.pipeline.inputs import Material
 from bundler.plan import BuildJob
 from bundler.quantization import QuantizationProfile
 

@@ -8,11 +8,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bundler import console
-from bundler.containers.engine import Engine, connect
-from bundler.containers.image import BUNDLE_LABEL, DeviceImage, assemble_image, loaded_image
-from bundler.containers.image_tags import TaggedImage
-from bundler.containers.owner import temporary_reference
+from bundler.engines.container_engine import Engine, connect
+from bundler.engines.owner import temporary_reference
 from bundler.errors import BundleDamagedError, EngineUnavailableError, ImageError
+from bundler.images.device_image import BUNDLE_LABEL, DeviceImage, assemble_image, loaded_image
+from bundler.images.image_tags import TaggedImage
 from bundler.manifest import Evidence, ImageRecord, WheelRecord, read_manifest
 from bundler.packaging.checksums import sha256_of
 from bundler.targets import TargetProfile

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from bundler import console
-from bundler.datasets import Dataset
-from bundler.labelled_pictures import LabelledPictures
+from bundler.data.calibration_images import Dataset
+from bundler.data.labelled_images import LabelledPictures
+from bundler.evaluation.accuracy import AccuracyTest
+from bundler.evaluation.detection import BoxesTest
+from bundler.evaluation.training_objectives import Classification, Detection
 from bundler.models.detector import QuantizableDetector
-from bundler.pipeline.accuracy import AccuracyTest
-from bundler.pipeline.boxes import BoxesTest
-from bundler.pipeline.material import Material
+from bundler.pipeline.inputs import Material
 from bundler.pipeline.network import Network
-from bundler.pipeline.objectives import Classification, Detection
 from bundler.plan import BuildJob
 from bundler.quantization import (
     QuantizationProfile,

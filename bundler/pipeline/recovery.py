@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from bundler import console
-from bundler.datasets import Dataset
-from bundler.export.agreement import sqnr_db
-from bundler.export.graph import ExportedGraph
+from bundler.data.calibration_images import Dataset
+from bundler.evaluation.accuracy import AccuracyTest
+from bundler.graphs.comparison import sqnr_db
+from bundler.graphs.exported_graph import ExportedGraph
 from bundler.manifest import AccuracyRecord, BoxesRecord, RecoveryRecord
-from bundler.pipeline.accuracy import AccuracyTest
-from bundler.pipeline.material import Material, more_pictures
+from bundler.pipeline.inputs import Material, more_pictures
 from bundler.pipeline.network import Network
 from bundler.pipeline.quantizing import QuantizedModel, calibrated
 from bundler.plan import BuildJob

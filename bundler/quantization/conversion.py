@@ -12,7 +12,7 @@ from torch.ao.nn.intrinsic import BNReLU2d
 from torch.ao.quantization.quantization_mappings import get_default_static_quant_module_mappings
 
 from bundler.quantization.batch_norm import QuantizedBatchNormReLU
-from bundler.quantization.engine import quantized_engine
+from bundler.quantization.quantized_engine import quantized_engine
 from bundler.targets import QuantizationProfile
 
 __all__ = ["convert"]

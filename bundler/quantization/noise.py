@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.ao.nn.quantized import QFunctional
 
-from bundler.quantization.outputs import output_layers
+from bundler.quantization.output_observers import output_layers
 from bundler.quantization.precision import double_precision
-from bundler.quantization.rounding import product
+from bundler.quantization.weight_rounding import product
 
 __all__ = ["LayerNoise", "measure_layers"]
 
@@ -55,7 +55,7 @@ def measure_layers(reference: nn.Module, converted: nn.Module, batches: Iterable
     """Run both on the same pictures and compare what each layer gives; the engine that converted must be set.
 
     The reference computes in float64.
-    Of the layers that give the outputs, the sums are compared, as the exported graph gives them (`bundler.export.outputs`).
+    Of the layers that give the outputs, the sums are compared, as in the exported graph (`graphs.passes.integer_outputs`).
 
     Args:
         reference: the prepared network with its float weights, before they were rounded; its observers learn nothing here.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bundler.errors import CheckpointError
 from bundler.quantization.clipping import clip_observers
 from bundler.quantization.key_matching import find_matches
-from bundler.quantization.outputs import leave_outputs_unrounded
+from bundler.quantization.output_observers import leave_outputs_unrounded
 from bundler.quantization.qconfig import assign_qconfigs, get_platform_aware_qconfig
 from bundler.quantization.weight_names import Shapes, fused_naming, is_optional, observer_key, shapes_of, training_naming
 from bundler.targets import QuantizationProfile

@@ -22,10 +22,10 @@ from torch.ao.quantization import disable_observer, enable_observer
 import bundler
 from bundler import console
 from bundler.errors import TrainingError
-from bundler.quantization.interruption import Interruptions
 from bundler.quantization.numerics import training_numerics
 from bundler.quantization.training_checkpoint import read_checkpoint, write_checkpoint
-from bundler.recipe import TrainingRecipe
+from bundler.quantization.training_interruption import Interruptions
+from bundler.training_options import TrainingRecipe
 
 __all__ = ["Objective", "Pictures", "TrainingProgress", "TrainingRecord", "train"]
 

@@ -10,8 +10,8 @@ from typing import Literal, Protocol
 from packaging.version import InvalidVersion, Version
 
 from bundler import console
-from bundler.containers.container import RunResult
-from bundler.containers.emulation import Launch, NotRunnable
+from bundler.engines.container import RunResult
+from bundler.engines.emulation import Launch, NotRunnable
 from bundler.errors import BundleDamagedError, ContainerTimeoutError, OtherFilesExecutedError
 from bundler.manifest import Evidence, RunnerRecord
 from bundler.targets import CpuProfile, TargetProfile

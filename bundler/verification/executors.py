@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from bundler.containers.container import RunResult, run_container
-from bundler.containers.emulation import Launch, NotRunnable, decide_launch
-from bundler.containers.engine import Engine
-from bundler.containers.image import DeviceImage
+from bundler.engines.container import RunResult, run_container
+from bundler.engines.container_engine import Engine
+from bundler.engines.emulation import Launch, NotRunnable, decide_launch
 from bundler.errors import ContainerTimeoutError
+from bundler.images.device_image import DeviceImage
 from bundler.resources import resource as data_file
 from bundler.targets import CpuProfile, TargetProfile
 

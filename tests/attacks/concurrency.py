@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import docker
-from bundler.containers.owner import TEMPORARY
+from bundler.engines.owner import TEMPORARY
 
 BUNDLER = [sys.executable, "-c", "from bundler.cli import main; main()"]
 ROOT = Path(__file__).parents[2]

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SECONDS = 60.0  # of a processor, for one case; half of it the limit of `bundler.decoding` for one image
+SECONDS = 60.0  # of a processor, for one case; half of it the limit of `bundler.data.decoding` for one image
 MEGABYTES = 2300.0  # of the largest process: the limit of the child that decodes, and Python itself
 GOOD = 4  # images in each folder that nothing is wrong with
 
@@ -352,9 +352,9 @@ CASES: dict[str, Case] = {
 
 def _load(kind: str, folder: Path) -> str:
     """Read a folder as the product does, in this process."""
-    from bundler.datasets import Preprocessing, load_pictures
-    from bundler.labelled_boxes import load_detection_pictures
-    from bundler.labelled_pictures import load_validation
+    from bundler.data.calibration_images import Preprocessing, load_pictures
+    from bundler.data.labelled_boxes import load_detection_pictures
+    from bundler.data.labelled_images import load_validation
 
     crop = Preprocessing(resize=256, crop=224, interpolation="bilinear")
     if kind == "calibration":

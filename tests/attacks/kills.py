@@ -25,8 +25,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bundler.containers.engine import connect
-from bundler.containers.owner import OWNER_LABEL
+from bundler.engines.container_engine import connect
+from bundler.engines.owner import OWNER_LABEL
 from bundler.errors import EngineUnavailableError
 
 ROOT = Path(__file__).parents[2]

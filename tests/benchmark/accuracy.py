@@ -33,17 +33,18 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
 from bundler import console
-from bundler.containers.emulation import Launch
-from bundler.containers.engine import connect
-from bundler.export.agreement import sqnr_db
-from bundler.export.graph import INPUT
-from bundler.export.onnx_export import export_onnx
-from bundler.labelled_boxes import DetectionPictures
-from bundler.labelled_pictures import LabelledPictures
+from bundler.data.labelled_boxes import DetectionPictures
+from bundler.data.labelled_images import LabelledPictures
+from bundler.device.detections import agreeing, shown
+from bundler.engines.container_engine import connect
+from bundler.engines.emulation import Launch
+from bundler.graphs.comparison import sqnr_db
+from bundler.graphs.exported_graph import INPUT
+from bundler.graphs.exporter import export_onnx
 from bundler.models.registry import find_model
 from bundler.models.specs import Task
 from bundler.packaging.checksums import sha256_of
-from bundler.pipeline.material import gather
+from bundler.pipeline.inputs import gather
 from bundler.pipeline.network import load_network
 from bundler.pipeline.proof import image_for
 from bundler.pipeline.quantizing import calibrated
@@ -51,7 +52,6 @@ from bundler.plan import BuildJob, CalibrationRequest, plan_build
 from bundler.quantization import quantized_engine
 from bundler.quantization.equalization import channel_streams
 from bundler.targets import load_targets
-from bundler.verification.detections import agreeing, shown
 from bundler.verification.executors import ContainerExecutor
 
 Outputs = NDArray[np.float32]

@@ -24,10 +24,10 @@ import torch
 from PIL import Image
 
 from bundler import console
-from bundler.datasets import synthetic_pictures
+from bundler.data.calibration_images import synthetic_pictures
+from bundler.data.preprocessing import Preprocessing
 from bundler.models.initialization import random_state_dict
 from bundler.models.mobilenet_v2 import mobilenet_v2
-from bundler.preprocessing import Preprocessing
 from bundler.resources import resource
 
 BUNDLER = str(Path(sys.executable).with_name("bundler"))

@@ -11,9 +11,9 @@ import pytest
 from packaging.version import Version
 
 from bundler.architecture import Architecture
-from bundler.containers.emulation import emulator_problem
-from bundler.containers.engine import Engine, connect
-from bundler.containers.leftovers import find_engine_leftovers, remove_engine_leftover
+from bundler.engines.container_engine import Engine, connect
+from bundler.engines.emulation import emulator_problem
+from bundler.engines.engine_leftovers import find_engine_leftovers, remove_engine_leftover
 from bundler.errors import EngineUnavailableError
 from bundler.targets import TargetProfile, find_target
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from torch import Tensor, nn
 
-from bundler.export.onnx_export import export_onnx
+from bundler.graphs.exporter import export_onnx
 from bundler.models.densenet import densenet121
 from bundler.quantization import calibrate, convert, quantized_engine
 from bundler.quantization.batch_norm import QuantizedBatchNormReLU

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bundler.errors import CheckpointError
-from bundler.export.onnx_export import export_onnx
+from bundler.graphs.exporter import export_onnx
 from bundler.models.detector import BOX, Detector, darknet_layers
 from bundler.models.initialization import random_state_dict
 from bundler.models.specs import Int8Scope

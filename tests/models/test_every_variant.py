@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bundler.export.agreement import informative_problem, sqnr_db
-from bundler.export.graph import ExportedGraph
-from bundler.export.onnx_export import export_onnx
-from bundler.export.reference import agree_with_torch, run_reference
+from bundler.graphs.comparison import informative_problem, sqnr_db
+from bundler.graphs.exported_graph import ExportedGraph
+from bundler.graphs.exporter import export_onnx
+from bundler.graphs.host_runs import agree_with_torch, run_reference
 from bundler.models import torchvision_operators  # noqa: F401  before torchvision
 from bundler.models.detector import QuantizableDetector
 from bundler.models.initialization import random_state_dict

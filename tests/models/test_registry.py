@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from bundler.data.preprocessing import DEVIATION, MEAN, Preprocessing
 from bundler.errors import UnknownModelError, nearest
 from bundler.models import torchvision_operators  # noqa: F401  before torchvision
 from bundler.models.registry import SCOPE, find_model, load_parser, models
-from bundler.preprocessing import DEVIATION, MEAN, Preprocessing
 
 from torchvision.models import get_model_weights, list_models
 from torchvision.transforms import InterpolationMode

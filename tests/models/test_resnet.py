@@ -7,7 +7,7 @@ import onnx
 import onnxruntime as ort
 from torch import Tensor, nn
 
-from bundler.export.onnx_export import export_onnx
+from bundler.graphs.exporter import export_onnx
 from bundler.models.resnet import QuantizableBasicBlock, QuantizableBottleneck, resnet18, resnet50
 from bundler.quantization import calibrate, convert, quantized_engine
 from bundler.targets import TargetProfile

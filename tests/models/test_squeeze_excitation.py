@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bundler.export.onnx_export import export_onnx
+from bundler.graphs.exporter import export_onnx
 from bundler.models.registry import find_model, load_parser
 from bundler.models.squeeze_excitation import QuantizableSqueezeExcitation
 from bundler.quantization import calibrate, convert, quantized_engine

@@ -11,11 +11,11 @@ import pytest
 
 from bundler.manifest import read_manifest
 from bundler.packaging.checksums import sha256_of
-from bundler.packaging.papers import write_papers
+from bundler.packaging.documents import write_papers
 from bundler.resources import resource
 from bundler.targets import find_target
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[1] / "fixtures"
 
 
 @pytest.fixture(scope="session")

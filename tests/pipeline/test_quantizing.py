@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from bundler.manifest import AccuracyRecord, BoxesRecord, read_manifest
-
-from .conftest import BUNDLER, NOWHERE, Run
+from tests.command_line import BUNDLER, NOWHERE, Run
 
 CLASSES = 3
 

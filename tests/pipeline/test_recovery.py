@@ -12,12 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bundler.data.preprocessing import Preprocessing
 from bundler.manifest import ModeRecord, read_manifest
 from bundler.models.registry import find_model, load_parser
-from bundler.preprocessing import Preprocessing
 from bundler.quantization.equalization import channel_streams
-
-from .conftest import Run
+from tests.command_line import Run
 
 PICTURES = 60
 CLASSES = 10

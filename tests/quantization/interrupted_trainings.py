@@ -26,8 +26,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from bundler.quantization import DeQuantStub, QuantStub, fuse_modules, load_fuse_prepare
 from bundler.quantization import training as module
 from bundler.quantization.training import TrainingProgress, train
-from bundler.recipe import TrainingRecipe
 from bundler.targets import find_target
+from bundler.training_options import TrainingRecipe
 
 RECIPE = TrainingRecipe(epochs=3, batch_size=4, learning_rate=0.05)
 LAST = 12  # batches until the moment: four that calibrate, and two epochs of four

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bundler.export.agreement import informative_problem
-from bundler.export.onnx_export import export_onnx
+from bundler.graphs.comparison import informative_problem
+from bundler.graphs.exporter import export_onnx
 from bundler.models.mobilenet_v2 import mobilenet_v2
 from bundler.quantization import calibrate, convert, quantized_engine
 from bundler.quantization.activations import QuantizableHardswish

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bundler.export.agreement import informative_problem, sqnr_db
+from bundler.graphs.comparison import informative_problem, sqnr_db
 from bundler.models.mobilenet_v3 import mobilenet_v3_small
 from bundler.models.resnet import resnet18
 from bundler.quantization import calibrate, convert, get_platform_aware_qconfig, quantized_engine

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from bundler.export.agreement import sqnr_db
-from bundler.export.onnx_export import export_onnx
-from bundler.export.reference import run_reference
+from bundler.graphs.comparison import sqnr_db
+from bundler.graphs.exporter import export_onnx
+from bundler.graphs.host_runs import run_reference
 from bundler.models.registry import find_model, load_parser
 from bundler.quantization import calibrate, convert, find_float_blocks, quantized_engine, with_float_blocks
 from bundler.targets import find_target

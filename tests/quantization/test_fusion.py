@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bundler.export.agreement import sqnr_db
+from bundler.graphs.comparison import sqnr_db
 from bundler.models.registry import find_model, load_parser
 
 # One of each kind of block. The ReLUs that are left stand where no convolution precedes: behind the addition, or hard ones.

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bundler.export.onnx_export import export_onnx
-from bundler.export.reference import run_reference
+from bundler.graphs.exporter import export_onnx
+from bundler.graphs.host_runs import run_reference
 from bundler.quantization import (
     DeQuantStub,
     QuantStub,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bundler.export.agreement import informative_problem, sqnr_db
-from bundler.export.onnx_export import export_onnx
-from bundler.export.reference import agree_with_torch, run_reference
+from bundler.graphs.comparison import informative_problem, sqnr_db
+from bundler.graphs.exporter import export_onnx
+from bundler.graphs.host_runs import agree_with_torch, run_reference
 from bundler.models.registry import find_model, load_parser
 from bundler.quantization import convert, quantized_engine
 from bundler.targets import TargetProfile

@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bundler.errors import TrainingError
+from bundler.evaluation.training_objectives import Classification
 from bundler.models.mobilenet_v2 import mobilenet_v2
-from bundler.pipeline.objectives import Classification
 from bundler.quantization import convert, quantized_engine
 from bundler.quantization import training as module
 from bundler.quantization.training import TrainingProgress, TrainingRecord, train
 from bundler.quantization.training_checkpoint import read_checkpoint, write_checkpoint
-from bundler.recipe import TrainingRecipe
 from bundler.targets import TargetProfile, find_target
+from bundler.training_options import TrainingRecipe
 
 RECIPE = TrainingRecipe(epochs=3, batch_size=4, learning_rate=0.01)
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bundler.image_files import read_image
-from bundler.preprocessing import Channels, Fit, Interpolation, Preprocessing
+from bundler.data.image_files import read_image
+from bundler.data.preprocessing import Channels, Fit, Interpolation, Preprocessing
 
 from .conftest import RUNNER
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bundler.containers.emulation import Launch
+from bundler.engines.emulation import Launch
 from bundler.errors import ContainerTimeoutError
 
 from .conftest import Runner

@@ -33,7 +33,7 @@ SEEN = Evidence(
 
 
 def mode(name: str, *evidence: Evidence) -> ModeRecord:
-    found = next(item for item in read_manifest(Path(__file__).parents[1] / "data").modes if item.name == name)
+    found = next(item for item in read_manifest(Path(__file__).parents[1] / "fixtures").modes if item.name == name)
     return found.model_copy(update={"evidence": evidence, "fleet": ()})
 
 

@@ -10,10 +10,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from bundler.containers.container import RunResult, run_container
-from bundler.containers.emulation import Launch, decide_launch
-from bundler.containers.engine import Engine
-from bundler.containers.image import DeviceImage, ImageArchive, assemble_image, loaded_image, tag_image, untag_image
+from bundler.engines.container import RunResult, run_container
+from bundler.engines.container_engine import Engine
+from bundler.engines.emulation import Launch, decide_launch
+from bundler.images.device_image import DeviceImage, ImageArchive, assemble_image, loaded_image, tag_image, untag_image
 from bundler.targets import CpuProfile, TargetProfile
 
 # `selftest` executes the Python text that follows it: tests say in place what happens in the container.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bundler.containers.base_image import base_layer
+from bundler.images.base_image import base_layer
 from bundler.targets import TargetProfile
 
 

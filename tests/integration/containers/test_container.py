@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
-from bundler.containers.container import RunResult, run_container
-from bundler.containers.emulation import Launch, decide_launch
-from bundler.containers.engine import Engine, connect
-from bundler.containers.image import DeviceImage
+from bundler.engines.container import RunResult, run_container
+from bundler.engines.container_engine import Engine, connect
+from bundler.engines.emulation import Launch, decide_launch
 from bundler.errors import ContainerTimeoutError, EmulatorError, EngineError
+from bundler.images.device_image import DeviceImage
 from bundler.targets import CpuProfile, TargetProfile
 
 pytestmark = pytest.mark.engine
@@ -181,9 +181,9 @@ def test_a_container_that_does_not_start_is_removed(engine: Engine, amd64_image:
 
 def test_ctrl_c_leaves_no_container(engine: Engine, amd64_image: DeviceImage, token: str) -> None:
     program = textwrap.dedent(f"""
-        from bundler.containers.container import run_container
-        from bundler.containers.emulation import Launch
-        from bundler.containers.engine import connect
+        from bundler.engines.container import run_container
+        from bundler.engines.emulation import Launch
+        from bundler.engines.container_engine import connect
         with connect() as engine:
             run_container(engine, {amd64_image.id!r}, ["selftest", {SLEEP!r}], launch=Launch(runner="native"),
                           timeout_seconds=300, memory_mib=512, labels={{"edge-bundler-test": {token!r}}},

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from bundler.containers import engine as engine_module
-from bundler.containers.container import run_container
-from bundler.containers.emulation import Launch
-from bundler.containers.engine import Engine, connect
-from bundler.containers.image import DeviceImage, ImageArchive, loaded_image
+from bundler.engines import container_engine as engine_module
+from bundler.engines.container import run_container
+from bundler.engines.container_engine import Engine, connect
+from bundler.engines.emulation import Launch
 from bundler.errors import EngineError, EngineUnavailableError
+from bundler.images.device_image import DeviceImage, ImageArchive, loaded_image
 
 pytestmark = [
     pytest.mark.engine,
@@ -148,10 +148,10 @@ def test_a_freeze_at_any_request_of_a_run_is_an_engine_error(
 def test_ctrl_c_ends_the_waiting_for_a_frozen_engine(frozen_at: Freezing, amd64_image: DeviceImage, token: str) -> None:
     proxy = frozen_at("no such word")
     program = textwrap.dedent(f"""
-        from bundler.containers import engine as module
-        from bundler.containers.container import run_container
-        from bundler.containers.emulation import Launch
-        from bundler.containers.engine import connect
+        from bundler.engines import container_engine as module
+        from bundler.engines.container import run_container
+        from bundler.engines.emulation import Launch
+        from bundler.engines.container_engine import connect
         from bundler.interruption import end_by_signals
         module._PING_SECONDS = 1
         end_by_signals()

@@ -1,4 +1,4 @@
-"""A user's own model for real: the example packages of `tests/data/user_model`, installed into a fresh environment."""
+"""A user's own model for real: the example packages of `tests/fixtures/user_model`, installed into a fresh environment."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from bundler.containers.emulation import Launch, decide_launch
-from bundler.containers.engine import Engine
+from bundler.engines.container_engine import Engine
+from bundler.engines.emulation import Launch, decide_launch
 from bundler.manifest import Manifest, read_manifest
 from bundler.models.registry import models
 from bundler.targets import TargetProfile
 
-EXAMPLES = Path(__file__).parents[2] / "data" / "user_model"
+EXAMPLES = Path(__file__).parents[2] / "fixtures" / "user_model"
 NOWHERE = "unix:///nonexistent/engine.sock"
 MAIN = "from bundler.cli import main; main()"
 BUILD = ("bundle", "tiny_net", "--target", "x86", "--weights", "random", "--num-classes", "10", "--calibration-pictures", "8")

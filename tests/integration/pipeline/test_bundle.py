@@ -24,9 +24,9 @@ from onnx import numpy_helper
 from PIL import Image
 
 import docker
-from bundler.containers.engine import connect
-from bundler.containers.leftovers import find_engine_leftovers
-from bundler.containers.owner import OWNER_LABEL, Owner
+from bundler.engines.container_engine import connect
+from bundler.engines.engine_leftovers import find_engine_leftovers
+from bundler.engines.owner import OWNER_LABEL, Owner
 from bundler.manifest import read_manifest
 from bundler.packaging.checksums import sha256_of, write_checksums
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 import docker
-from bundler.containers.engine import connect
-from bundler.containers.image import BUNDLE_LABEL
-from bundler.containers.leftovers import find_engine_leftovers
+from bundler.engines.container_engine import connect
+from bundler.engines.engine_leftovers import find_engine_leftovers
+from bundler.images.device_image import BUNDLE_LABEL
 from bundler.manifest import read_manifest
 from bundler.packaging.checksums import sha256_of, write_checksums
 

@@ -1,0 +1,1 @@
+"""Reading images and labels: decoding, preprocessing, calibration sets and labelled sets."""

@@ -1,0 +1,243 @@
+"""Image files read within limits and decoded in a child process; nothing else opens images.
+
+Decoders are C code whose input is anybody's, so that they run in a process of their own (`bundler.data.decoding`), which
+may take `MAX_MEMORY` bytes and `MAX_CPU_SECONDS` for each image, and is started anew when it has died. Limits of the file's
+bytes and pixels would not do: a TIFF of 2 MB and 64 x 64 pixels in one compressed tile takes 2 GB, and a progressive JPEG of 5 MB with
+20,000 scans of 100 megapixels takes minutes (`tests/attacks/hostile_images.py`). An image of 500 x 375 pixels comes back 2 ms
+later than from Pillow itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+from bundler.data import decoding
+from bundler.errors import UnreadableImageError
+
+__all__ = [
+    "MAX_BYTES",
+    "decode_image",
+    "digest_of",
+    "kind_of",
+    "name_of",
+    "open_plainly",
+    "printable",
+    "read_bytes",
+    "read_image",
+    "reason_of",
+]
+
+MAX_BYTES = 320 << 20  # of a file: an RGB image of `decoding.MAX_PIXELS` without compression fits
+
+
+def name_of(path: Path, folder: Path) -> str:
+    r"""Return a file's name below `folder` on one line, as digests and manifests have it.
+
+    A backslash is `\\`, and control characters and bytes that are not UTF-8 are `\n`, `\xNN` and the like: no two files have
+    one name. Other names are unchanged.
+    """
+    name = str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+    return "".join(_escaped(character) if _CONTROL.match(character) else character for character in name)
+
+
+def printable(text: object) -> str:
+    """Return a name or an error's text on one line that any terminal can show: what is not printable is escaped."""
+    return "".join(character if character.isprintable() else _escaped(character) for character in str(text))
+
+
+_CONTROL = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # a fixed set: what is printable changes with Python's Unicode
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python has a byte that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    if 0x80 <= code <= 0x9F:
+        return f"\\u{code:04x}"
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def digest_of(content: bytes, path: Path, folder: Path) -> str:
+    """Return the sha256 of a file's bytes with its name, as `sha256sum` lists them."""
+    return f"{hashlib.sha256(content).hexdigest()}  {name_of(path, folder)}"
+
+
+def read_image(path: Path) -> Image.Image:
+    """Return the image in a file as 8-bit RGB, upright, as `bundler.data.decoding.decode` does.
+
+    Raises:
+        UnreadableImageError: it is no regular file, cannot be read, is too large, or cannot be decoded.
+    """
+    return decode_image(read_bytes(path), path)
+
+
+def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """Return the bytes of a regular file of at most `limit` bytes; pipes, sockets and devices are never opened.
+
+    Raises:
+        UnreadableImageError: it is something else, is larger, or cannot be read.
+    """
+    try:
+        _require_regular(path, path.stat())
+        with open_plainly(path) as file:
+            status = os.fstat(file.fileno())
+            _require_regular(path, status)
+            content = file.read(limit + 1) if status.st_size <= limit else None
+    except OSError as error:
+        raise UnreadableImageError(printable(path), reason_of(error)) from error
+    except ValueError as error:  # a null byte in the name
+        raise UnreadableImageError(printable(path), printable(error)) from error
+    if content is None or len(content) > limit:
+        raise UnreadableImageError(printable(path), f"it is larger than the limit of {limit >> 20} MiB; make it smaller")
+    return content
+
+
+def open_plainly(path: Path) -> BinaryIO:
+    """Open a file to read, without waiting where it is a pipe."""
+    return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb")  # noqa: PTH123
+
+
+def reason_of(error: OSError) -> str:
+    return error.strerror or type(error).__name__
+
+
+def _require_regular(path: Path, status: os.stat_result) -> None:
+    kind = kind_of(status)
+    if kind is not None:
+        raise UnreadableImageError(printable(path), f"it is {kind}, not a file")
+
+
+def kind_of(status: os.stat_result) -> str | None:
+    """Return what a path leads to that is no regular file."""
+    kinds = (
+        (stat.S_ISREG, None),
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISFIFO, "a named pipe"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISCHR, "a device"),
+        (stat.S_ISBLK, "a device"),
+    )
+    return next((name for test, name in kinds if test(status.st_mode)), "of an unknown kind")
+
+
+def decode_image(content: bytes, path: Path) -> Image.Image:
+    """Return the image in a file's bytes as `read_image` does; `path` names it in errors.
+
+    Raises:
+        UnreadableImageError: it cannot be decoded.
+    """
+    try:
+        return _DECODER.decode(content)
+    except decoding.UndecodableError as error:
+        raise UnreadableImageError(printable(path), str(error)) from error
+
+
+class _Decoder:
+    """The child process that decodes, started when it is needed and again after it died."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._memory = -1  # what is shared with the child: through a pipe, pixels take as long as they took to decode
+
+    def decode(self, content: bytes) -> Image.Image:
+        with self._lock:
+            child = self._child or self._start()
+            try:
+                return self._ask(child, content)
+            except decoding.UndecodableError:
+                raise  # the child lives
+            except MemoryError as error:
+                self._stop(kill=True)
+                raise decoding.UndecodableError("there is not enough memory for it") from error
+            except (OSError, EOFError) as error:
+                raise decoding.UndecodableError(self._stop()) from error
+            except BaseException:  # interrupted: the answer would be taken for the next one's
+                self._stop(kill=True)
+                raise
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._memory = os.memfd_create("images")
+        # -P: modules of bundler do not stand in for others. Its own group: Ctrl-C is for the parent, whose end ends its input.
+        self._child = subprocess.Popen(
+            [sys.executable, "-P", decoding.__file__, str(self._memory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # each takes address space
+            pass_fds=(self._memory,),
+            process_group=0,
+        )
+        return self._child
+
+    def _ask(self, child: subprocess.Popen[bytes], content: bytes) -> Image.Image:
+        assert child.stdin is not None  # noqa: S101
+        assert child.stdout is not None  # noqa: S101
+        if os.fstat(self._memory).st_size > _KEPT:
+            os.ftruncate(self._memory, 0)
+        with memoryview(content) as rest:
+            written = 0
+            while written < len(rest):
+                written += os.pwrite(self._memory, rest[written:], written)
+        child.stdin.write(b"%d\n" % len(content))
+        child.stdin.flush()
+        line = child.stdout.readline(_ANSWER)
+        if not line.endswith(b"\n"):
+            raise EOFError
+        answer = json.loads(line)
+        if "error" in answer:
+            raise decoding.UndecodableError(answer["error"])
+        return self._pixels(answer["width"], answer["height"])
+
+    def _pixels(self, width: int, height: int) -> Image.Image:
+        if len(areas := list(decoding.bands(width, height))) == 1:
+            return Image.frombytes("RGB", (width, height), os.pread(self._memory, 3 * width * height, 0))
+        image = Image.new("RGB", (width, height))
+        place = 0
+        for left, top, right, bottom in areas:
+            size = (right - left, bottom - top)
+            band = os.pread(self._memory, 3 * size[0] * size[1], place)
+            place += len(band)
+            image.paste(Image.frombytes("RGB", size, band), (left, top))
+        return image
+
+    def _stop(self, *, kill: bool = False) -> str:
+        """End the child; return why it ended, where it did so by itself."""
+        child, self._child = self._child, None
+        if child is None:
+            return ""
+        if kill:
+            child.kill()
+        for pipe in (child.stdin, child.stdout):
+            with contextlib.suppress(OSError):  # what was not written yet cannot be
+                pipe.close()  # type: ignore[union-attr]
+        os.close(self._memory)
+        code = child.wait()
+        if code == -signal.SIGXCPU:
+            return f"it takes longer than the limit of {decoding.MAX_CPU_SECONDS} s to decode"
+        return f"its decoder ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
+
+    def close(self) -> None:
+        with self._lock:
+            self._stop(kill=True)
+
+
+_KEPT = 64 << 20  # bytes of shared memory, from one image to the next
+_ANSWER = 4096  # bytes, of the longest answer
+
+_DECODER = _Decoder()
+atexit.register(_DECODER.close)

@@ -1,0 +1,251 @@
+"""Pictures with their classes, read from disk when they are needed: to measure accuracy with, and to train."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundler.data.image_files import digest_of, printable, read_bytes, read_image
+from bundler.data.image_folders import Skipped, find_images, first_names, folder_problem, sub_folders
+from bundler.data.label_tables import LabelTable, find_label_table, is_label_table, read_label_table
+from bundler.data.preprocessing import Preprocessing
+from bundler.errors import DataError
+
+__all__ = [
+    "HELD_OUT",
+    "LabelledPictures",
+    "Split",
+    "load_split",
+    "load_validation",
+    "read_batches",
+    "read_picture",
+    "sha256_of_files",
+]
+
+LEARNED = ("train",)
+MEASURED = ("val", "valid", "validation", "test")
+DEEPEST = 3  # folders that hold nothing but the next one, as archives unpack
+HELD_OUT = 0.2  # of each class, or of all, where a folder is not divided into train/ and val/
+
+Part = TypeVar("Part")
+LabelledBatch = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledPictures:
+    """Files with the index of their class; the folders' sorted names are the classes, as in torchvision's `ImageFolder`."""
+
+    folder: Path
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    tables: tuple[Path, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __str__(self) -> str:
+        return f"{len(self)} pictures of {len(self.classes)} classes"
+
+    @cached_property
+    def sha256(self) -> str:
+        """Covers each file's name and bytes, in their order, and the CSV file's where that has the labels."""
+        return sha256_of_files(self.folder, (*self.paths, *self.tables))
+
+    def batches(self, size: int, *, seed: int | None = None, skip: int = 0) -> Iterator[LabelledBatch]:
+        """Yield pictures, float32 [N, 3, height, width], and classes, int64 [N], as `read_batches` does."""
+        for chosen, pictures in read_batches(self.paths, self.preprocessing, size, seed=seed, skip=skip):
+            yield pictures, np.array([self.labels[index] for index in chosen])
+
+
+def read_batches(
+    paths: Sequence[Path], preprocessing: Preprocessing, size: int, *, seed: int | None, skip: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Yield places in `paths`, int64 [N], and pictures, float32 [N, 3, height, width]: in order, or shuffled by a seed.
+
+    The first `skip` batches are passed over without being read. Shuffled pictures are to be learned from, and so half of them
+    are mirrored.
+
+    Raises:
+        UnreadableImageError: an image cannot be read.
+    """
+    order, mirrored = np.arange(len(paths)), np.zeros(len(paths), dtype=bool)
+    if seed is not None:
+        generator = np.random.default_rng(seed)
+        order, mirrored = generator.permutation(order), generator.random(len(paths)) < 0.5
+    for start in range(skip * size, len(order), size):
+        chosen = order[start : start + size]
+        pictures = [read_picture(paths[index], preprocessing)[0][:, :, :: -1 if mirrored[index] else 1] for index in chosen]
+        yield chosen, np.stack(pictures)
+
+
+def read_picture(path: Path, preprocessing: Preprocessing) -> tuple[NDArray[np.float32], tuple[int, int]]:
+    """Return an image as a network's input, float32 [3, height, width], and its own width and height, upright.
+
+    Raises:
+        UnreadableImageError: it cannot be read.
+    """
+    image = read_image(path)
+    return preprocessing(image), image.size
+
+
+def sha256_of_files(folder: Path, paths: Iterable[Path]) -> str:
+    """Return a digest of each file's name below the folder and its bytes, in their order."""
+    lines = (digest_of(read_bytes(path), path, folder) for path in paths)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(Generic[Part]):
+    """Pictures to train on, and others to measure with."""
+
+    train: Part
+    validation: Part
+
+
+def load_validation(folder: Path, preprocessing: Preprocessing, *, num_classes: int) -> LabelledPictures:
+    """List the images to measure with, by class folders, links to folders among them, or by a CSV file.
+
+    Of a folder that is divided these are in `val`, `valid`, `validation` or `test`, the first of them that is there. In place
+    of class folders there may be one CSV file (`bundler.data.label_tables`), and `folder` may be such a file itself. A folder
+    that holds a single folder stands for that one.
+
+    Raises:
+        DataError: there are no class folders, another number than the network's classes, or one is empty.
+    """
+    folder, part = _part_of(folder, MEASURED)
+    return _listed(folder / part if part else folder, preprocessing, num_classes)
+
+
+def load_split(folder: Path, preprocessing: Preprocessing, *, num_classes: int, seed: int) -> Split[LabelledPictures]:
+    """List `folder/train` and what `load_validation` lists; of a folder without them, a fifth of each class is held out.
+
+    Raises:
+        DataError: as `load_validation`; or the two have other classes, or a class has a single image.
+    """
+    folder, learned = _part_of(folder, LEARNED)
+    folder, measured = _part_of(folder, MEASURED)
+    if (learned is None) != (measured is None):
+        raise DataError(
+            f"{printable(folder)} has {learned or measured}/ and no {'train' if measured else 'val'}/",
+            next_step="Give both, or class folders alone.",
+        )
+    if learned is not None and measured is not None:
+        train, validation = (_listed(folder / part, preprocessing, num_classes) for part in (learned, measured))
+        if train.classes != validation.classes:
+            odd = sorted(set(train.classes) ^ set(validation.classes))
+            raise DataError(
+                f"{printable(folder)}/{learned} and {measured} differ: {', '.join(map(printable, odd[:5]))}",
+                next_step="Give both the same classes.",
+            )
+        return Split(train=train, validation=validation)
+    return _divided(_listed(folder, preprocessing, num_classes), seed)
+
+
+def _part_of(folder: Path, names: Sequence[str]) -> tuple[Path, str | None]:
+    """Return the folder itself, out of folders that hold it alone, and the first of the names that is a part in it."""
+    if is_label_table(folder):
+        return folder, None
+    inside = [path.name for path in _folders_in(folder)]
+    for _ in range(DEEPEST):
+        if len(inside) != 1 or inside[0] in (*LEARNED, *MEASURED) or find_label_table(folder) is not None:
+            break
+        below = [path.name for path in _folders_in(folder / inside[0])]
+        if not below and find_label_table(folder / inside[0]) is None:
+            break
+        folder, inside = folder / inside[0], below
+    return folder, next((name for name in names if name in inside and _is_divided_by_class(folder / name)), None)
+
+
+def _is_divided_by_class(part: Path) -> bool:
+    """Say whether a folder called `train` is a part of the data: a class may have that name too."""
+    return bool(_folders_in(part)) or find_label_table(part) is not None
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    problem = folder_problem(folder)
+    if problem is not None:
+        raise DataError(
+            f"the data folder {printable(folder)} {problem}",
+            next_step="Give a folder with one sub-folder for each class, or a CSV file with lines `filename,label`.",
+        )
+    return sub_folders(folder)
+
+
+def _listed(folder: Path, preprocessing: Preprocessing, num_classes: int) -> LabelledPictures:
+    if is_label_table(folder):
+        return _of_table(read_label_table(folder, num_classes=num_classes), preprocessing)
+    folders, table = _folders_in(folder), find_label_table(folder)
+    if table is not None and len(folders) != num_classes:
+        return _of_table(read_label_table(table, num_classes=num_classes), preprocessing)
+    classes = [path.name for path in folders]
+    if len(classes) != num_classes:
+        named = f" ({', '.join(map(printable, classes[:3]))}{', …' if len(classes) > 3 else ''})" if classes else ""
+        raise DataError(
+            f"{printable(folder)} has {len(classes)} class folders{named}, and the network has {num_classes} classes",
+            next_step="Give a sub-folder for each class or a CSV file, or --num-classes as the weights were trained for.",
+        )
+    found = [find_images(own) for own in folders]
+    skipped = Skipped()
+    skipped.add_found(found, folder)
+    skipped.finish()
+    empty = [own for own, inside in zip(folders, found, strict=True) if not inside.paths]
+    if empty:
+        raise DataError(
+            f"{printable(folder)}: {first_names(empty, folder)} holds no image",
+            next_step="Put some in, or remove the folder.",
+        )
+    return LabelledPictures(
+        folder=folder,
+        paths=tuple(path for inside in found for path in inside.paths),
+        labels=tuple(label for label, inside in enumerate(found) for _ in inside.paths),
+        classes=tuple(classes),
+        preprocessing=preprocessing,
+    )
+
+
+def _of_table(table: LabelTable, preprocessing: Preprocessing) -> LabelledPictures:
+    return LabelledPictures(
+        folder=table.path.parent,
+        paths=table.images,
+        labels=table.labels,
+        classes=table.classes,
+        preprocessing=preprocessing,
+        tables=(table.path,),
+    )
+
+
+def _divided(pictures: LabelledPictures, seed: int) -> Split[LabelledPictures]:
+    generator = np.random.default_rng(seed)
+    train: list[int] = []
+    validation: list[int] = []
+    for label, name in enumerate(pictures.classes):
+        members = generator.permutation([index for index, own in enumerate(pictures.labels) if own == label]).tolist()
+        if len(members) == 1:
+            raise DataError(
+                f"{printable(pictures.folder / name)} has a single image",
+                next_step="Give at least 2, to train on and to measure with.",
+            )
+        held_out = max(round(len(members) * HELD_OUT), 1)  # none of a class that a CSV file does not name
+        validation += members[:held_out]
+        train += members[held_out:]
+    return Split(train=_part(pictures, sorted(train)), validation=_part(pictures, sorted(validation)))
+
+
+def _part(pictures: LabelledPictures, indices: list[int]) -> LabelledPictures:
+    return LabelledPictures(
+        folder=pictures.folder,
+        paths=tuple(pictures.paths[index] for index in indices),
+        labels=tuple(pictures.labels[index] for index in indices),
+        classes=pictures.classes,
+        preprocessing=pictures.preprocessing,
+        tables=pictures.tables,
+    )

@@ -1,0 +1,1 @@
+"""Accuracy on labelled sets: classification, detection, and what a poor figure may be due to."""

@@ -1,0 +1,114 @@
+"""Top-1 and top-5: how often a classifier is right on labelled pictures, and how much less often in INT8 than in FP32."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundler import console
+from bundler.data.labelled_images import LabelledPictures
+from bundler.graphs.exported_graph import ExportedGraph
+from bundler.graphs.host_runs import runnable
+from bundler.manifest import AccuracyRecord
+from bundler.targets import OptimizationLevel
+
+__all__ = ["Interval", "Top1Test", "paired_difference", "prepare_top1", "wilson"]
+
+Interval = tuple[float, float]
+Right = NDArray[np.bool_]
+Ranks = NDArray[np.int64]
+
+BATCH = 16
+TOP = 5
+Z = NormalDist().inv_cdf(0.975)  # both sides of a 95 % interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Top1Test:
+    """Labelled pictures, for how many classes FP32 scores each of them higher than the right one, and its best class."""
+
+    pictures: LabelledPictures
+    level: OptimizationLevel
+    fp32_ranks: Ranks
+    fp32_predicted: NDArray[np.int64]
+
+    @property
+    def fp32(self) -> AccuracyRecord:
+        """How often FP32 is right."""
+        return _record(self.fp32_ranks, None, self.pictures)
+
+    def measure(self, graph: ExportedGraph) -> AccuracyRecord:
+        """Return how often an INT8 graph is right, and how much less often than FP32.
+
+        Raises:
+            DataError: a picture cannot be read.
+        """
+        return _record(_answers(graph, self.pictures, self.level)[0], self.fp32_ranks, self.pictures)
+
+
+def prepare_top1(fp32: ExportedGraph, pictures: LabelledPictures, *, level: OptimizationLevel) -> Top1Test:
+    """Run every picture through the float graph.
+
+    Raises:
+        DataError: a picture cannot be read.
+    """
+    ranks, predicted = _answers(fp32, pictures, level)
+    return Top1Test(pictures=pictures, level=level, fp32_ranks=ranks, fp32_predicted=predicted)
+
+
+def _answers(graph: ExportedGraph, pictures: LabelledPictures, level: OptimizationLevel) -> tuple[Ranks, NDArray[np.int64]]:
+    run = runnable(graph, level)
+    ranks, predicted = [], []
+    with console.progress(f"measuring {graph.path.stem}", len(pictures)) as advance:
+        for batch, labels in pictures.batches(BATCH):
+            logits = run(batch)
+            ranks.append(_ranks(logits, labels))
+            predicted.append(logits.argmax(1))
+            advance(len(batch))
+    return np.concatenate(ranks), np.concatenate(predicted)
+
+
+def _ranks(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Ranks:
+    """Return how many classes score higher than the right one; of equal scores, the class of the lower index counts first."""
+    own = logits[np.arange(len(labels)), labels][:, None]
+    earlier = (logits == own) & (np.arange(logits.shape[1]) < labels[:, None])
+    ranks: Ranks = ((logits > own) | earlier).sum(1)
+    return ranks
+
+
+def _record(ranks: Ranks, reference: Ranks | None, pictures: LabelledPictures) -> AccuracyRecord:
+    right = ranks == 0
+    drop, interval = (None, None) if reference is None else paired_difference(reference == 0, right)
+    return AccuracyRecord(
+        pictures=len(right),
+        data_sha256=pictures.sha256,
+        top1=float(right.mean()),
+        top1_interval=wilson(int(right.sum()), len(right)),
+        top5=float((ranks < TOP).mean()) if len(pictures.classes) > TOP else None,
+        drop=drop,
+        drop_interval=interval,
+    )
+
+
+def wilson(right: int, count: int) -> Interval:
+    """Return the 95 % score interval of a share (Wilson 1927)."""
+    share = right / count
+    middle = (share + Z * Z / (2 * count)) / (1 + Z * Z / count)
+    half = Z * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count)) / (1 + Z * Z / count)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def paired_difference(before: Right, after: Right) -> tuple[float, Interval]:
+    """Return by how much the share of right answers fell on the same pictures, and its 95 % interval.
+
+    Agresti & Min 2005, "Simple improved confidence intervals for comparing matched proportions": half a picture is added to
+    each of the four ways in which two models can be right or wrong.
+    """
+    count, lost, won = len(before) + 2, int((before & ~after).sum()) + 0.5, int((after & ~before).sum()) + 0.5
+    middle = (lost - won) / count
+    half = Z * math.sqrt(lost + won - (lost - won) ** 2 / count) / count
+    return (int(before.sum()) - int(after.sum())) / len(before), (middle - half, middle + half)

@@ -1,0 +1,186 @@
+"""A suspicion about a classifier: what a poor top-1 is probably due to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundler import console
+from bundler.data.labelled_images import LabelledPictures
+from bundler.evaluation.class_order import ClassOrder, find_class_order
+from bundler.evaluation.classification import Top1Test, wilson
+from bundler.evaluation.other_preprocessing import Other, other_fits, other_normalisations, renormalised
+from bundler.evaluation.trials import Trials
+from bundler.graphs.exported_graph import ExportedGraph
+from bundler.graphs.host_runs import runnable
+
+__all__ = ["suspect_top1"]
+
+Inputs = NDArray[np.float32]
+Right = NDArray[np.bool_]
+Run = Callable[[Inputs], Inputs]
+
+PICTURES = 128  # that other preprocessing is tried on
+MEMORY = 256 << 20  # bytes that they may take as inputs
+FEWEST_WRONG = 9  # answers among them: fewer cannot be significant
+BATCH = 16
+SIGNIFICANT = 0.05  # chance of a false alarm over everything that is tried
+BELOW_CLAIM = 0.05  # by which an accuracy may fall short of what a checkpoint says
+MARGIN = 0.02  # by which another order has to be better than other preprocessing: red and blue may be classes
+LISTED = 5  # classes that are named
+
+
+CHECKED = "check the preprocessing first: --mean, --std, --channels, --fit and --resize must be as in the training"
+
+
+def suspect_top1(graph: ExportedGraph, test: Top1Test, claims: Mapping[str, float]) -> str | None:
+    """Return what FP32's top-1 is probably due to where it is suspicious; `claims` are accuracies that the checkpoint names.
+
+    Other preprocessing and another order of the classes come first, whichever makes more answers right, and each is named only
+    where it is significantly better; then an accuracy that may be chance, or is below what the checkpoint says of itself.
+
+    Raises:
+        DataError: a picture cannot be read.
+    """
+    pictures, right = test.pictures, test.fp32_ranks == 0
+    if len(right) - int(right.sum()) < FEWEST_WRONG and not _near_chance(right, pictures):
+        return _below_claims(right, pictures, claims)
+    order = find_class_order(np.array(pictures.labels), test.fp32_predicted)
+    subset = _subset(pictures)
+    trials = Trials()
+    found = _better(runnable(graph, test.level), subset, trials)
+    console.detail(f"tried {trials} on {len(subset)} pictures")
+    if order is not None and (found is None or found[2] < order.share - MARGIN):
+        return _other_order(right, pictures, order)
+    if found is not None:
+        other, before, after = found
+        return (
+            f"{_measured(right, pictures)}: check the preprocessing first. Of {len(subset)} pictures {before:.1%} are right"
+            f" as they are prepared now, {after:.1%} with `{other}`. If the weights were trained so, build again with that"
+        )
+    if _near_chance(right, pictures):
+        return (
+            f"{_measured(right, pictures)}: {CHECKED}; then the order of the classes, which is that of the folders' sorted"
+            f" names; then whether the weights were trained for these classes. None of {trials.finished} other preprocessings"
+            " that were tried is significantly better"
+        )
+    return _below_claims(right, pictures, claims)
+
+
+def _below_claims(right: Right, pictures: LabelledPictures, claims: Mapping[str, float]) -> str | None:
+    if not claims:
+        return None
+    name, claimed = max(claims.items(), key=lambda item: item[1])
+    if wilson(int(right.sum()), len(right))[1] >= claimed - BELOW_CLAIM:
+        return None
+    return (
+        f"{_measured(right, pictures)}, and the checkpoint says {claimed:.1%} of itself ({name}): {CHECKED}; then the order of"
+        " the classes; then whether these pictures are like those that it was measured on"
+    )
+
+
+def _near_chance(right: Right, pictures: LabelledPictures) -> bool:
+    """Whether the accuracy is not significantly above that of guessing, or of always naming the most frequent class."""
+    return wilson(int(right.sum()), len(right))[0] <= _chance(pictures)
+
+
+def _chance(pictures: LabelledPictures) -> float:
+    return max(1 / len(pictures.classes), float(np.bincount(pictures.labels).max()) / len(pictures))
+
+
+def _other_order(right: Right, pictures: LabelledPictures, order: ClassOrder) -> str:
+    names = [_name(Path(name)) for name in pictures.classes]
+    moved = [f"{names[label]} as {guess}" for label, guess in order.predicted.items() if label != guess]
+    trained = {guess: names[label] for label, guess in order.predicted.items()}
+    sequence = [trained.get(index, "?") for index in range(min(len(names), LISTED))]
+    return (
+        f"{_measured(right, pictures)}, and {order.share:.1%} with the classes in another order:"
+        f" it takes {_listed(moved)}. Rename the folders so that their sorted names are in the order of the training:"
+        f" {_listed([f'{index} {name}' for index, name in enumerate(sequence)], len(names))}"
+    )
+
+
+def _listed(items: Sequence[str], count: int | None = None) -> str:
+    more = (len(items) if count is None else count) - LISTED
+    return ", ".join(items[:LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _subset(pictures: LabelledPictures) -> LabelledPictures:
+    """Return as many pictures as other preprocessing is tried on, evenly spread, and so over the classes."""
+    height, width = pictures.preprocessing.input_size
+    count = min(PICTURES, max(MEMORY // (12 * height * width), 1), len(pictures))
+    chosen = np.unique(np.linspace(0, len(pictures) - 1, count).round().astype(int)).tolist()
+    return replace(
+        pictures,
+        paths=tuple(pictures.paths[index] for index in chosen),
+        labels=tuple(pictures.labels[index] for index in chosen),
+    )
+
+
+def _better(run: Run, pictures: LabelledPictures, trials: Trials) -> tuple[Other, float, float] | None:
+    """Return the best other preprocessing where it is significantly better, and the shares that are right without and with it.
+
+    Means, standard deviations and channels are tried first, then other fits with the best of them.
+    """
+    current, labels = pictures.preprocessing, np.array(pictures.labels)
+    batches = [batch for batch, _ in pictures.batches(BATCH)]
+    before = _right(run, batches, labels, trials)
+    if before is None:
+        return None
+    normalisations = other_normalisations(current)
+    attempts = len(normalisations) + len(other_fits(current))
+    best, reached = Other(preprocessing=current, options=()), before
+    for other in normalisations:
+        changed = (renormalised(batch, current, other.preprocessing) for batch in batches)
+        right = _right(run, changed, labels, trials)
+        trials.finished += right is not None
+        best, reached = _kept((best, reached), other, right)
+    if not _significant(before, reached, attempts):
+        best, reached = Other(preprocessing=current, options=()), before
+    start, options = reached, best.options
+    for fit in other_fits(best.preprocessing):
+        other = replace(fit, options=(*options, *fit.options))
+        fitted = replace(pictures, preprocessing=other.preprocessing)
+        right = _right(run, (batch for batch, _ in fitted.batches(BATCH)), labels, trials)
+        trials.finished += right is not None
+        if right is not None and _significant(start, right, attempts):
+            best, reached = _kept((best, reached), other, right)
+    if not _significant(before, reached, attempts) or _near_chance(reached, pictures):
+        return None
+    return best, float(before.mean()), float(reached.mean())
+
+
+def _kept(best: tuple[Other, Right], other: Other, right: Right | None) -> tuple[Other, Right]:
+    return best if right is None or right.sum() <= best[1].sum() else (other, right)
+
+
+def _right(run: Run, batches: Iterable[Inputs], labels: NDArray[np.int64], trials: Trials) -> Right | None:
+    """Return which answers are right; None where time is over."""
+    answers = [run(batch).argmax(1) for batch in trials.in_time(batches)]
+    predicted = np.concatenate(answers) if answers else np.empty(0, np.int64)
+    if len(predicted) < len(labels):
+        return None
+    right: Right = predicted == labels
+    return right
+
+
+def _significant(before: Right, after: Right, attempts: int) -> bool:
+    """Whether more answers are right than chance would have it: an exact sign test, for as many attempts (Bonferroni)."""
+    won, lost = int((after & ~before).sum()), int((before & ~after).sum())
+    count = won + lost
+    chance = sum(math.comb(count, more) for more in range(won, count + 1)) / 2**count
+    return won > lost and chance < SIGNIFICANT / attempts
+
+
+def _measured(right: Right, pictures: LabelledPictures) -> str:
+    return f"FP32 top-1 is {right.mean():.2%} on {_name(pictures.folder)} (chance: {_chance(pictures):.1%})"
+
+
+def _name(path: Path) -> str:
+    """Return a folder's own name in printable characters: the sentence goes into the manifest."""
+    return "".join(letter if letter.isprintable() else "?" for letter in path.name) or str(path)

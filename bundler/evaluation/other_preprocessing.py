@@ -1,0 +1,89 @@
+"""Preprocessing that networks are often trained with, other than what a bundle is built with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundler.data.preprocessing import DEVIATION, MEAN, Channels, Preprocessing, height_and_width
+from bundler.preprocessing_request import pixels_text, values_text
+
+__all__ = ["Other", "other_fits", "other_normalisations", "renormalised"]
+
+Values = tuple[float, float, float]
+
+ZERO, HALF, ONE = (0.0,) * 3, (0.5,) * 3, (1.0,) * 3
+TO_255 = (1 / 255,) * 3  # the standard deviation with which inputs go up to 255
+# The usual first: torchvision's ToTensor alone; from -1 to 1; ImageNet's; from 0 to 255; that without ImageNet's mean (Caffe).
+NORMALISATIONS: tuple[tuple[Values, Values], ...] = (
+    (ZERO, ONE),
+    (HALF, HALF),
+    (MEAN, DEVIATION),
+    (ZERO, TO_255),
+    (MEAN, TO_255),
+)
+LARGER = 256 / 224  # than the crop, as the published networks of 224 pixels resize the shorter side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Other:
+    """Other preprocessing, and the options of `bundler bundle` that ask for it."""
+
+    preprocessing: Preprocessing
+    options: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return " ".join(self.options)
+
+
+def other_normalisations(current: Preprocessing) -> list[Other]:
+    """Return other means, standard deviations and orders of the channels; pixels lie where they are."""
+    others = [_normalised(current, mean, std, current.channels) for mean, std in NORMALISATIONS]
+    turned: Channels = "rgb" if current.channels == "bgr" else "bgr"
+    others.append(Other(preprocessing=replace(current, channels=turned), options=(f"--channels {turned}",)))
+    others += [_normalised(current, mean, std, turned) for mean, std in NORMALISATIONS]
+    distinct = {other.preprocessing: other for other in reversed(others) if other.preprocessing != current}
+    return list(distinct.values())[::-1]
+
+
+def _normalised(current: Preprocessing, mean: Values, std: Values, channels: Channels) -> Other:
+    if channels == "bgr":
+        mean, std = (mean[2], mean[1], mean[0]), (std[2], std[1], std[0])
+    options = [f"--mean {values_text(mean)}", f"--std {values_text(std)}"]
+    if channels != current.channels:
+        options.append(f"--channels {channels}")
+    return Other(preprocessing=replace(current, mean=mean, std=std, channels=channels), options=tuple(options))
+
+
+def other_fits(current: Preprocessing) -> list[Other]:
+    """Return other ways to fit a picture into an input of the same size, other sizes of the current way first."""
+    size = pixels_text(current.crop)
+    larger = tuple(round(LARGER * side) for side in height_and_width(current.crop))
+    resized = larger[0] if larger[0] == larger[1] else (larger[0], larger[1])
+    cut = ("--fit crop", f"--input-size {size}")
+    candidates = (
+        ("squash", current.crop, ("--fit squash", f"--input-size {size}")),
+        ("crop", current.crop, cut),
+        ("crop", resized, (*cut, f"--resize {pixels_text(resized)}")),
+        ("letterbox", current.crop, ("--fit letterbox", f"--input-size {size}")),
+    )
+    others = [
+        Other(preprocessing=replace(current, fit=fit, resize=resize), options=options)  # type: ignore[arg-type]
+        for fit, resize, options in candidates
+    ]
+    distinct = [other for other in others if other.preprocessing != current]
+    return sorted(distinct, key=lambda other: other.preprocessing.fit != current.fit)
+
+
+def renormalised(inputs: NDArray[np.float32], current: Preprocessing, other: Preprocessing) -> NDArray[np.float32]:
+    """Return inputs, float32 [N, 3, H, W], as they were with another mean, standard deviation and order of the channels."""
+    pixels = inputs * _column(current.std) + _column(current.mean)
+    if other.channels != current.channels:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray((pixels - _column(other.mean)) / _column(other.std))
+
+
+def _column(values: Values) -> NDArray[np.float32]:
+    return np.array(values, np.float32).reshape(3, 1, 1)

@@ -1,0 +1,78 @@
+"""What a network is trained for INT8 to do: a classifier what its labels say, a detector what it does in float."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bundler.data.labelled_boxes import DetectionPictures
+from bundler.device.detections import Detections, agreeing, shown
+from bundler.models.detector import BOX, QuantizableDetector
+from bundler.quantization.training import Pictures
+
+__all__ = ["Classification", "Detection"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """What the labels say, and what a float teacher adds to that (Hinton et al. 2015, arXiv:1503.02531); the score is top-1.
+
+    `teacher` is in eval mode, and its share of the loss between 0 and 1.
+    """
+
+    teacher: nn.Module
+    teacher_share: float
+    validation: Pictures
+    batch_size: int
+
+    def loss(self, model: nn.Module, images: Tensor, *labels: Tensor) -> tuple[Tensor, float]:
+        (classes,) = labels
+        with torch.inference_mode():
+            taught = nn.functional.log_softmax(self.teacher(images), 1)
+        logits = model(images)
+        told = nn.functional.log_softmax(logits, 1)
+        copied = nn.functional.kl_div(told, taught.clone(), reduction="batchmean", log_target=True)
+        loss = (1 - self.teacher_share) * nn.functional.cross_entropy(logits, classes) + self.teacher_share * copied
+        return loss, float((logits.argmax(1) == classes).float().mean())
+
+    def score(self, model: nn.Module) -> float:
+        right = 0
+        for images, *labels in self.validation.batches(self.batch_size):
+            right += int((model(torch.from_numpy(images)).argmax(1).numpy() == labels[0]).sum())
+        return right / len(self.validation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """To see what a float teacher sees, whatever is in the pictures: no label is read.
+
+    What the teacher is sure of counts (Mehta, Ozturk 2018, arXiv:1805.06361). The loss is the noise in all scores, as a share
+    of their power, and the noise in the boxes, as a share of their sizes, in proportion to their scores. The score of a model
+    is the share of boxes that agree with FP32's, `seen` in each validation picture.
+    """
+
+    teacher: QuantizableDetector
+    validation: DetectionPictures
+    seen: Sequence[Detections]
+
+    def loss(self, model: nn.Module, images: Tensor, *_labels: Tensor) -> tuple[Tensor, None]:
+        with torch.inference_mode():
+            taught = self.teacher(images).clone()
+        outputs = model(images)
+        rows = self.teacher.decode(outputs) if model.training else outputs
+        wanted = taught[..., 4:5] * taught[..., BOX:]
+        scores = (rows[..., 4:5] * rows[..., BOX:] - wanted).square().sum() / wanted.square().sum()
+        sure = wanted.amax(2, keepdim=True)
+        boxes = (sure * ((rows[..., :4] - taught[..., :4]) / taught[..., 2:4].repeat(1, 1, 2)).square()).sum() / sure.sum()
+        return scores + boxes, None
+
+    def score(self, model: nn.Module) -> float:
+        same = count = 0
+        for picture, reference in zip(self.validation, self.seen, strict=True):
+            (rows,) = model(torch.from_numpy(picture.pixels[None])).numpy()
+            agreed, both = agreeing(shown(rows), reference)
+            same, count = same + agreed, count + both
+        return same / count

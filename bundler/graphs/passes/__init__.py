@@ -1,0 +1,1 @@
+"""Rewrites of an exported graph, one per file."""

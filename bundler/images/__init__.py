@@ -1,0 +1,1 @@
+"""Device images: base, runtime and application layers, written without executing anything foreign, loaded and tagged."""

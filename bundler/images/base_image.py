@@ -1,0 +1,119 @@
+"""The base image: Debian's Python, unpacked from packages for the target's architecture without running its code."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from bundler import console
+from bundler.engines.helper_program import full_disk, run_helper
+from bundler.errors import ImageError, OutOfSpaceError
+from bundler.images.cache import cached_folder
+from bundler.images.excluded_files import CutList
+from bundler.images.layers import Layer, Member, write_layer
+from bundler.resources import resource
+from bundler.targets import TargetProfile
+
+__all__ = ["base_layer"]
+
+# It brings /etc/os-release, by which scanners know the distribution, and the folders /tmp, /proc and so on.
+_SKELETON = "base-files"
+_SECONDS = 3600.0  # over a slow line
+
+
+def base_layer(profile: TargetProfile) -> Layer:
+    """Return the base root file system of a target, built on the first call and kept in the cache.
+
+    The same package versions give the same bytes.
+
+    Raises:
+        ImageError: mmdebstrap is missing, or could not get the packages.
+        OutOfSpaceError: the disk is full.
+    """
+    facts = {
+        "suite": profile.image.suite,
+        "packages": profile.image.packages,
+        "architecture": profile.architecture.debian,
+        "recipe": {path.name: path.read_text(encoding="utf-8") for path in sorted(resource("docker", "base").iterdir())},
+        "skeleton": _SKELETON,
+    }
+    return cached_folder("base", facts, lambda partial: _build(profile, partial)).layer("layer.tar")
+
+
+def _build(profile: TargetProfile, folder: Path) -> None:
+    console.step(f"Building the base image from Debian {profile.image.suite} packages for {profile.platform}")
+    unpacked = folder / "unpacked.tar"
+    _unpack_packages(profile, unpacked)
+    layer = write_layer(folder / "layer.tar", _kept(unpacked))
+    console.detail(f"base image: {layer.size_bytes / 1e6:.0f} MB of {unpacked.stat().st_size / 1e6:.0f} MB kept")
+    unpacked.unlink()
+
+
+def _unpack_packages(profile: TargetProfile, destination: Path) -> None:
+    program = shutil.which("mmdebstrap")
+    if program is None:
+        raise ImageError(
+            "the base image is made with mmdebstrap, which is not installed",
+            next_step="`apt-get install mmdebstrap`, or use an image of your own: `--base-image python:3.11-slim-bookworm`.",
+        )
+    command = [
+        program,
+        f"--architectures={profile.architecture.debian}",
+        "--variant=extract",
+        f"--include={','.join((_SKELETON, *profile.image.packages))}",
+        f"--extract-hook={resource('docker', 'base', 'record-packages.sh')}",
+        '--aptopt=Acquire::Retries "3"',
+        "--",
+        profile.image.suite,
+        str(destination),
+    ]
+    temporary = tempfile.gettempdir()  # mmdebstrap's own choice is TMPDIR, even where that does not exist
+    try:
+        with console.progress("mmdebstrap: fetching and unpacking packages", total=None):
+            run = run_helper(command, seconds=_SECONDS, environment={"SOURCE_DATE_EPOCH": "0", "TMPDIR": temporary})
+    except subprocess.TimeoutExpired as error:
+        raise ImageError(
+            f"mmdebstrap took longer than {_SECONDS / 60:.0f} minutes and was ended",
+            next_step="See that Debian's mirror can be reached, or use an image of your own with `--base-image`.",
+        ) from error
+    if run.returncode:
+        full = full_disk(run.stderr, (Path(temporary), destination.parent))
+        if full is not None:
+            raise OutOfSpaceError(str(full))
+        reason = "; ".join(line for line in run.stderr.splitlines() if line.startswith("E:")) or run.stderr[-500:]
+        msg = f"mmdebstrap could not unpack Debian {profile.image.suite} for {profile.architecture.debian}: {reason}"
+        raise ImageError(
+            msg,
+            next_step="See that Debian's mirror can be reached, or use an image of your own with `--base-image`.",
+        )
+
+
+def _kept(unpacked: Path) -> Iterator[Member]:
+    """Yield what the cut list leaves; folders only where they are not cut, the others come back with their contents."""
+    cut_list = CutList.read(resource("docker", "base", "cut-away.txt"))
+    with tarfile.open(unpacked) as tar:
+        for entry in tar:
+            name = entry.name.removeprefix("./").rstrip("/")
+            if (
+                name in ("", ".")
+                or cut_list.cuts(name)
+                or not (entry.isdir() or entry.isfile() or entry.issym() or entry.islnk())
+            ):
+                continue
+            yield _member(tar, entry, name)
+
+
+def _member(tar: tarfile.TarFile, entry: tarfile.TarInfo, name: str) -> Member:
+    if entry.isdir():
+        return Member(name=name, mode=stat.S_IFDIR | entry.mode)
+    if entry.issym():
+        return Member(name=name, mode=entry.mode, link=entry.linkname)
+    content = tar.extractfile(entry)  # follows a hard link to the file that it is
+    assert content is not None  # noqa: S101  only folders and devices have none
+    with content:
+        return Member(name=name, mode=entry.mode, source=content.read())

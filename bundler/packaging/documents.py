@@ -1,0 +1,93 @@
+"""The package's papers: README, report, Dockerfile, compose file, systemd unit and requirements, rendered from the manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from packaging.version import Version
+
+from bundler.graphs.runtime_versions import NUMPY_MINIMUM
+from bundler.manifest import Manifest, write_manifest
+from bundler.packaging.checksums import sha256_of, write_checksums
+from bundler.packaging.layer_plot import plot_layers
+from bundler.packaging.rendering import markdown, render
+from bundler.targets import TargetProfile
+
+__all__ = ["write_papers"]
+
+_FREE_TEXT = frozenset({"reason", "exact_reason", "machine", "source", "detail", "step", "row"})
+
+
+def write_papers(bundle: Path, manifest: Manifest, target: TargetProfile, *, image_reference: str) -> None:
+    """Write everything that is rendered, the manifest, and the checksums over all of it."""
+    context = _context(manifest)
+    context["image"] = {
+        "reference": image_reference,
+        "user": target.image.user,
+        "bundle_sha256": sha256_of(bundle / "runner.json"),
+    }
+    context["runtime"] = target.runtime.model_dump()
+    context["minimum"] = _minimum(manifest)
+    context["timeout_seconds"] = target.verification.timeout_seconds
+    for template, name in (
+        ("Dockerfile.j2", "Dockerfile"),
+        ("compose.yaml.j2", "compose.yaml"),
+        ("requirements.txt.j2", "requirements.txt"),
+        ("systemd.service.j2", f"{manifest.bundle}.service"),
+        ("README.md.j2", "README.md"),
+        ("report.html.j2", "report.html"),
+    ):
+        inserted = _in_markdown(context) if template == "README.md.j2" else context
+        (bundle / name).write_text(render(template, inserted), encoding="utf-8")
+    write_manifest(manifest, bundle / "manifest.json")
+    write_checksums(bundle)
+
+
+def _in_markdown(value: Any) -> Any:
+    """Return the context with its free text escaped: what is not a name has no alphabet (bundler/manifest.py)."""
+    if isinstance(value, dict):
+        return {
+            key: markdown(item) if key in _FREE_TEXT and isinstance(item, str) else _in_markdown(item)
+            for key, item in value.items()
+        }
+    return [_in_markdown(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _minimum(manifest: Manifest) -> dict[str, str] | None:
+    """Return the oldest releases that execute every mode; None where a mode tells of none."""
+    versions = [mode.onnx.onnxruntime_minimum for mode in manifest.modes]
+    known = [version for version in versions if version is not None]
+    if len(known) < len(versions):
+        return None
+    return {"numpy": NUMPY_MINIMUM, "onnxruntime": max(known, key=Version)}
+
+
+def _context(manifest: Manifest) -> dict[str, Any]:
+    record = manifest.model_dump(by_alias=True)
+    model = record["model"]
+    quantized = [mode["quantization"] for mode in record["modes"] if mode["quantization"]]
+    calibrated = [item["calibration"] for item in quantized if item["calibration"]]
+    trained = [item["training"] for item in quantized if item["training"]]
+    return {
+        "bundle": manifest.bundle,
+        "manifest": manifest,
+        "plots": {mode.name: plot_layers(mode.quantization.layers) for mode in manifest.modes if mode.quantization},
+        "model": {"name": model["name"], "task": model["task"]},
+        "target": record["target"],
+        "modes": [
+            {
+                **mode,
+                "path": mode["onnx"]["path"],
+                "bytes": mode["onnx"]["bytes"],
+                "bits": mode["evidence"][0]["outputs_sha256"],
+            }
+            for mode in record["modes"]
+        ],
+        "input": {**model["input"], "shape": model["input"]["shape"][1:]},
+        "output": {"name": model["output"]["name"], "classes": model["num_classes"]},
+        "preprocessing": model["preprocessing"],
+        "weights": model["weights"],
+        "calibration": calibrated[0] if calibrated else None,
+        "training": trained[0] if trained else None,
+    }

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bundler.images.excluded_files import CutList
+from bundler.resources import resource
+
+
+def test_the_last_matching_line_decides(tmp_path: Path) -> None:
+    (tmp_path / "cut.txt").write_text("# a list\nusr/share/doc/*   # manuals\n!usr/share/doc/*/copyright # licences\n\n*.pyi\n")
+    cut_list = CutList.read(tmp_path / "cut.txt")
+    assert cut_list.cuts("usr/share/doc/python3/changelog.gz")
+    assert not cut_list.cuts("usr/share/doc/python3/copyright")
+    assert cut_list.cuts("numpy/linalg/_linalg.pyi")
+    assert not cut_list.cuts("numpy/linalg/_linalg.py")
+
+
+@pytest.mark.parametrize("recipe", ["base", "runtime"])
+def test_every_rule_of_the_recipes_has_a_reason(recipe: str) -> None:
+    for line in resource("docker", recipe, "cut-away.txt").read_text().splitlines():
+        pattern, hash_sign, reason = line.partition("#")
+        assert not pattern or (hash_sign and reason.strip()), line
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["usr/bin/python3.11", "lib/aarch64-linux-gnu/libc.so.6", "usr/lib/x86_64-linux-gnu/libstdc++.so.6", "etc/os-release"],
+)
+def test_the_base_keeps_what_python_needs(path: str) -> None:
+    assert not CutList.read(resource("docker", "base", "cut-away.txt")).cuts(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "numpy.libs/libscipy_openblas64_.so",
+        "onnxruntime/capi/onnxruntime_pybind11_state.cpython-311-aarch64-linux-gnu.so",
+        "onnxruntime/LICENSE",
+    ],
+)
+def test_the_runtime_keeps_what_models_need(path: str) -> None:
+    assert not CutList.read(resource("docker", "runtime", "cut-away.txt")).cuts(path)

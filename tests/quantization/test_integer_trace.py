@@ -1,0 +1,56 @@
+"""Torch's integers beside the graph's: the same tensors in the same order, and the copy computes what the graph does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from torch import Tensor
+
+from bundler.graphs.exporter import export_onnx
+from bundler.graphs.instrumentation import sizes_of, write_traced
+from bundler.models.registry import find_model, load_parser
+from bundler.quantization import calibrate, convert, quantized_engine, trace_integers
+from bundler.targets import find_target
+
+
+@pytest.mark.parametrize("target", ["x86", "arm64"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "densenet121"])
+def test_both_compute_the_same_tensors_in_the_same_order(
+    name: str,
+    target: str,
+    weights_of: Callable[[str], Mapping[str, Tensor]],
+    calibration: Tensor,
+    golden: Tensor,
+    tmp_path: Path,
+) -> None:
+    profile = find_target(target).quantization
+    prepared = load_parser(find_model(name)[1])(weights=weights_of(name), num_classes=10, quantize=True, target=profile)
+    calibrate(prepared, calibration.split(8))
+    converted = convert(prepared, profile)
+    with quantized_engine(profile.engine), torch.no_grad():
+        before = converted(golden[:1]).numpy()
+        integers = trace_integers(converted, golden[:1])
+        graph = export_onnx(converted, golden[:2], tmp_path / "graph.onnx", opset=13, quantized=True)
+    tensors = write_traced(graph.path, tmp_path / "traced.onnx")
+    *integers, last = integers  # torch rounds its logits; the graph gives them as they are
+    assert len(tensors) == len(integers) == graph.quantize_nodes > 30
+    assert [item.values.size for item in integers] == list(sizes_of(tmp_path / "traced.onnx", golden[:1].numpy()))
+    assert len({tensor.layer for tensor in tensors}) == len(tensors)
+    assert tensors[0].layer == "quant"
+
+    def run(path: Path) -> list[Any]:
+        return list(ort.InferenceSession(path).run(None, {"image": golden[:1].numpy()}))
+
+    outputs, *values = run(tmp_path / "traced.onnx")
+    assert np.array_equal(outputs, run(graph.path)[0])
+    assert np.array_equal(values[0].reshape(-1), integers[0].values.reshape(-1))  # the picture itself, before any layer
+    assert np.array_equal((last.values.astype(np.float32) - last.zero_point) * np.float32(last.scale), before)
+    near = [np.abs(a.reshape(-1).astype(int) - b.values.reshape(-1)).mean() for a, b in zip(values, integers, strict=True)]
+    # Torch and ONNX Runtime round differently, by a step here and there; another tensor would be dozens of steps away.
+    assert max(near[:10]) < 1, near
