@@ -1,10 +1,10 @@
 """Image files read within limits and decoded in a child process; nothing else opens images.
 
-Decoders are C code whose input is anybody's, so that they run in a process of their own (`bundler.data.decoding`), which
-may take `MAX_MEMORY` bytes and `MAX_CPU_SECONDS` for each image, and is started anew when it has died. Limits of the file's
-bytes and pixels would not do: a TIFF of 2 MB and 64 x 64 pixels in one compressed tile takes 2 GB, and a progressive JPEG of 5 MB with
-20,000 scans of 100 megapixels takes minutes (`tests/attacks/hostile_images.py`). An image of 500 x 375 pixels comes back 2 ms
-later than from Pillow itself.
+Decoders are C code whose input is anybody's, so that they run in a process of their own (`bundler.data.decoding`), which may
+take `MAX_MEMORY` bytes and `MAX_CPU_SECONDS` for each image, and is started anew when it has died. Limits of the file's bytes
+and pixels would not do: a TIFF of 2 MB and 64 x 64 pixels in one compressed tile takes 2 GB, and a progressive JPEG of 5 MB
+with 20,000 scans of 100 megapixels takes minutes (`tests/attacks/hostile_images.py`). An image of 500 x 375 pixels comes back
+2 ms later than from Pillow itself.
 """
 
 from __future__ import annotations

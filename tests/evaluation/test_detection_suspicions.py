@@ -11,8 +11,7 @@ from bundler.errors import DataError
 from bundler.evaluation.accuracy import suspect
 from bundler.evaluation.detection import prepare_boxes
 from bundler.graphs.exported_graph import ExportedGraph
-
-from .test_boxes import LABELS, LEFT, PLAIN, RIGHT, detector, write_pictures
+from tests.evaluation.test_detection import LABELS, LEFT, PLAIN, RIGHT, detector, write_pictures
 
 TO_255 = "--mean 0 --std 0.00392156863"
 

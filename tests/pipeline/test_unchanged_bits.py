@@ -1,7 +1,7 @@
 """The digests of what builds give: a change of the code that is not meant to change them shows here.
 
-Where a change is meant to, `python tests/pipeline/test_unchanged_bits.py` writes the table again. The outputs' digests change only
-with the numbers; the ONNX file's also with its writer, its names and the order of its nodes.
+Where a change is meant to, `python tests/pipeline/test_unchanged_bits.py` writes the table again. The outputs' digests change
+only with the numbers; the ONNX file's also with its writer, its names and the order of its nodes.
 """
 
 from __future__ import annotations
