@@ -28,8 +28,9 @@ pytest_plugins = ["tests.command_line", "tests.container_fixtures"]
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 settings.load_profile("fixed")
 
-# What a shell starts in the background ignores Ctrl-C, and hands that on: tests that send it would wait for ever.
+# A process inherits which signals are ignored: Ctrl-C from a shell's background, SIGHUP from nohup. Tests send both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A worker of pytest-xdist shares the machine with others: one thread each is faster than all of them fighting for each core.
 if "PYTEST_XDIST_WORKER" in os.environ:
