@@ -59,6 +59,12 @@ def what_is_shared(nodeid: str) -> str:
     return path
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest and cannot be divided, so that no worker is left with it at the end."""
+    first = ("tests/integration/", "tests/pipeline/", "tests/models/test_specification_sequence.py")
+    items.sort(key=lambda item: next((index for index, path in enumerate(first) if item.nodeid.startswith(path)), len(first)))
+
+
 def give_back_memory() -> None:
     """Return to the system what is freed: glibc keeps what networks leave, gigabytes of it."""
     gc.collect()
