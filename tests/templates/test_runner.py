@@ -99,7 +99,12 @@ def test_a_reader_that_goes_away_is_no_wrong_result(bundle: TinyBundle, argument
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, "runner.py", *arguments], cwd=bundle.root, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120
+        [sys.executable, "runner.py", *arguments],
+        cwd=bundle.root,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
     )
     os.close(writer)
     assert done.returncode == 128 + signal.SIGPIPE
