@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["SIGNALS", "InterruptedBySignal", "end_by_signals", "shielded"]
+__all__ = ["SIGNALS", "InterruptedBySignal", "end_by_signals", "ended_without_traceback", "shielded"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CLEAN_UP_SECONDS = 60.0  # an engine that does not answer is given up long before
@@ -47,6 +47,24 @@ def end_by_signals(on_give_up: Callable[[], None] = lambda: None) -> None:
         ignored = signal.getsignal(number) is signal.SIG_IGN  # by nohup, or by a shell for what it starts in the background
         if not ignored or number == signal.SIGTERM:
             signal.signal(number, _handle)
+
+
+@contextmanager
+def ended_without_traceback() -> Iterator[None]:
+    """Let SIGINT end the process as the system does; for imports, which leave nothing to clean up.
+
+    Another handler than Python's own stays, and in other threads than the main one it does nothing.
+    """
+    own = (
+        threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if own:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if own:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

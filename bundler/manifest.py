@@ -179,7 +179,7 @@ class ModelRecord(_SparseRecord):
     output: TensorRecord
     preprocessing: PreprocessingRecord
     suspicions: Annotated[
-        tuple[str, ...],
+        tuple[Text, ...],
         Field(description="what a poor accuracy of FP32 is probably due to, other preprocessing first; empty where none is"),
     ] = ()
     weights: WeightsRecord

@@ -8,6 +8,7 @@ exit codes:
   3  a file of the bundle is missing or changed (each one is named)
   4  cannot run here: numpy or onnxruntime is missing, too old, or crashes on this CPU
   130, 143  stopped from outside
+  141  nobody reads the output any more
 
 environment:
   EDGE_BUNDLER_THREADS  threads to compute with (default: every CPU this process may use)
@@ -108,6 +109,7 @@ class Detections(NamedTuple):
 
 
 def main() -> int:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head`: end without a traceback
     arguments = command_line().parse_args()
     return supervised(lambda: carry_out(arguments))
 
@@ -204,6 +206,8 @@ def supervised(work: Callable[[], int]) -> int:
     exit_code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if stopped:
         return 128 + stopped[0]
+    if exit_code == -signal.SIGPIPE:
+        return 128 + signal.SIGPIPE
     if exit_code < 0:
         name = signal.Signals(-exit_code).name
         why = "out of memory?" if name == "SIGKILL" else "numpy or onnxruntime does not work on this CPU or emulator"

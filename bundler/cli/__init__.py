@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import click
+from bundler.interruption import SIGNALS, end_by_signals, ended_without_traceback
 
-from bundler.cli.failures import NOBODY_READS, report, say_given_up
-from bundler.interruption import SIGNALS, end_by_signals
+with ended_without_traceback():  # they take a tenth of a second
+    import click
+
+    from bundler.cli.failures import NOBODY_READS, report, say_given_up
 
 __all__ = ["main"]
 
@@ -85,10 +87,10 @@ def cli(debug: bool) -> None:
       1  an unforeseen error (--debug shows where)
       2  the command line is not right
       3  done, but something could not be run here: the manifest says what and why
-      4  no such model or target, or an unreadable target profile
+      4  no such model or target, a package whose model cannot be used, or an unreadable target profile
       5  the model does not have that mode
       6  weights that cannot be read, or belong to another network
-      7  a calibration folder without usable pictures
+      7  no usable pictures for calibration, or labelled pictures that are damaged or do not fit the network
       8  a mode gave wrong results on a CPU
       9  the container engine, an emulator, or an image failed
      10  an exported graph does not hold what is promised

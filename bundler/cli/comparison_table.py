@@ -30,6 +30,6 @@ def _cell(apart: StepsApart | None) -> str:
 
 
 def _in_words(pair: LedgerPair) -> str:
-    parted = "equal in every value" if pair.parted is None else f"part first in {pair.parted}"
+    parted = "equal in every value" if pair.parted is None else f"differ first in {pair.parted}"
     same = "" if pair.top1_agreement is None else f"; the same top-1 on {pair.top1_agreement:.0%} of the golden pictures"
     return f"{pair.first} and {pair.second}: {parted}{same}"

@@ -20,7 +20,7 @@ def print_summary(manifest: Manifest) -> None:
         )
         for mode in manifest.modes
     ]
-    console.table(("mode", "supported", "exact", "size", "because it"), rows)
+    console.table(("mode", "supported", "exact", "size", "reason"), rows)
     for mode in manifest.modes:
         if mode.quantization:
             bits = "the same bits" if mode.exact else "bits may differ from CPU to CPU:"

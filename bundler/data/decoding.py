@@ -151,6 +151,7 @@ def decode(content: bytes) -> Image.Image:
       higher 8 bits.)
     - `I` of other files, 32-bit or signed integers, and `F`, floats: their range is not stored. Floats within 0 to 1 are
       multiplied by 255, and numbers within 0 to 255 are taken as they are, both rounded; others are refused.
+    - Signed numbers of 8 bits, which TIFF has: refused.
 
     Orientation is EXIF's (tag 0x0112), all eight values; what cannot be read of EXIF counts as upright. Malformed metadata that
     Pillow itself insists on is an error.
@@ -196,6 +197,8 @@ def _require_size(image: Image.Image) -> None:
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _EIGHT_BIT:
+        if _is_signed(image):
+            raise UndecodableError("its numbers are signed, -128 to 127; convert it to 8 bits without a sign")
         if image.mode in ("La", "RGBa"):  # premultiplied with their transparency, from which there is no direct way
             image = image.convert("LA" if image.mode == "La" else "RGBA")
         return image if image.mode == "RGB" else image.convert("RGB")
@@ -204,6 +207,12 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         return _grey(_from_unknown_range(image))
     raise UndecodableError(f"Pillow's mode {image.mode} is not supported; convert it to 8-bit RGB")
+
+
+def _is_signed(image: Image.Image) -> bool:
+    """Say whether a TIFF of 8 bits has signed numbers (tag 339, SampleFormat), which Pillow takes for unsigned ones."""
+    formats = getattr(image, "tag_v2", {}).get(339, ())
+    return image.mode != "LAB" and 2 in (formats if isinstance(formats, tuple) else (formats,))
 
 
 def _grey(levels: NDArray[np.uint8]) -> Image.Image:

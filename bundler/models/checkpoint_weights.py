@@ -340,8 +340,8 @@ def _foreign(file: CheckpointFile, candidates: Sequence[Candidate], network: Net
         for names in naming.names.values()
         for name in names
     ]
-    what = relative(best.tensors)
-    if what is not None and what != relative(own):
+    what = relative(best.tensors, own)
+    if what is not None:
         return CheckpointError(
             f"the checkpoint {file.named} is of another network than {network.name}: of {what}",
             next_step="Choose the model it was trained on, or offer your own architecture as a plug-in (README).",

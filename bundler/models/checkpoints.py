@@ -26,6 +26,7 @@ from bundler.models.detector_checkpoints import Architecture, is_detector, read_
 from bundler.models.detector_file import DetectorFile
 from bundler.models.initialization import random_state_dict
 from bundler.models.module_tensors import preferred
+from bundler.models.other_names import relative
 from bundler.models.pickled_modules import Payload
 from bundler.models.specs import ModelSpec
 from bundler.models.weight_checks import float_weights
@@ -227,6 +228,12 @@ def _detector(file: CheckpointFile, known: Architecture) -> tuple[DetectorFile, 
     kept = {name.removeprefix(prefix): record for name, record in candidate.tensors.items() if name.startswith(prefix)}
     loaded = file.load({name: record for name, record in kept.items() if not observer_key(name)})
     tensors = {name: value.float() if value.is_floating_point() else value for name, value in loaded.items()}
+    own = known.shapes(known.classes)
+    if (what := relative(tensors, own)) is not None and not own.keys() & tensors.keys():
+        raise CheckpointError(
+            f"the checkpoint {file.named} is of another network than {known.variant.name}: of {what}",
+            next_step="Choose the model it was trained on.",
+        )
     payload = Payload(description=file.description, tensor=file.tensor) if candidate.is_module else None
     notes = [f"weights: {printable(candidate.path, 60)} of the file"] if candidate.path else []
     notes += [f"prefix {printable(prefix, 60)!r} removed from {len(kept)} keys"] if prefix else []

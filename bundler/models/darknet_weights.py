@@ -154,9 +154,9 @@ def darknet_classes(content: bytes, numbers_of: Callable[[int], int]) -> int | N
     """
     one, each = numbers_of(1), numbers_of(2) - numbers_of(1)
     for images_seen in (8, 4):
-        numbers, remainder = divmod(len(content) - _VERSION.size - images_seen, 4)
+        numbers = (len(content) - _VERSION.size - images_seen) // 4  # a part of one is left where the file is damaged
         classes, left = divmod(numbers - one, each)
-        if not remainder and not left and classes >= 0:
+        if not left and classes >= 0:
             return classes + 1
     return None
 

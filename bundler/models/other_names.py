@@ -76,14 +76,23 @@ _RELATIVES = (
     (r"(^|\.)_conv_stem\.weight$", "an EfficientNet of the package efficientnet_pytorch, which pads as TensorFlow does"),
     (r"(^|\.)conv_stem\.weight$", _TIMM_OTHERS),
     (r"(^|\.)layer1\.0\.se\.", "a ResNet with squeeze and excitation (SE-ResNet)"),
-    (r"(^|\.)conv1\.[03]\.weight$", "a ResNet whose first convolution is three (ResNet-C, -D; resnet50d in timm)"),
+    (r"(^|\.)conv1\.3\.weight$", "a ResNet whose first convolution is three (ResNet-C, -D; resnet50d in timm)"),
     (r"(^|\.)embedder\.embedder\.convolution\.weight$", "a ResNet of the package transformers, under other names"),
     (r"(^|\.)patch_embed\.proj\.weight$|(^|\.)class_token$", "a vision transformer"),
     (r"(^|\.)model\.\d+\.conv\.weight$", "a YOLO of Ultralytics'"),
+    (r"(^|\.)layer4\.0\.conv1\.weight$", "a ResNet, ResNeXt or Wide ResNet"),
+    (r"(^|\.)denseblock1\.denselayer1\.", "a DenseNet"),
+    (r"(^|\.)features\.\d+\.conv\.\d+\.", "a MobileNetV2"),
+    (r"(^|\.)features\.\d+\.block\.\d+\.", "a MobileNetV3"),
+    (r"(^|\.)features\.\d+\.\d+\.block\.\d+\.\d+\.", "an EfficientNet"),
+    (r"(^|\.)features\.0\.weight$", "a VGG, an AlexNet or a SqueezeNet"),
 )
 
 
-def relative(keys: Iterable[str]) -> str | None:
-    """Return what a state dict's keys show that it is of; None where they show nothing known."""
-    listed = "\n".join(keys)
-    return next((what for pattern, what in _RELATIVES if re.search(pattern, listed, re.MULTILINE)), None)
+def relative(keys: Iterable[str], own: Iterable[str]) -> str | None:
+    """Return what a state dict's keys show that it is of; None where they show nothing known, or what the `own` keys do too."""
+    listed, owned = "\n".join(keys), "\n".join(own)
+    for pattern, what in _RELATIVES:
+        if re.search(pattern, listed, re.MULTILINE):
+            return None if re.search(pattern, owned, re.MULTILINE) else what
+    return None

@@ -33,8 +33,8 @@ def float_weights(
     """
     converted: dict[str, Tensor] = {}
     for key, value in tensors.items():
-        wanted = kinds.get(key, torch.float32)
-        if wanted.is_floating_point and not value.is_floating_point():
+        wanted = kinds.get(key)  # None for a tensor of another network, which is named where it is loaded
+        if wanted is not None and wanted.is_floating_point and not value.is_floating_point():
             raise CheckpointError(
                 f"the checkpoint {source} has whole numbers in {key} ({str(value.dtype).removeprefix('torch.')}), where the "
                 "float network has fractions",

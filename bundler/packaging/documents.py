@@ -80,13 +80,15 @@ def _context(manifest: Manifest) -> dict[str, Any]:
                 **mode,
                 "path": mode["onnx"]["path"],
                 "bytes": mode["onnx"]["bytes"],
+                "accuracy_text": str(described.accuracy),
                 "bits": mode["evidence"][0]["outputs_sha256"],
             }
-            for mode in record["modes"]
+            for mode, described in zip(record["modes"], manifest.modes, strict=True)
         ],
         "input": {**model["input"], "shape": model["input"]["shape"][1:]},
         "output": {"name": model["output"]["name"], "classes": model["num_classes"]},
         "preprocessing": model["preprocessing"],
+        "suspicions": [markdown(text) for text in manifest.model.suspicions],
         "weights": model["weights"],
         "calibration": calibrated[0] if calibrated else None,
         "training": trained[0] if trained else None,

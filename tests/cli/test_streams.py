@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -60,3 +61,20 @@ def test_no_file_becomes_standard_output_where_that_was_closed(tmp_path: Path) -
     with subprocess.Popen(["bash", "-c", 'exec "$@" <&- >&- 2>&-', "-", sys.executable, "-c", program], cwd=ROOT) as process:
         assert process.wait(timeout=30) == 0
     assert (tmp_path / "model.onnx").read_bytes() == b""
+
+
+IMPORTING = """
+import importlib.abc, os, signal, sys
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "click":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+from bundler.cli import main
+main()
+"""
+
+
+def test_an_interruption_while_modules_are_imported_shows_no_traceback() -> None:
+    run = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, check=False, timeout=60, cwd=ROOT)
+    assert (run.returncode, run.stderr) == (-signal.SIGINT, "")

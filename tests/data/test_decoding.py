@@ -91,6 +91,13 @@ def test_other_numbers_are_refused(numbers: list[float], words: str) -> None:
         decode(encoded(Image.fromarray(np.array([numbers], np.float32)), "TIFF"))
 
 
+def test_signed_numbers_of_eight_bits_are_refused() -> None:
+    content = io.BytesIO()
+    Image.new("L", (4, 4)).save(content, "TIFF", tiffinfo={339: 2})
+    with pytest.raises(UndecodableError, match="its numbers are signed"):
+        decode(content.getvalue())
+
+
 @pytest.mark.parametrize(
     ("mode", "kind"),
     [("1", "PNG"), ("L", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("RGB", "BMP"), ("RGBA", "PNG"), ("RGBA", "WEBP"), ("P", "GIF"),

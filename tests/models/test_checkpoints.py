@@ -416,3 +416,24 @@ def from_file(path: Path, model: str, *, num_classes: int) -> LoadedWeights:
 
     _, variant = find_model(model)
     return load_weights(str(path), variant, parser=load_parser(variant), num_classes=num_classes, pictures=pictures, seed=0)
+
+
+@pytest.mark.parametrize("model", ["yolov3", "yolov5n", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    ("keys", "what"),
+    [
+        (("conv1.weight", "bn1.num_batches_tracked", "layer4.0.conv1.weight"), "of a ResNet, ResNeXt or Wide ResNet"),
+        (("features.conv0.weight", "features.denseblock1.denselayer1.norm1.num_batches_tracked"), "of a DenseNet"),
+        (("features.0.0.weight", "features.4.0.block.0.0.weight"), "of an EfficientNet"),
+        (("features.0.0.weight", "features.4.block.0.0.weight"), "of a MobileNetV3"),
+        (("features.0.weight", "classifier.6.weight"), "of a VGG, an AlexNet or a SqueezeNet"),
+    ],
+)
+def test_weights_of_another_network_are_named_for_what_they_are(
+    model: str, keys: tuple[str, ...], what: str, tmp_path: Path
+) -> None:
+    counter = torch.tensor(1)
+    weights = {key: counter if key.endswith("tracked") else torch.ones(4, 3, 1, 1) for key in keys}
+    torch.save({"state_dict": {f"module.{key}": value for key, value in weights.items()}}, tmp_path / "mine.pth")
+    with pytest.raises(CheckpointError, match=f"is of another network than {model}: {what}$"):
+        from_file(tmp_path / "mine.pth", model, num_classes=3)

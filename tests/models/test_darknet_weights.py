@@ -188,6 +188,7 @@ def test_the_classes_that_fit_a_length() -> None:
     content = header() + bytes(4 * (100 + 7 * 12))
     assert darknet_classes(content, lambda classes: 100 + 7 * classes) == 12
     assert darknet_classes(header(0, 1) + bytes(4 * 107), lambda classes: 100 + 7 * classes) == 1
+    assert darknet_classes(content + b"\0\0", lambda classes: 100 + 7 * classes) == 12  # with a part of a number left
     assert darknet_classes(content[:-8], lambda classes: 100 + 7 * classes) is None
     assert darknet_classes(b"", lambda classes: 100 + 7 * classes) is None
 

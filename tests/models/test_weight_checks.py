@@ -56,6 +56,13 @@ def test_bad_weights_are_named(key: str, change: Callable[[Tensor], Tensor], sai
     assert refusal.value.exit_code == 6
 
 
+def test_whole_numbers_of_another_network_are_not_called_quantized(weights: StateDict) -> None:
+    """Its keys are compared where it is loaded, and named there."""
+    counter = torch.tensor(0)
+    loaded, _ = float_weights({**weights, "bn1.num_batches_tracked": counter}, {}, source="mine.pth")
+    assert loaded["bn1.num_batches_tracked"] is counter
+
+
 def test_a_layer_of_zeros_in_the_middle_is_warned_of(weights: StateDict) -> None:
     _, warnings = checked({**weights, "2.weight": torch.zeros(4, 4, 1, 1)})
     assert warnings == ["layers whose weights are all zero: 1 (2.weight)"]

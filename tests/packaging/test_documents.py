@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bundler.manifest import Manifest, read_manifest
+from bundler.manifest import AccuracyRecord, Manifest, read_manifest
 from bundler.packaging.checksums import sha256_of
 from bundler.packaging.documents import write_papers
 from bundler.packaging.rendering import markdown
@@ -103,6 +103,33 @@ def test_the_readme_warns_of_weights_and_pictures_that_mean_nothing(tmp_path: Pa
     assert "Synthetic pictures are no substitute" in readme
 
 
+def test_the_readme_and_the_report_say_why_the_accuracy_is_suspicious(tmp_path: Path, manifest: Manifest) -> None:
+    suspicions = ("FP32 top-1 is 25.00% on val: check the preprocessing first", "<b>val</b> | a folder")
+    model = manifest.model.model_copy(update={"suspicions": suspicions})
+    papers = written(tmp_path / "bundle", manifest.model_copy(update={"model": model}))
+    assert f"**The accuracy of these weights is suspicious**: {suspicions[0]}." in papers["README.md"]
+    assert "**: &lt;b&gt;val&lt;/b&gt; \\| a folder." in papers["README.md"]
+    assert f"suspicious</strong>: {suspicions[0]}.</p>" in papers["report.html"]
+    assert "<b>" not in papers["report.html"]
+    assert "suspicious" not in written(tmp_path / "plain", manifest)["README.md"]
+
+
+def test_the_readme_says_what_accuracy_was_measured(tmp_path: Path, manifest: Manifest) -> None:
+    accuracy = AccuracyRecord(
+        pictures=100,
+        data_sha256="0" * 64,
+        top1=0.9,
+        top1_interval=(0.8, 0.95),
+        top5=None,
+        drop=0.01,
+        drop_interval=(-0.01, 0.03),
+    )
+    modes = tuple(mode.model_copy(update={"accuracy": accuracy if mode.quantization else None}) for mode in manifest.modes)
+    readme = written(tmp_path / "bundle", manifest.model_copy(update={"modes": modes}))["README.md"]
+    line = "On 100 pictures of the build machine: top-1 90.00% (80.0% to 95.0%), +1.00 points lost to FP32 (-1.00 to +3.00)."
+    assert readme.count("pictures of the build machine") == readme.count(line) == 1
+
+
 def test_the_report_draws_each_layer_and_holds_the_ledger_and_what_was_tried(tmp_path: Path, manifest: Manifest) -> None:
     report = written(tmp_path / "bundle", manifest)["report.html"]
     (mode,) = [mode for mode in manifest.modes if mode.quantization]
@@ -118,7 +145,8 @@ def test_the_report_draws_each_layer_and_holds_the_ledger_and_what_was_tried(tmp
         assert 0 < float(mark.get("cy", "0")) < 320
     assert "<td>features.0.0</td>" in report
     assert "16375 / 8 / 1" in report
-    assert "torch and ONNX Runtime, x86_64: part first in features.0.0; the same top-1 on 75% of the golden pictures" in report
+    line = "torch and ONNX Runtime, x86_64: differ first in features.0.0; the same top-1 on 75% of the golden pictures"
+    assert line in report
     assert "equal in every value" in report
     assert re.search(r"<td>entropy-ranges</td><td[^>]*>-0\.30</td><td>no</td>", report)
     assert not re.search(r"(src|href)=", report)  # it needs nothing but itself

@@ -32,10 +32,12 @@ CONTEXT: dict[str, Any] = {
     "image": {"reference": "mobilenet_v2:arm64-qnnpack", "user": "10001:10001", "bundle_sha256": "0123456789abcdef" * 4},
     "runtime": {"python": "3.11", "requirements": ["numpy==2.4.6", "onnxruntime==1.32.0"]},
     "timeout_seconds": 1800,
+    "suspicions": [],
     "modes": [
         {
             "name": "int8-ptq",
             "supported": True,
+            "accuracy": None,
             "reason": "",
             "path": "models/int8-ptq.onnx",
             "bytes": 3_712_345,
@@ -84,6 +86,7 @@ CONTEXT: dict[str, Any] = {
         {
             "name": "int8-qat",
             "supported": False,
+            "accuracy": None,
             "reason": "not built",
             "path": None,
             "bytes": None,
@@ -227,15 +230,24 @@ def test_the_snippet_of_the_readme_prepares_pictures_as_they_were_for_calibratio
     np.testing.assert_array_equal(prepared, expected)
 
 
-@pytest.mark.parametrize("kind", ["upright", "turned", "mirrored", "16 bits"])
+@pytest.mark.parametrize("kind", ["upright", "turned", "mirrored", "16 bits", "float", "32 bits", "PGM"])
 def test_the_snippet_opens_files_as_calibration_does(tmp_path: Path, kind: str) -> None:
     write_snippet(tmp_path / "prepare.py")
-    path = tmp_path / ("image.png" if kind == "16 bits" else "image.jpg")
+    path = tmp_path / {"16 bits": "image.png", "float": "image.tif", "32 bits": "image.tif", "PGM": "image.pgm"}.get(
+        kind, "image.jpg"
+    )
     noise = np.random.default_rng(5).integers(0, 256, size=(6, 8, 3), dtype=np.uint8)
     image = Image.fromarray(noise).resize((320, 240), Image.Resampling.BICUBIC)
     if kind == "16 bits":
         grey = np.asarray(image.convert("L")).astype(np.uint16)
         Image.fromarray(grey * 200 + 77).save(path)
+    elif kind == "float":
+        Image.fromarray(np.asarray(image.convert("L")).astype(np.float32) / 255).save(path)
+    elif kind == "32 bits":
+        Image.fromarray(np.asarray(image.convert("L")).astype(np.int32)).save(path)
+    elif kind == "PGM":  # which Pillow opens in mode I, as its older releases open a PNG of 16 bits
+        grey = np.asarray(image.convert("L")).astype(">u2") * 200 + 77
+        path.write_bytes(b"P5 320 240 65535\n" + grey.astype(">u2").tobytes())
     else:
         exif = Image.Exif()
         exif[0x0112] = {"upright": 1, "turned": 6, "mirrored": 5}[kind]
@@ -244,6 +256,13 @@ def test_the_snippet_opens_files_as_calibration_does(tmp_path: Path, kind: str) 
     expected = Preprocessing(**CONTEXT["preprocessing"])(read_image(path))
     assert np.ptp(expected) > 1
     np.testing.assert_array_equal(prepared, expected, strict=True)
+
+
+def test_the_snippet_refuses_numbers_of_an_unknown_range(tmp_path: Path) -> None:
+    write_snippet(tmp_path / "prepare.py")
+    Image.fromarray(np.linspace(-5, 900, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "image.tif")
+    with pytest.raises(ValueError, match="unknown range"):
+        runpy.run_path(str(tmp_path / "prepare.py"))["prepare"](tmp_path / "image.tif")
 
 
 SIZES: list[tuple[Fit, Any, Any]] = [  # fit, resize, crop

@@ -94,6 +94,25 @@ def test_one_mode_alone(bundle: TinyBundle) -> None:
     assert [mode["name"] for mode in bundle.selftest("--mode", "fp32")["modes"]] == ["fp32"]
 
 
+@pytest.mark.parametrize("arguments", [("selftest",), ("run", "--mode", "int8-ptq", "golden/inputs.npy"), ("info", "--json")])
+def test_a_reader_that_goes_away_is_no_wrong_result(bundle: TinyBundle, arguments: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "runner.py", *arguments],
+        check=False,
+        cwd=bundle.root,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    os.close(writer)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert "Traceback" not in done.stderr
+    assert "error" not in done.stderr
+
+
 def test_info_needs_no_numpy(bundle: TinyBundle) -> None:
     done = bundle.run("info", "--json", program=(sys.executable, "-I", "-S"))
     assert done.returncode == 0

@@ -73,7 +73,7 @@ def test_explain_prints_it_as_table_and_as_json_and_writes_it_into_the_bundle(ru
     (ledger,) = [mode.ledger for mode in manifest.modes if mode.ledger is not None]
     assert "values equal / one step apart / more" in text
     assert all(tensor.layer in text for tensor in ledger.tensors)
-    assert f"torch and {ledger.executions[1]}: part first in {ledger.pairs[0].parted}" in text
+    assert f"torch and {ledger.executions[1]}: differ first in {ledger.pairs[0].parted}" in text
     (document,) = json.loads(run("verify", "--target", "x86", "--explain", "--json", str(bundle)).stdout)
     assert document["ledger"]["int8-ptq"] == ledger.model_dump(mode="json")
     assert [mode.ledger for mode in read_manifest(bundle).modes if mode.ledger is not None] == [ledger]
