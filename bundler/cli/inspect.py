@@ -1,4 +1,4 @@
-"""`bundler inspect`: a bundle's manifest for people."""
+"""`bundler inspect`: show the manifest of a bundle."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ _SCOPES = {"whole": "the whole network", "backbone": "the backbone"}
 
 @click.command("inspect")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--layers", is_flag=True, help="Show how far each layer of INT8 is from FP32.")
+@click.option("--layers", is_flag=True, help="Show the SQNR of each INT8 layer against FP32.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def command(*, bundle: Path, layers: bool, as_json: bool) -> None:
-    """Show what BUNDLE (a folder, or its .tar.gz) is and where it was executed, after comparing every file with its checksum.
+    """Show the manifest of a bundle.
+
+    BUNDLE is a directory or its .tar.gz. Every file is compared with its checksum first.
 
     \b
-    Example:
+    Examples:
       bundler inspect dist/arm64-qnnpack/mobilenet_v2
       bundler inspect --layers dist/arm64-qnnpack/mobilenet_v2
+      bundler inspect --json dist/arm64-qnnpack/mobilenet_v2.tar.gz
     """
     recover(bundle.resolve())
     with unpacked(bundle) if is_archive(bundle) else nullcontext(bundle) as folder:
