@@ -35,8 +35,10 @@ def command_line() -> str:
     parts = [
         "# Command line",
         NOTE,
-        "`bundler COMMAND --help` prints the same texts. Results are written to standard output, progress and warnings to\n"
-        "standard error; `--json` writes one JSON document. See also the [exit codes](exit-codes.md).",
+        (
+            "`bundler COMMAND --help` prints the same texts. Results are written to standard output, progress and warnings to\n"
+            "standard error; `--json` writes one JSON document. See also the [exit codes](exit-codes.md)."
+        ),
         *_command(cli, context),
     ]
     for name in cli.list_commands(context):
