@@ -17,7 +17,7 @@ from bundler.cli import cli
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")] + sorted(DOCS.rglob("*.md"))
-TARGETS = "help setup engine bundle verify doctor test coverage lint format schema docs bench clean".split()
+TARGETS = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 
 names = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -113,7 +113,8 @@ def test_every_make_command_of_a_code_block_is_valid(page: Path) -> None:
 @names
 def test_every_command_and_option_in_the_text_exists(page: Path) -> None:
     known = {option for command in COMMANDS.values() for item in command.params for option in item.opts if not _hidden(item)}
-    device = set(re.findall(r'"(--[a-z0-9-]+)"', (ROOT / "templates" / "runner.py").read_text(encoding="utf-8")))
+    programs = [*(ROOT / "templates").glob("*.py"), *(ROOT / "bundler" / "device").rglob("*.py")]
+    device = {option for path in programs for option in re.findall(r'"(--[a-z0-9-]+)"', path.read_text(encoding="utf-8"))}
     foreign = {"--help", "--version", "--debug", "--platform", "--check", "--pull", "--calibration-pictures", "--quiet"}
     for code in _inline(page):
         words = code.split()
@@ -154,9 +155,8 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
         if page in reached:
             continue
         reached.add(page)
-        for target in re.findall(r"\]\(([^)#\s]+\.md)", page.read_text(encoding="utf-8")):
-            if not target.startswith("http"):
-                waiting.append((page.parent / target).resolve())
+        targets = re.findall(r"\]\((?!https?:)([^)#\s]+\.md)", page.read_text(encoding="utf-8"))
+        waiting += [(page.parent / target).resolve() for target in targets]
     assert set(PAGES) <= reached
 
 
