@@ -1,4 +1,4 @@
-"""`bundler bundle`: build, quantize, verify and package a model for a target."""
+"""`bundler bundle`: build, quantize, prove and package a model for a target."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from bundler import console
-from bundler.cli.exit_codes import INCOMPLETE
-from bundler.cli.parameters import parse_pixels, renamed_option
+from bundler.cli.failures import INCOMPLETE
+from bundler.cli.parameters import parse_pixels
 from bundler.cli.preprocessing_options import preprocessing_options
+from bundler.cli.renamed_option import renamed_option
 from bundler.cli.summary import print_summary
 from bundler.data.preprocessing import Pixels
 from bundler.models.specs import Int8Scope
@@ -22,89 +23,89 @@ __all__ = ["command"]
 
 @click.command("bundle")
 @click.argument("model")
-@click.option("--target", required=True, metavar="TARGET", help="Name, alias or path of a target profile.")
+@click.option("--target", required=True, metavar="TARGET", help="Name, alias, or path of a target profile (`bundler targets`).")
 @click.option(
     "--mode",
     "modes",
     multiple=True,
     metavar="MODE",
-    help="fp32, int8-ptq or int8-qat; repeatable.  [default: fp32 and int8-ptq]",
+    help="fp32, int8-ptq, int8-qat; repeatable.  [default: the first two]",
 )
 @click.option(
     "--int8-scope",
     type=click.Choice(("backbone", "whole")),
-    help="Detectors: the part that is quantized.  [default: backbone]",
+    help="How much of a detector becomes INT8.  [default: backbone]",
 )
 @click.option(
     "--weights",
     default="auto",
     show_default=True,
     metavar="WEIGHTS",
-    help="auto, pretrained, random, or a file: torch.save, safetensors, Darknet .weights, or an archive with one of these.",
+    help="auto, pretrained, random, or a file of weights: torch.save, safetensors, Darknet, or an archive with one.",
 )
 @click.option(
     "--weights-key",
     metavar="NAME",
-    help="Which weights to use of a file that holds several: a key or a prefix, such as ema or student.",
+    help="Which weights of a file that holds several: a key or a prefix, such as ema or student.",
 )
 @click.option(
     "--cfg",
     type=click.Path(path_type=Path),
     metavar="FILE.cfg",
-    help="yolov3 and yolov4: Darknet cfg file with activations, anchors, classes and scale_x_y.  [default: as published]",
+    help="Darknet's cfg of a yolov3 or yolov4: its activations, anchors, classes and scale_x_y.  [default: the published ones]",
 )
 @click.option(
-    "--calibration",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Directory of calibration images: flat, or one subdirectory per class.  [default: synthetic images]",
+    "--calibration", type=click.Path(path_type=Path), metavar="DIR", help="Folder of images, flat or one sub-folder a class."
 )
 @click.option(
-    "--calibration-images", type=click.IntRange(min=1), default=64, show_default=True, help="Number of calibration images."
+    "--calibration-images",
+    "calibration_pictures",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Number of calibration images.",
 )
 @renamed_option("--calibration-pictures", "--calibration-images")
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Calibration images per batch.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures at a time.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Images to measure accuracy on: class directories or a CSV file; for detectors YOLO or COCO labels, or no labels. "
-    "Of a directory with val/, only that; int8-qat trains on train/, or on four fifths of the images.",
+    help="Measure accuracy on labelled images: class folders or a CSV file; for a detector YOLO's or COCO's labels, or none. "
+    "Of val/ where there is one; int8-qat learns from train/, or from four fifths of them.",
 )
 @click.option(
     "--max-drop",
     type=click.FloatRange(min=0),
     metavar="POINTS",
-    help="Fail if INT8 loses more percentage points of top-1 (detectors: mAP; without labels, agreement of boxes).",
+    help="Fail where INT8 loses more top-1 (or mAP, or boxes) than that.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), default=8, show_default=True, help="Epochs of training for int8-qat.")
+@click.option("--epochs", type=click.IntRange(min=1), default=8, show_default=True, help="Of the training for int8-qat.")
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Initial learning rate of training for int8-qat.  [default: 0.001; detectors: 0.0001]",
+    help="Of the training for int8-qat, at its beginning.  [default: 0.001; detectors: 0.0001]",
 )
 @click.option(
     "--num-classes",
     type=int,
     metavar="N",
-    help="Number of classes.  [default: as in the weights file, or 1000; detectors: 80]",
+    help="Classes of the weights.  [default: as the file has, or 1000; detectors: 80]",
 )
 @click.option(
     "--input-size",
     type=parse_pixels,
     metavar="N|HxW",
-    help="Input size in pixels, square or height x width; images are resized to it.  [default: as published for the weights]",
+    help="Pixels of the input: a square, or height x width; pictures are resized to that.  [default: as the weights ask]",
 )
 @preprocessing_options
 @click.option(
-    "--base-image",
-    metavar="IMAGE",
-    help="Build the device image on this image with Python.  [default: made from Debian packages]",
+    "--base-image", metavar="IMAGE", help="Image with Python to build on, instead of one made from Debian's packages."
 )
 @click.option(
     "--tag",
     metavar="NAME:TAG",
-    help="Name of the device image in the container engine.  [default: MODEL:TARGET- and digits of its digest]",
+    help="Name of the device image in the engine.  [default: MODEL:TARGET-, and digits of its digest]",
 )
 @click.option(
     "--output",
@@ -114,7 +115,7 @@ __all__ = ["command"]
     metavar="DIR",
     help="Directory that bundles are written to, as TARGET/MODEL.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights and of the selection of images.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of random weights and of the choice of pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 @click.pass_context
 def command(
@@ -128,7 +129,7 @@ def command(
     cfg: Path | None,
     weights_key: str | None,
     calibration: Path | None,
-    calibration_images: int,
+    calibration_pictures: int,
     batch_size: int,
     num_classes: int | None,
     input_size: Pixels | None,
@@ -162,7 +163,7 @@ def command(
         weights_key=weights_key,
         num_classes=num_classes,
         input_size=input_size,
-        calibration=CalibrationRequest(folder=calibration, pictures=calibration_images, batch_size=batch_size),
+        calibration=CalibrationRequest(folder=calibration, pictures=calibration_pictures, batch_size=batch_size),
         data=data,
         max_drop=max_drop,
         epochs=epochs,

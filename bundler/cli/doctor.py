@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from bundler import console
-from bundler.cli.exit_codes import INCOMPLETE
+from bundler.cli.failures import INCOMPLETE
 from bundler.pipeline.diagnosis import clean_up, diagnose
 
 __all__ = ["command"]

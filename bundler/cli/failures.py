@@ -9,11 +9,11 @@ import shutil
 
 import click
 
-from bundler.cli.exit_codes import INTERRUPTED, NOBODY_READS
+from bundler.cli.exit_codes import INCOMPLETE, INTERRUPTED, NOBODY_READS
 from bundler.errors import BundlerError, OutOfSpaceError, OutputError
 from bundler.interruption import InterruptedBySignal
 
-__all__ = ["report", "say_given_up"]
+__all__ = ["INCOMPLETE", "report", "say_given_up"]
 
 
 def report(error: BaseException, *, debug: bool) -> int:

@@ -1,4 +1,4 @@
-"""`bundler inspect`: show the manifest of a bundle."""
+"""`bundler inspect`: a bundle's manifest for people."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SCOPES = {"whole": "the whole network", "backbone": "the backbone"}
 
 @click.command("inspect")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--layers", is_flag=True, help="Show the SQNR of each INT8 layer against FP32.")
+@click.option("--layers", is_flag=True, help="Show how far each layer of INT8 is from FP32.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def command(*, bundle: Path, layers: bool, as_json: bool) -> None:
     """Show the manifest of a bundle.
@@ -29,10 +29,9 @@ def command(*, bundle: Path, layers: bool, as_json: bool) -> None:
     BUNDLE is a directory or its .tar.gz. Every file is compared with its checksum first.
 
     \b
-    Examples:
+    Example:
       bundler inspect dist/arm64-qnnpack/mobilenet_v2
       bundler inspect --layers dist/arm64-qnnpack/mobilenet_v2
-      bundler inspect --json dist/arm64-qnnpack/mobilenet_v2.tar.gz
     """
     recover(bundle.resolve())
     with unpacked(bundle) if is_archive(bundle) else nullcontext(bundle) as folder:

@@ -1,4 +1,4 @@
-"""`bundler models`: list the supported models, and those of other packages."""
+"""`bundler models`: the scope table, and the models of other packages."""
 
 from __future__ import annotations
 

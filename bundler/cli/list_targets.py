@@ -1,4 +1,4 @@
-"""`bundler targets`: list the target profiles."""
+"""`bundler targets`: the target profiles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["command"]
 def command(*, as_json: bool) -> None:
     """List the target profiles.
 
-    For each: aliases, platform, torch's quantized engine, and the CPUs on which bundles are verified.
+    For each: aliases, platform, torch's quantized engine, and the CPUs that bundles are verified on.
     """
     targets = load_targets()
     if as_json:
@@ -32,4 +32,4 @@ def command(*, as_json: bool) -> None:
         )
         for target in targets
     ]
-    console.table(("target", "aliases", "platform", "engine", "verified on", "hardware"), rows)
+    console.table(("target", "aliases", "platform", "engine", "proved on", "for"), rows)

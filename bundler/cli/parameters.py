@@ -1,16 +1,14 @@
-"""Options that click does not have: sizes in pixels, one number per colour channel, and options that were renamed."""
+"""Types of options that click does not have: sizes in pixels, and a number for each colour channel."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any
 
 import click
 
 from bundler.data.preprocessing import Pixels
 
-__all__ = ["parse_pixels", "parse_values", "renamed_option"]
+__all__ = ["parse_pixels", "parse_values"]
 
 _SIZE = re.compile(r"([0-9]{1,6})(?:[xX]([0-9]{1,6}))?")
 
@@ -42,13 +40,3 @@ def parse_values(text: str) -> tuple[float, float, float]:
         raise click.BadParameter(f"{text!r} is neither one number nor three with commas, as in 0.5 or 0.485,0.456,0.406.")
     first, second, third = numbers if len(numbers) == 3 else numbers * 3
     return first, second, third
-
-
-def renamed_option(old: str, new: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a hidden option that refuses the old name and states the new one."""
-
-    def refuse(_context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
-        if value is not None:
-            raise click.UsageError(f"{old} was renamed to {new}.")
-
-    return click.option(old, hidden=True, expose_value=False, callback=refuse)

@@ -1,4 +1,4 @@
-"""The options of preprocessing, for weights that were trained with other preprocessing than the published weights."""
+"""The options that say how pictures are prepared, for weights that were trained with other preprocessing than usual."""
 
 from __future__ import annotations
 
@@ -19,48 +19,48 @@ _OPTIONS = (
         "--mean",
         type=parse_values,
         metavar="R,G,B",
-        help="Mean of each channel, subtracted from pixel / 255, in the order of --channels; one number for all three. "
-        "0 if the training subtracted none.  [default: as published for the weights]",
+        help="Subtracted from pixels / 255, in the order of the channels; one number stands for all three. "
+        "0 where the training had none.  [default: as the weights ask]",
     ),
     click.option(
         "--std",
         type=parse_values,
         metavar="R,G,B",
-        help="Standard deviation of each channel, divides afterwards. 1 if the training divided by none; "
-        "0.00392156863 (1/255) for an input from 0 to 255.  [default: as published for the weights]",
+        help="Divided by afterwards. 1 where the training had none; 0.00392156863 (1/255) for an input from 0 to 255.  "
+        "[default: as the weights ask]",
     ),
     click.option(
         "--resize",
         type=parse_pixels,
         metavar="N|HxW",
-        help="N: the shorter side in pixels before the crop. HxW: height and width (--fit squash).  "
-        "[default: as published for the weights, or --input-size]",
+        help="N: pixels of a picture's shorter side before the crop. HxW: exactly that (--fit squash).  "
+        "[default: as the weights ask, or --input-size]",
     ),
     click.option(
         "--crop",
         type=parse_pixels,
         metavar="N|HxW",
-        help="Size in pixels of the centre crop, which is the network's input.  [default: --input-size]",
+        help="Pixels taken from the middle of the resized picture: the network's input.  [default: --input-size]",
     ),
     click.option(
         "--fit",
         type=click.Choice(get_args(Fit)),
-        help="crop: keep the aspect ratio and crop the centre. squash: resize to height and width, ignoring the aspect ratio. "
-        "letterbox: keep the aspect ratio and pad with grey (114).  [default: crop; detectors: letterbox]",
+        help="crop: keep the proportions and cut off the edges. squash: resize to height and width whatever the proportions. "
+        "letterbox: fit the whole picture into the input, on grey (114).  [default: crop; detectors: letterbox]",
     ),
-    click.option("--channels", type=click.Choice(get_args(Channels)), help="Channel order of the input.  [default: rgb]"),
+    click.option("--channels", type=click.Choice(get_args(Channels)), help="Order of the input's channels.  [default: rgb]"),
     click.option(
         "--interpolation",
         type=click.Choice(get_args(Interpolation)),
-        help="A filter of Pillow (antialiased, except nearest), or opencv-bilinear: bit-exact with cv2.resize, INTER_LINEAR, "
-        "which YOLO is trained with.  [default: as published by torchvision; detectors: bilinear]",
+        help="Pillow's, which average when they shrink (but for nearest), or opencv-bilinear: cv2.resize with INTER_LINEAR, "
+        "bit for bit, which YOLO is trained with.  [default: as torchvision publishes; detectors: bilinear]",
     ),
 )
 _NAMES = ("mean", "std", "resize", "crop", "fit", "channels", "interpolation")
 
 
 def preprocessing_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options to a command, which gets them as one `preprocessing` request."""
+    """Add the options to a command, and pass it what they make as `preprocessing`."""
 
     @functools.wraps(command)
     def with_request(*args: Any, **options: Any) -> Any:

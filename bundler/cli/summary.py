@@ -1,4 +1,4 @@
-"""The summary of a bundle, for the commands that end with it."""
+"""A bundle's modes in a few lines, for the commands that end with them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["print_summary"]
 
 
 def print_summary(manifest: Manifest) -> None:
-    """Print the modes of a bundle, their accuracy, the device image, and warnings."""
+    """Print what a bundle's modes are, and say in plain sight what did not run."""
     rows = [
         (
             mode.name,
@@ -20,10 +20,10 @@ def print_summary(manifest: Manifest) -> None:
         )
         for mode in manifest.modes
     ]
-    console.table(("mode", "supported", "bit-exact", "size", "reason"), rows)
+    console.table(("mode", "supported", "exact", "size", "because it"), rows)
     for mode in manifest.modes:
         if mode.quantization:
-            bits = "bit-exact" if mode.exact else "not bit-exact:"
+            bits = "the same bits" if mode.exact else "bits may differ from CPU to CPU:"
             console.text_result(f"{mode.name}: {bits} {mode.exact_reason}")
         if mode.accuracy:
             console.text_result(f"{mode.name}: {mode.accuracy}")
@@ -32,8 +32,8 @@ def print_summary(manifest: Manifest) -> None:
     for suspicion in manifest.model.suspicions:
         console.warn(suspicion)
     if not manifest.model.weights.trained:
-        console.warn("the weights are random: predictions are meaningless; use this bundle for tests only")
+        console.warn("the weights are random; this package is for trying things out")
     if manifest.verdict == "not_run":
         console.warn(
-            "INCOMPLETE: not every CPU of the target was executed; run `bundler verify` on a machine that can (exit code 3)"
+            "INCOMPLETE: not every CPU of the target has been run; `bundler verify` does it where it can (exit code 3)"
         )

@@ -1,4 +1,4 @@
-"""`bundler verify`: verify existing bundles again on the CPUs of a target."""
+"""`bundler verify`: prove bundles again, from their own files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from bundler import console
 from bundler.cli.comparison_table import print_ledgers
-from bundler.cli.exit_codes import INCOMPLETE
+from bundler.cli.failures import INCOMPLETE
 from bundler.errors import VerificationFailedError
 from bundler.pipeline.verify_bundle import Verification, find_bundles, verify_bundle
 from bundler.targets import find_target
@@ -18,7 +18,7 @@ __all__ = ["command"]
 
 @click.command("verify")
 @click.argument("bundles", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--target", required=True, metavar="TARGET", help="Name, alias or path of a target profile.")
+@click.option("--target", required=True, metavar="TARGET", help="Name, alias, or path of a target profile (`bundler targets`).")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -27,13 +27,9 @@ __all__ = ["command"]
     metavar="DIR",
     help="Directory of bundles, searched if no BUNDLES are given.",
 )
-@click.option("--base-image", metavar="IMAGE", help="Base image of bundles that were built with `bundle --base-image`.")
-@click.option(
-    "--trust-bundle",
-    is_flag=True,
-    help="Without a container engine, execute the device program of another version on this host.",
-)
-@click.option("--explain", is_flag=True, help="Compare torch and ONNX Runtime layer by layer, on x86 and on arm64.")
+@click.option("--base-image", metavar="IMAGE", help="What the device image begins with, for bundles that were built on one.")
+@click.option("--trust-bundle", is_flag=True, help="Without an engine, execute a runner.py of another version on this host.")
+@click.option("--explain", is_flag=True, help="Compare torch and ONNX Runtime, tensor by tensor, here and on arm64.")
 @click.option("--json", "as_json", is_flag=True, help="Print the evidence as JSON.")
 @click.pass_context
 def command(
@@ -49,12 +45,14 @@ def command(
 ) -> None:
     """Verify existing bundles again on the CPUs of a target.
 
-    Without BUNDLES, every bundle of the target below --output is verified. Every file is compared with the bundle's checksums,
-    and its device program is executed on each CPU of the profile. New evidence, and evidence that contradicts the recorded
-    evidence, is written into the bundle. A CPU that cannot be executed here replaces no recorded evidence.
+    Without BUNDLES, every bundle of the target below --output is verified.
 
-    The device program is executed in a container without a network. Without a container engine it is executed on this host if
-    it is the one that this version of bundler writes, or with --trust-bundle.
+    Every file is compared with the bundle's checksums, and its device program executed on each CPU of the profile. What was
+    executed now and says more than the bundle's record, or contradicts it, is written into the bundle; what could not be
+    executed replaces nothing.
+
+    The runner is executed in a container without a network. Without an engine it is executed on this host, if it is the one
+    that this version of bundler writes, or with --trust-bundle.
 
     \b
     Examples:
@@ -77,11 +75,11 @@ def command(
     failed = [str(verification.directory) for verification in verifications if verification.verdict == "failed"]
     if failed:
         raise VerificationFailedError(
-            f"verification failed: {', '.join(failed)}",
-            next_step="Do not deploy it. The manifest and the table above state which mode failed on which CPU.",
+            f"wrong results: {', '.join(failed)}",
+            next_step="Do not ship it. Its manifest and the table above state what failed.",
         )
     if any(verification.verdict == "not_run" for verification in verifications):
-        console.warn("INCOMPLETE: not every CPU of the target could be executed on this machine (exit code 3)")
+        console.warn("INCOMPLETE: not every CPU of the target could be run here (exit code 3)")
         ctx.exit(INCOMPLETE)
 
 
