@@ -97,7 +97,7 @@ format: $(READY) ## format the code and repair what ruff can
 schema: $(READY) ## write schemas/manifest.schema.json from the manifest's types
 	@.venv/bin/python -c "from pathlib import Path; from bundler.manifest import json_schema; Path('schemas/manifest.schema.json').write_text(json_schema(), encoding='utf-8')"
 
-docs: $(READY) ## write the generated pages: command line, exit codes, make, supported models
+docs: $(READY) ## write the generated pages of docs/
 	@.venv/bin/python docs/generate.py
 
 bench: $(READY) engine ## how long things take; with DATA, the accuracy of INT8 beside quantize_static

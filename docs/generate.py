@@ -24,6 +24,7 @@ def pages() -> dict[str, str]:
         "reference/exit-codes.md": exit_codes(),
         "reference/make.md": make_variables(),
         "reference/models.md": models(),
+        "decisions/README.md": decisions(),
     }
 
 
@@ -191,6 +192,26 @@ def _row(row: ScopeRow) -> str:
     (scopes,) = {variant.int8_scopes for variant in row.variants}
     int8 = {("whole",): "yes", ("backbone", "whole"): "yes: the backbone, or all but the decoding"}[scopes]
     return f"| {row.name} | {names} | {pixels} | PTQ, QAT | yes | {int8} |"
+
+
+# ---- decisions
+
+
+def decisions() -> str:
+    pages = [path for path in sorted((ROOT / "docs" / "decisions").glob("*.md")) if path.name != "README.md"]
+    titles = (path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ") for path in pages)
+    lines = [
+        "# Decisions",
+        "",
+        NOTE,
+        "",
+        "Each page states the context, what was decided, and what follows from it.",
+        "A decision that is replaced keeps its page and names its successor.",
+        "",
+        *(f"- [{title}]({path.name})" for path, title in zip(pages, titles, strict=True)),
+        "",
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

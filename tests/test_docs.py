@@ -164,12 +164,3 @@ def test_nothing_refers_to_places_outside_of_the_repository() -> None:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         assert not re.search(r"\bissue \d|\.\./shared|/work/", text), page
-
-
-def test_the_decisions_are_numbered_and_listed() -> None:
-    pages = sorted(path.name for path in (DOCS / "decisions").glob("[0-9]*.md"))
-    assert [name[:4] for name in pages] == [f"{number:04}" for number in range(1, len(pages) + 1)]
-    index = (DOCS / "decisions" / "README.md").read_text(encoding="utf-8")
-    for name in pages:
-        title = (DOCS / "decisions" / name).read_text(encoding="utf-8").splitlines()[0].removeprefix(f"# {name[:4]}: ")
-        assert f"| [{name[:4]}]({name}) | {title} |" in index
