@@ -80,6 +80,6 @@ def require_accuracy(records: Mapping[Mode, AccuracyRecord | BoxesRecord], max_d
         detector = any(isinstance(records[mode], BoxesRecord) for mode in lost)
         raise AccuracyError(
             "; ".join(f"{mode} {records[mode]}" for mode in lost) + f"; {max_drop:g} points are allowed",
-            next_step="Calibrate with more pictures like those of the device (--calibration DIR, --calibration-images N), or "
+            next_step="Calibrate with more pictures like those of the device (--calibration DIR, --calibration-pictures N), or "
             + ("quantize less of it: --int8-scope backbone." if detector else "train for it: --mode int8-qat."),
         )
