@@ -56,12 +56,13 @@ def _bundler(*arguments: str) -> list[str]:
 
 
 def test_make_bundle_passes_its_variables_on() -> None:
-    words = _bundler("bundle", "MODEL=resnet18", "WEIGHTS=my weights.pth", "MODE=fp32 int8-qat", "MAX_DROP=0.5", "JSON=1")
+    words = _bundler("bundle", "MODEL=resnet18", "WEIGHTS=my w.pth", "MODE=fp32 int8-qat", "CALIBRATION_IMAGES=8", "JSON=1")
     assert words[:2] == ["bundler", "bundle"]
     context = importlib.import_module("bundler.cli.bundle").command.make_context("bundle", words[2:])
-    expected = {"model": "resnet18", "target": "arm64", "weights": "my weights.pth", "modes": ("fp32", "int8-qat")}
+    expected = {"model": "resnet18", "target": "arm64", "weights": "my w.pth", "modes": ("fp32", "int8-qat")}
     assert expected.items() <= context.params.items()
-    assert (context.params["max_drop"], context.params["as_json"], context.params["output"]) == (0.5, True, Path("dist"))
+    assert (context.params["calibration_pictures"], context.params["as_json"]) == (8, True)
+    assert context.params["output"] == Path("dist")
 
 
 def test_make_verify_passes_its_variables_on() -> None:

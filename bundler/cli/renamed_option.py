@@ -17,4 +17,5 @@ def renamed_option(old: str, new: str) -> Callable[[Callable[..., Any]], Callabl
         if value is not None:
             raise click.UsageError(f"{old} was renamed to {new}.")
 
-    return click.option(old, hidden=True, expose_value=False, callback=refuse)
+    name = f"renamed_{old.removeprefix('--').replace('-', '_')}"  # of its own: the new option may keep the old parameter's name
+    return click.option(old, name, hidden=True, expose_value=False, callback=refuse)
