@@ -51,7 +51,7 @@ def command_line() -> str:
 
 def _command(command: click.Command, context: click.Context) -> list[str]:
     usage = " ".join(("bundler", *context.command_path.split()[1:], *command.collect_usage_pieces(context)))
-    rows = [_option(option, context) for option in command.get_params(context) if isinstance(option, click.Option)]
+    rows = [_option(option, context) for option in command.params if isinstance(option, click.Option)]  # without --help
     table = ["| option | meaning |", "|---|---|", *(row for row in rows if row)]
     return [f"    {usage}", *_help(command.help or ""), "\n".join(table)]
 
