@@ -1,3 +1,3 @@
-"""Edge Bundler: a model and a target go in, a package that proved itself on the target's CPUs comes out."""
+"""Edge Bundler: quantize vision models, export them to ONNX, verify the files on a target's CPUs, and package them."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -40,7 +40,7 @@ def run() -> Run:
 @pytest.fixture(scope="session")
 def small() -> tuple[str, ...]:
     """Options of a quick build."""
-    return ("--weights", "random", "--input-size", "64", "--num-classes", "10", "--calibration-pictures", "8")
+    return ("--weights", "random", "--input-size", "64", "--num-classes", "10", "--calibration-images", "8")
 
 
 @pytest.fixture(scope="session")

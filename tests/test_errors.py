@@ -15,17 +15,17 @@ from bundler import errors
 from bundler.errors import BundlerError, nearest
 from bundler.models.registry import models
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "reference" / "exit-codes.md").read_text(encoding="utf-8")
 CLASSES = [item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, BundlerError)]
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
-def test_every_exit_code_is_documented_in_the_readme_and_in_help(kind: type[BundlerError]) -> None:
+def test_every_exit_code_is_documented_in_the_docs_and_in_help(kind: type[BundlerError]) -> None:
     help_text = subprocess.run(
         [str(Path(sys.executable).with_name("bundler")), "--help"], capture_output=True, text=True, check=True
     ).stdout
     assert re.search(rf"^ +{kind.exit_code}  \w", help_text, re.MULTILINE)
-    assert re.search(rf"^\| {kind.exit_code} \| \w", README, re.MULTILINE)
+    assert re.search(rf"^\| {kind.exit_code} \| \w", PAGE, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

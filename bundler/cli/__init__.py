@@ -16,25 +16,27 @@ from bundler.interruption import SIGNALS, end_by_signals, ended_without_tracebac
 with ended_without_traceback():  # they take a tenth of a second
     import click
 
-    from bundler.cli.failures import NOBODY_READS, report, say_given_up
+    from bundler.cli.exit_codes import NOBODY_READS, exit_code_lines
+    from bundler.cli.failures import report, say_given_up
 
 __all__ = ["main"]
 
-# A command's module is imported when the command is asked for: `bundler --help` needs neither torch nor docker.
+# The first sentence of each command's help. A command's module is imported when the command is asked for: `bundler --help`
+# needs neither torch nor docker (tests/cli/test_commands.py compares the sentences).
 _COMMANDS = {
-    "bundle": "Build, quantize, prove and package a model for a target.",
-    "verify": "Prove bundles again, from their own files.",
-    "inspect": "Show what a bundle is and where it was executed.",
-    "models": "List the models, and what each can be built as.",
-    "targets": "List the targets, and the CPUs each is proved on.",
-    "doctor": "Check the container engine, the emulators and the versions.",
+    "bundle": "Build, quantize, verify and package a model for a target.",
+    "verify": "Verify existing bundles again on the CPUs of a target.",
+    "inspect": "Show the manifest of a bundle.",
+    "models": "List the supported models.",
+    "targets": "List the target profiles.",
+    "doctor": "Check the container engine, the emulators and the installed versions.",
 }
 _MODULES = {"models": "list_models", "targets": "list_targets"}
 
 
 @contextmanager
 def _ended_where_nobody_reads() -> Iterator[None]:
-    """End as SIGPIPE would, for a pipe that was closed; click would make exit code 1 of it."""
+    """End with the exit code of SIGPIPE if the reader of a pipe has closed it; click would end with exit code 1."""
     try:
         yield
     except BrokenPipeError:
@@ -73,59 +75,47 @@ def _show_version(ctx: click.Context, _parameter: click.Parameter, asked: bool) 
         ctx.exit()
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="\n".join(("\b", "Exit codes:", *exit_code_lines())),
+)
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version and exit."
 )
-@click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
+@click.option("--debug", is_flag=True, help="Print the traceback of a failure.")
 def cli(debug: bool) -> None:
-    """Quantize a vision model, prove the INT8 ONNX on the target's CPUs, and ship it as a container.
+    """Quantize vision models to INT8, export them to ONNX, verify the files on the target's CPUs, and package them.
 
     \b
-    Exit codes:
-      0  done, and everything that was to run has run and passed
-      1  an unforeseen error (--debug shows where)
-      2  the command line is not right
-      3  done, but something could not be run here: the manifest says what and why
-      4  no such model or target, a package whose model cannot be used, or an unreadable target profile
-      5  the model does not have that mode
-      6  weights that cannot be read, or belong to another network
-      7  no usable pictures for calibration, or labelled pictures that are damaged or do not fit the network
-      8  a mode gave wrong results on a CPU
-      9  the container engine, an emulator, or an image failed
-     10  an exported graph does not hold what is promised
-     11  a bundle is missing or damaged
-     12  a file or folder cannot be read or written, or the disk is full
-     13  an INT8 mode loses more accuracy than --max-drop allows
-     14  a training that cannot go on, or be resumed
-    129  ended by SIGHUP, after clean-up
-    130  ended by SIGINT (Ctrl-C), after clean-up
-    141  ended because nobody reads the output any more (SIGPIPE)
-    143  ended by SIGTERM, after clean-up
+    Examples:
+      bundler models
+      bundler bundle mobilenet_v2 --target arm64 --calibration images/
+      bundler verify --target arm64 dist/arm64-qnnpack/mobilenet_v2
     """
 
 
 def main() -> None:
-    """Run the command line; every failure becomes a message, a next step and an exit code here and nowhere else."""
+    """Run the command line. This is the only place that turns a failure into a message, a next step and an exit code."""
     _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack any character, and must not stop us
+            stream.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack a character
     debug = "--debug" in sys.argv[1:2]
     try:
         end_by_signals(say_given_up)
         code: Any = cli.main(standalone_mode=False)
         sys.stdout.flush()
-    except BaseException as error:  # noqa: BLE001  here every failure becomes an exit code
+    except BaseException as error:  # noqa: BLE001  every failure becomes an exit code
         code = report(error, debug=debug)
-    for number in SIGNALS:  # all is done, and reported
+    for number in SIGNALS:  # the work is done and reported
         signal.signal(number, signal.SIG_IGN)
     _close_standard_streams()
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _open_standard_streams() -> None:
-    """Give streams that were closed (`>&-`) a place to go: the next file opened would become standard output otherwise."""
+    """Open streams that were closed (`>&-`) on /dev/null; otherwise the next file opened would become standard output."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
@@ -135,7 +125,7 @@ def _open_standard_streams() -> None:
 
 
 def _close_standard_streams() -> None:
-    """Write out what is buffered; where that is not possible it was reported, and Python would do so once more."""
+    """Flush the streams. A stream that cannot be written was reported already; Python would report it again at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -10,6 +10,7 @@ from bundler import console
 from bundler.cli.failures import INCOMPLETE
 from bundler.cli.parameters import parse_pixels
 from bundler.cli.preprocessing_options import preprocessing_options
+from bundler.cli.renamed_option import renamed_option
 from bundler.cli.summary import print_summary
 from bundler.data.preprocessing import Pixels
 from bundler.models.specs import Int8Scope
@@ -56,7 +57,15 @@ __all__ = ["command"]
 @click.option(
     "--calibration", type=click.Path(path_type=Path), metavar="DIR", help="Folder of images, flat or one sub-folder a class."
 )
-@click.option("--calibration-pictures", type=click.IntRange(min=1), default=64, show_default=True, help="How many to use.")
+@click.option(
+    "--calibration-images",
+    "calibration_pictures",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Number of calibration images.",
+)
+@renamed_option("--calibration-pictures", "--calibration-images")
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures at a time.")
 @click.option(
     "--data",
@@ -98,7 +107,14 @@ __all__ = ["command"]
     metavar="NAME:TAG",
     help="Name of the device image in the engine.  [default: MODEL:TARGET-, and digits of its digest]",
 )
-@click.option("--output", type=click.Path(path_type=Path), default=Path("dist"), show_default=True, metavar="DIR")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("dist"),
+    show_default=True,
+    metavar="DIR",
+    help="Directory that bundles are written to, as TARGET/MODEL.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random weights and of the choice of pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 @click.pass_context
@@ -128,11 +144,11 @@ def command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Build MODEL for a target: quantize it, export ONNX, prove it on the target's CPUs, and package it.
+    """Build, quantize, verify and package a model for a target.
 
     \b
     Examples:
-      bundler bundle mobilenet_v2 --target arm64 --calibration pictures/
+      bundler bundle mobilenet_v2 --target arm64 --calibration images/
       bundler bundle resnet18 --target x86 --weights mine.pth --num-classes 10 --input-size 64
       bundler bundle resnet18 --target x86 --weights mine.pth --mean 0 --std 1    # trained on ToTensor() alone
       bundler bundle yolov5s --target arm64 --weights yolov5s.pt --input-size 384x640

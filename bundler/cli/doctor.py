@@ -1,4 +1,4 @@
-"""`bundler doctor`: what works here, what to do, and what killed commands left."""
+"""`bundler doctor`: check this machine, and remove what killed commands left."""
 
 from __future__ import annotations
 
@@ -15,30 +15,36 @@ __all__ = ["command"]
 
 
 @click.command("doctor")
-@click.option("--clean", is_flag=True, help="Remove what killed commands left, and check nothing else.")
+@click.option("--clean", is_flag=True, help="Remove what killed commands left, without checking anything else.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
     default=Path("dist"),
     show_default=True,
     metavar="DIR",
-    help="Where bundles are put, and leftovers are searched for.",
+    help="Directory of bundles; searched for leftovers.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.pass_context
 def command(ctx: click.Context, *, clean: bool, output: Path, as_json: bool) -> None:
-    """Check the container engine, the emulated CPUs of every target, the disk, the versions, and what killed commands left.
+    """Check the container engine, the emulators and the installed versions.
 
-    Leftovers are work folders and unfinished placings below --output, half-made entries of the cache, and containers and
-    temporary images in the engine. What a running command uses is none of them.
+    Also checked are the emulated CPUs of every target, the free disk space, and leftovers of killed commands: temporary
+    directories and incomplete installations below --output, incomplete cache entries, and containers and temporary images in
+    the engine. What a running command uses is not a leftover.
 
-    Exit code 0 when all works, 3 when something cannot be run here, or a leftover not be removed.
+    Exit code 0 if everything works, 3 if something cannot be executed on this machine or a leftover cannot be removed.
+
+    \b
+    Examples:
+      bundler doctor
+      bundler doctor --clean
     """
     findings = clean_up(output) if clean else diagnose(output)
     if as_json:
         console.json_result([asdict(finding) for finding in findings])
     else:
         rows = [(finding.status, finding.subject, finding.detail, finding.next_step) for finding in findings]
-        console.table(("status", "what", "found", "next step"), rows)
+        console.table(("status", "check", "found", "next step"), rows)
     if any(finding.status in ("missing", "not removed") for finding in findings):
         ctx.exit(INCOMPLETE)

@@ -1,4 +1,4 @@
-"""Turns what went wrong into a message, a next step and an exit code."""
+"""Turn an exception into a message, a next step and an exit code."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ import errno
 import io
 import os
 import shutil
-import signal
 
 import click
 
+from bundler.cli.exit_codes import INCOMPLETE, INTERRUPTED, NOBODY_READS
 from bundler.errors import BundlerError, OutOfSpaceError, OutputError
 from bundler.interruption import InterruptedBySignal
 
-__all__ = ["INCOMPLETE", "NOBODY_READS", "report", "say_given_up"]
-
-INCOMPLETE = 3  # done, but something could not be run here
-INTERRUPTED = 128 + signal.SIGINT
-NOBODY_READS = 128 + signal.SIGPIPE
+__all__ = ["INCOMPLETE", "report", "say_given_up"]
 
 
 def report(error: BaseException, *, debug: bool) -> int:
-    """Print the failure to stderr, with `debug` where it happened too, and return its exit code."""
+    """Print the failure to stderr, with its traceback if `debug`, and return its exit code."""
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, click.ClickException):
@@ -31,12 +27,12 @@ def report(error: BaseException, *, debug: bool) -> int:
         return NOBODY_READS
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
-    from bundler import console  # noqa: PLC0415  rich is imported when there is something to say
+    from bundler import console  # noqa: PLC0415  rich is imported only for a message
 
     if debug:
         console.trace(error)
     if isinstance(error, KeyboardInterrupt | click.Abort):
-        console.error("interrupted; nothing half-written was left", "")
+        console.error("interrupted; incomplete files were removed", "")
         return _signalled(error) or INTERRUPTED
     if isinstance(error, OSError):
         error = _named(error)
@@ -46,20 +42,20 @@ def report(error: BaseException, *, debug: bool) -> int:
     message = str(error).splitlines()[0] if str(error) else ""
     console.error(
         f"{type(error).__name__}: {message}",
-        "This was not foreseen. `bundler --debug …` shows where it happened; please report it with that.",
+        "This error was not foreseen: it is a defect of edge-bundler. `bundler --debug …` prints the traceback.",
     )
     return 1
 
 
 def say_given_up() -> None:
-    """Say that a command which was told to end does so without having cleaned up."""
+    """Report that a command was ended by a second signal, or a time limit, before its clean-up was complete."""
     from bundler import console  # noqa: PLC0415  as above
 
-    console.error("the clean-up did not end in time", "`bundler doctor --clean` removes what is left.")
+    console.error("the clean-up did not finish in time", "Run `bundler doctor --clean` to remove what is left.")
 
 
 def _signalled(error: BaseException) -> int | None:
-    """Return the exit code of the signal from which everything else followed, if there was one."""
+    """Return the exit code of the signal that caused the failure, if a signal did."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, InterruptedBySignal):
@@ -69,24 +65,24 @@ def _signalled(error: BaseException) -> int | None:
 
 
 def _named(error: OSError) -> Exception:
-    """Return an OutputError that names the file, where the system said which one it could not read or write."""
+    """Return an OutputError that names the file, if the operating system named it."""
     if _is_full_disk(error):
-        return OutOfSpaceError(str(error.filename or "the output folder"))
+        return OutOfSpaceError(str(error.filename or "the output directory"))
     if str(error.strerror).startswith("No usable temporary directory"):
         places = str(error.strerror).partition("[")[2].rstrip("]").replace("'", "")
         return OutputError(
-            f"no folder for temporary files can be written to: {places}", next_step="Set TMPDIR to one that can."
+            f"no directory for temporary files is writable: {places}", next_step="Set TMPDIR to a writable directory."
         )
     if error.filename is None:
         return error
     return OutputError(
         f"{os.fsdecode(error.filename2 or error.filename)}: {error.strerror}",
-        next_step="See that it exists, that it may be read and written, and that its disk works.",
+        next_step="Check that it exists, its permissions, and that its disk works.",
     )
 
 
 def _show_usage(error: click.ClickException) -> None:
-    """Print what click says about the command line; the arguments that it repeats are made visible."""
+    """Print click's usage error; control characters in the arguments that it quotes are escaped."""
     from bundler import console  # noqa: PLC0415  as above
 
     text = io.StringIO()
@@ -96,6 +92,6 @@ def _show_usage(error: click.ClickException) -> None:
 
 
 def _is_full_disk(error: OSError) -> bool:
-    """Say whether there was no room; `shutil.copytree` collects the errors of all files as text."""
+    """Return whether the disk was full; `shutil.copytree` collects the errors of all files as text."""
     in_text = isinstance(error, shutil.Error) and os.strerror(errno.ENOSPC) in str(error)
     return in_text or error.errno in (errno.ENOSPC, errno.EDQUOT)

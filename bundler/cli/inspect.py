@@ -24,7 +24,9 @@ _SCOPES = {"whole": "the whole network", "backbone": "the backbone"}
 @click.option("--layers", is_flag=True, help="Show how far each layer of INT8 is from FP32.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def command(*, bundle: Path, layers: bool, as_json: bool) -> None:
-    """Show what BUNDLE (a folder, or its .tar.gz) is and where it was executed, after comparing every file with its checksum.
+    """Show the manifest of a bundle.
+
+    BUNDLE is a directory or its .tar.gz. Every file is compared with its checksum first.
 
     \b
     Example:

@@ -13,7 +13,10 @@ __all__ = ["command"]
 @click.command("targets")
 @click.option("--json", "as_json", is_flag=True, help="Print the profiles as JSON.")
 def command(*, as_json: bool) -> None:
-    """List the targets with their aliases, quantized engine, and the CPUs each bundle is proved on."""
+    """List the target profiles.
+
+    For each: aliases, platform, torch's quantized engine, and the CPUs that bundles are verified on.
+    """
     targets = load_targets()
     if as_json:
         console.json_result([target.model_dump(mode="json") for target in targets])

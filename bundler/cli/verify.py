@@ -19,7 +19,14 @@ __all__ = ["command"]
 @click.command("verify")
 @click.argument("bundles", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--target", required=True, metavar="TARGET", help="Name, alias, or path of a target profile (`bundler targets`).")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("dist"), show_default=True, metavar="DIR")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("dist"),
+    show_default=True,
+    metavar="DIR",
+    help="Directory of bundles, searched if no BUNDLES are given.",
+)
 @click.option("--base-image", metavar="IMAGE", help="What the device image begins with, for bundles that were built on one.")
 @click.option("--trust-bundle", is_flag=True, help="Without an engine, execute a runner.py of another version on this host.")
 @click.option("--explain", is_flag=True, help="Compare torch and ONNX Runtime, tensor by tensor, here and on arm64.")
@@ -36,7 +43,9 @@ def command(
     explain: bool,
     as_json: bool,
 ) -> None:
-    """Prove BUNDLES again, or every bundle of the target below --output.
+    """Verify existing bundles again on the CPUs of a target.
+
+    Without BUNDLES, every bundle of the target below --output is verified.
 
     Every file is compared with the bundle's checksums, and its device program executed on each CPU of the profile. What was
     executed now and says more than the bundle's record, or contradicts it, is written into the bundle; what could not be

@@ -28,7 +28,7 @@ from bundler.engines.owner import TEMPORARY
 
 BUNDLER = [sys.executable, "-c", "from bundler.cli import main; main()"]
 ROOT = Path(__file__).parents[2]
-SMALL = ("--mode", "int8-ptq", "--weights", "random", "--input-size", "32", "--num-classes", "4", "--calibration-pictures", "4")
+SMALL = ("--mode", "int8-ptq", "--weights", "random", "--input-size", "32", "--num-classes", "4", "--calibration-images", "4")
 
 
 @dataclass(frozen=True, kw_only=True)

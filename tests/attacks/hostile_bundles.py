@@ -413,7 +413,7 @@ def rendered_problems(bundle: Path) -> list[str]:
 
 
 def build(folder: Path, target: str) -> Path:
-    options = "--weights random --input-size 64 --num-classes 10 --calibration-pictures 8 --output"
+    options = "--weights random --input-size 64 --num-classes 10 --calibration-images 8 --output"
     print("building a small bundle ...", flush=True)
     command = [sys.executable, "-P", "-c", "from bundler.cli import main; main()", "bundle", "resnet18", "--target", target]
     environment = {**os.environ, "DOCKER_HOST": "unix:///nonexistent", "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -217,7 +217,7 @@ def build_place(folder: Path) -> Place:
         "32",
         "--num-classes",
         "4",
-        "--calibration-pictures",
+        "--calibration-images",
         "4",
     ]
     command = (*BUNDLER, "bundle", "resnet18", "--target", str(profile), *small, "--seed", "{seed}", "--output", str(output))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import os
 import re
@@ -9,13 +11,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
+import bundler as package
+from bundler.cli import _COMMANDS
 from bundler.models.registry import SCOPE, models
 
 BUNDLER = str(Path(sys.executable).with_name("bundler"))
 ROOT = Path(__file__).parents[2]
 COMMANDS = ["bundle", "verify", "inspect", "models", "targets", "doctor"]
+MODULES = {"models": "list_models", "targets": "list_targets"}
 NO_ENGINE = {**os.environ, "DOCKER_HOST": "unix:///nonexistent/engine.sock"}
 
 
@@ -26,13 +32,31 @@ def bundler(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_and_stands_in_the_readme(command: str) -> None:
+def test_every_command_has_help_and_an_example(command: str) -> None:
     text = bundler(command, "--help").stdout
     assert "Usage: bundler" in text
-    assert f"`bundler {command}" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert command in bundler("--help").stdout
     if re.search(r"Usage: .*[A-Z]{4}", text.replace("OPTIONS", "")):  # it takes an argument
         assert "Example" in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_has_the_first_sentence_of_each_commands_help(name: str) -> None:
+    command = importlib.import_module(f"bundler.cli.{MODULES.get(name, name)}").command
+    first, _, _ = inspect.cleandoc(command.help).partition("\n\n")
+    assert _COMMANDS[name] == first
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_a_help_text(name: str) -> None:
+    command = importlib.import_module(f"bundler.cli.{MODULES.get(name, name)}").command
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option) and not parameter.hidden]
+    assert [option.name for option in options if not option.help] == []
+
+
+def test_a_renamed_option_is_refused_with_its_new_name() -> None:
+    run = bundler("bundle", "resnet18", "--target", "arm64", "--calibration-pictures", "8", code=2)
+    assert "--calibration-pictures was renamed to --calibration-images." in run.stderr
 
 
 def test_the_listings_need_neither_torch_nor_the_engine() -> None:
@@ -106,14 +130,19 @@ def test_debug_shows_where_it_happened() -> None:
     assert "BundleDamagedError" in run.stderr
 
 
-def test_the_version_is_the_packages() -> None:
-    assert bundler("--version").stdout.strip() == "bundler 0.1.0"
+def test_the_version_is_the_newest_of_the_changelog() -> None:
+    assert bundler("--version").stdout.strip() == f"bundler {package.__version__}"
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert newest
+    assert newest[1] == package.__version__
 
 
 def test_only_the_console_and_click_write_to_the_terminal() -> None:
+    package_files = (path.relative_to(ROOT) for path in (ROOT / "bundler").rglob("*.py"))
+    host_files = [path for path in package_files if path.parts[1] != "device"]  # the device program is a program of its own
     writers = [
-        path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "bundler").rglob("*.py")
-        if re.search(r"sys\.std(out|err)\.write|click\.echo|(?<![\w.])print\(", path.read_text(encoding="utf-8"))
+        path.as_posix()
+        for path in host_files
+        if re.search(r"sys\.std(out|err)\.write|click\.echo|(?<![\w.])print\(", (ROOT / path).read_text(encoding="utf-8"))
     ]
     assert sorted(writers) == ["bundler/cli/__init__.py", "bundler/console.py"]

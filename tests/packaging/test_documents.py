@@ -80,10 +80,10 @@ def test_the_readme_shows_the_evidence_and_what_there_is_none_for(tmp_path: Path
     assert re.search(r"^\| cortex-a72 \| aarch64 \| passed \| 27\.4 dB \| 2 \|$", readme, re.MULTILINE)
     assert re.search(r"^\| cortex-a76 \| - \| not_run: the container was killed.* \| - \| - \|$", readme, re.MULTILINE)
     assert re.search(r"^\| native \(x86-fbgemm\) \| x86_64 \| same bits \| 27\.4 dB \| \d+ \|$", readme, re.MULTILINE)
-    assert "**Exact**: its outputs are the same bits on cortex-a53, cortex-a72, native; not run on cortex-a76." in readme
-    assert "60 pictures (source: pictures)" in readme
+    assert "**Bit-exact**: the outputs have the same bits on cortex-a53, cortex-a72, native; not run on cortex-a76." in readme
+    assert "INT8 was calibrated with 60 images." in readme
     assert "not trained" not in readme
-    assert "--mode int8-ptq picture.npy" in readme  # the one that is supported
+    assert "--mode int8-ptq image.npy" in readme  # the one that is supported
 
 
 def test_the_readme_warns_of_weights_and_pictures_that_mean_nothing(tmp_path: Path, manifest: Manifest) -> None:
@@ -100,7 +100,7 @@ def test_the_readme_warns_of_weights_and_pictures_that_mean_nothing(tmp_path: Pa
     )
     readme = written(tmp_path / "bundle", changed)["README.md"]
     assert "**The weights are not trained** (source: random:0)" in readme
-    assert "Synthetic pictures are no substitute" in readme
+    assert "Synthetic images are no substitute" in readme
 
 
 def test_the_readme_and_the_report_say_why_the_accuracy_is_suspicious(tmp_path: Path, manifest: Manifest) -> None:
@@ -126,7 +126,7 @@ def test_the_readme_says_what_accuracy_was_measured(tmp_path: Path, manifest: Ma
     )
     modes = tuple(mode.model_copy(update={"accuracy": accuracy if mode.quantization else None}) for mode in manifest.modes)
     readme = written(tmp_path / "bundle", manifest.model_copy(update={"modes": modes}))["README.md"]
-    line = "On 100 pictures of the build machine: top-1 90.00% (80.0% to 95.0%), +1.00 points lost to FP32 (-1.00 to +3.00)."
+    line = "On 100 images of the build machine: top-1 90.00% (80.0% to 95.0%), +1.00 points lost to FP32 (-1.00 to +3.00)."
     assert readme.count("pictures of the build machine") == readme.count(line) == 1
 
 
@@ -145,9 +145,10 @@ def test_the_report_draws_each_layer_and_holds_the_ledger_and_what_was_tried(tmp
         assert 0 < float(mark.get("cy", "0")) < 320
     assert "<td>features.0.0</td>" in report
     assert "16375 / 8 / 1" in report
-    line = "torch and ONNX Runtime, x86_64: differ first in features.0.0; the same top-1 on 75% of the golden pictures"
-    assert line in report
-    assert "equal in every value" in report
+    assert (
+        "torch and ONNX Runtime, x86_64: first difference in features.0.0; the same top-1 on 75% of the golden inputs" in report
+    )
+    assert "all values are equal" in report
     assert re.search(r"<td>entropy-ranges</td><td[^>]*>-0\.30</td><td>no</td>", report)
     assert not re.search(r"(src|href)=", report)  # it needs nothing but itself
 

@@ -144,7 +144,7 @@ def test_an_interrupted_build_leaves_the_earlier_bundle_and_nothing_else(tmp_pat
     earlier = place / "resnet18"
     earlier.mkdir(parents=True)
     (earlier / "manifest.json").write_text("good")
-    options = ("--weights", "random", "--input-size", "224", "--calibration-pictures", "2000", "--output", str(tmp_path))
+    options = ("--weights", "random", "--input-size", "224", "--calibration-images", "2000", "--output", str(tmp_path))
     with subprocess.Popen(
         [BUNDLER, "bundle", "resnet18", "--target", "x86", *options],
         stderr=subprocess.PIPE,

@@ -34,7 +34,7 @@ def divided(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def arguments(divided: Path, unproved: Path, tmp_path: Path) -> list[str]:
-    options = ["--weights", "random", "--input-size", "64", "--num-classes", str(CLASSES), "--calibration-pictures", "4"]
+    options = ["--weights", "random", "--input-size", "64", "--num-classes", str(CLASSES), "--calibration-images", "4"]
     training = ["--mode", "int8-qat", "--data", str(divided), "--epochs", "3", "--learning-rate", "0.01"]
     return ["bundle", "resnet18", "--target", str(unproved), *options, *training, "--output", str(tmp_path / "dist")]
 

@@ -74,7 +74,7 @@ def build(run: Run, ill_scaled: Path, labelled: tuple[Path, int], unproved: Path
         profile = tmp_path / "recovering.toml"
         profile.write_text(text, encoding="utf-8")
         options = ["--weights", str(ill_scaled), "--num-classes", str(CLASSES), "--input-size", "64"]
-        options += ["--calibration", str(labelled[0]), "--calibration-pictures", "16", "--data", str(labelled[0])]
+        options += ["--calibration", str(labelled[0]), "--calibration-images", "16", "--data", str(labelled[0])]
         options += ["--mode", "int8-ptq", "--max-drop", str(max_drop), "--output", str(tmp_path / "dist")]
         run("bundle", "resnet18", "--target", str(profile), *options, code=3)
         (mode,) = read_manifest(tmp_path / "dist" / "arm64-qnnpack" / "resnet18").modes

@@ -30,7 +30,7 @@ CELLS = (
     ("mobilenet_v3_small", "arm64"),
     ("yolov5n", "x86"),
 )
-OPTIONS = ("--mode", "int8-ptq", "--weights", "random", "--num-classes", "4", "--calibration-pictures", "4")
+OPTIONS = ("--mode", "int8-ptq", "--weights", "random", "--num-classes", "4", "--calibration-images", "4")
 
 
 def build(model: str, target: str, folder: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What is written into a bundle for people: each template is rendered, and what it promises is tried."""
+"""The documents of a bundle: each template is rendered, and what it shows is executed."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def render(name: str, **changes: Any) -> str:
 @pytest.mark.parametrize("changes", [{}, DETECTOR, {"model": DETECTOR["model"]}, {"preprocessing": DETECTOR["preprocessing"]}])
 @pytest.mark.parametrize("name", sorted(path.name for path in TEMPLATES.glob("*.j2") if path.name != "report.html.j2"))
 def test_every_template_renders_tidily(name: str, changes: dict[str, Any]) -> None:
-    """All but the report, which takes a whole manifest: tests/packaging/test_papers.py renders it."""
+    """All but the report, which takes a whole manifest: tests/packaging/test_documents.py renders it."""
     text = render(name, **changes)
     assert text.endswith("\n")
     assert not text.endswith("\n\n")
@@ -163,35 +163,35 @@ def test_the_readme_names_modes_with_their_evidence() -> None:
     assert "not trained" not in text
 
 
-def test_the_readme_says_when_weights_or_pictures_are_not_real() -> None:
+def test_the_readme_states_untrained_weights_and_synthetic_images() -> None:
     text = render(
         "README.md.j2",
         weights={"source": "seeded random", "trained": False},
         calibration={"source": "synthetic", "count": 32},
     )
     assert "**The weights are not trained** (source: seeded random)." in text
-    assert "Synthetic pictures are no substitute" in text
+    assert "Synthetic images are no substitute" in text
 
 
-def test_the_readme_of_a_detector_tells_how_its_output_is_read() -> None:
+def test_the_readme_of_a_detector_describes_its_output() -> None:
     text = render("README.md.j2", **DETECTOR)
-    assert "This folder holds the object detector `yolov5s`" in text
-    assert "\n## Find objects in a picture\n" in text
+    assert "This directory holds the object detector `yolov5s`" in text
+    assert "\n## Detect objects in an image\n" in text
     assert "The output `detections` has shape [N, boxes, 85]." in text
     assert "\n| CPU | machine | verdict | SQNR | boxes as FP32 |\n" in text
     assert "\n| cortex-a53 | aarch64 | passed | 21.3 dB | 94% |\n| cortex-a76 | - | not_run: no engine | - | - |\n" in text
     assert "\n- 5 to 84: the probability of each class" in text
     for words in ("`--confidence SCORE` (default 0.25)", "`--iou SHARE` (default 0.45;", "`(x - left) / scale`"):
         assert words in text
-    for words in ("one score per class", "Classify", "classifier", "teps off"):
+    for words in ("one score per class", "Classify", "classifier", "ax. steps"):
         assert words not in text
 
 
-def test_the_readme_of_a_classifier_tells_nothing_of_boxes() -> None:
+def test_the_readme_of_a_classifier_does_not_mention_boxes() -> None:
     text = render("README.md.j2")
-    assert "This folder holds the image classifier `mobilenet_v2`" in text
-    assert "\n## Classify a picture\n" in text
-    assert not re.search("detect|box|--confidence|--iou|letterbox|in_picture", text)
+    assert "This directory holds the image classifier `mobilenet_v2`" in text
+    assert "\n## Classify an image\n" in text
+    assert not re.search("detect|box|--confidence|--iou|letterbox|in_image", text)
 
 
 def test_the_readme_is_a_table_that_markdown_can_read() -> None:
@@ -201,8 +201,8 @@ def test_the_readme_is_a_table_that_markdown_can_read() -> None:
 
 def test_the_exit_codes_of_the_readme_are_those_of_the_runner() -> None:
     documented = set(re.findall(r"^\| (\d) ", render("README.md.j2"), re.MULTILINE))
-    told = set(re.findall(r"^  (\d)  ", RUNNER.read_text(), re.MULTILINE))
-    assert documented == told == {"0", "1", "2", "3", "4"}
+    stated = set(re.findall(r"^  (\d)  ", RUNNER.read_text(), re.MULTILINE))
+    assert documented == stated == {"0", "1", "2", "3", "4"}
 
 
 def write_snippet(path: Path, **changes: Any) -> None:
@@ -213,18 +213,18 @@ def write_snippet(path: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (224, 224), (1023, 301), (97, 64)])
 @pytest.mark.parametrize(("resize", "crop"), [(232, 224), (64, 64)])
-def test_the_snippet_of_the_readme_prepares_pictures_as_they_were_for_calibration(
+def test_the_snippet_of_the_readme_prepares_images_as_for_calibration(
     tmp_path: Path, size: tuple[int, int], resize: int, crop: int
 ) -> None:
     preprocessing = {**CONTEXT["preprocessing"], "resize": resize, "crop": crop}
     write_snippet(tmp_path / "prepare.py", preprocessing=preprocessing)
     noise = np.random.default_rng(5).integers(0, 256, size=(size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "picture.png")
-    command = [sys.executable, str(tmp_path / "prepare.py"), str(tmp_path / "picture.png"), str(tmp_path / "picture.npy")]
+    Image.fromarray(noise).save(tmp_path / "image.png")
+    command = [sys.executable, str(tmp_path / "prepare.py"), str(tmp_path / "image.png"), str(tmp_path / "image.npy")]
     subprocess.run(command, check=True)
-    prepared = np.load(tmp_path / "picture.npy")
-    with Image.open(tmp_path / "picture.png") as picture:
-        expected = Preprocessing(resize=resize, crop=crop, interpolation="bilinear")(picture)
+    prepared = np.load(tmp_path / "image.npy")
+    with Image.open(tmp_path / "image.png") as image:
+        expected = Preprocessing(resize=resize, crop=crop, interpolation="bilinear")(image)
     assert prepared.dtype == np.float32
     assert prepared.shape == (3, crop, crop)
     np.testing.assert_array_equal(prepared, expected)
@@ -280,7 +280,7 @@ SIZES: list[tuple[Fit, Any, Any]] = [  # fit, resize, crop
 @pytest.mark.parametrize(("fit", "resize", "crop"), SIZES)
 @pytest.mark.parametrize("channels", ["rgb", "bgr"])
 @pytest.mark.parametrize("interpolation", get_args(Interpolation))
-def test_the_snippet_does_what_was_done_at_build_time_bit_for_bit(
+def test_the_snippet_is_bit_exact_with_the_build(
     tmp_path: Path, fit: Fit, resize: Any, crop: Any, channels: Channels, interpolation: Interpolation
 ) -> None:
     preprocessing = Preprocessing(
@@ -301,16 +301,16 @@ def test_the_snippet_does_what_was_done_at_build_time_bit_for_bit(
     snippet = runpy.run_path(str(tmp_path / "prepare.py"))
     for size in ((160, 120), (90, 200), (50, 31), (96, 128)):
         noise = np.random.default_rng(5).integers(0, 256, size=(size[1], size[0], 3), dtype=np.uint8)
-        Image.fromarray(noise).save(tmp_path / "picture.png")
-        prepared = snippet["prepare"](tmp_path / "picture.png")
+        Image.fromarray(noise).save(tmp_path / "image.png")
+        prepared = snippet["prepare"](tmp_path / "image.png")
         np.testing.assert_array_equal(prepared, preprocessing(Image.fromarray(noise)), strict=True)
         left, top, width, height = preprocessing.frame(*size)
-        whole = snippet["in_picture"]([left, top, left + width, top + height], *size)
-        pixel = max(size[0] / width, size[1] / height)  # of the input, in the picture
+        whole = snippet["in_image"]([left, top, left + width, top + height], *size)
+        pixel = max(size[0] / width, size[1] / height)  # of the input, in the image
         assert whole == pytest.approx([0, 0, *size], abs=0.51 * pixel)
 
 
-LETTERBOXES = [  # width and height, and where the picture is put: left, top, right, bottom
+LETTERBOXES = [  # width and height, and where the image is put: left, top, right, bottom
     ((500, 375), (0, 8, 64, 56)),
     ((375, 500), (8, 0, 56, 64)),
     ((64, 64), (0, 0, 64, 64)),
@@ -321,19 +321,19 @@ LETTERBOXES = [  # width and height, and where the picture is put: left, top, ri
 
 
 @pytest.mark.parametrize(("size", "place"), [*LETTERBOXES, ((1, 300), (31, 0, 32, 64))])
-def test_the_snippet_of_a_detector_puts_pictures_in_a_letterbox(
+def test_the_snippet_of_a_detector_letterboxes_images(
     tmp_path: Path, size: tuple[int, int], place: tuple[int, int, int, int]
 ) -> None:
     write_snippet(tmp_path / "prepare.py", **DETECTOR)
     noise = np.random.default_rng(5).integers(0, 256, size=(size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "picture.png")
-    command = [sys.executable, str(tmp_path / "prepare.py"), str(tmp_path / "picture.png"), str(tmp_path / "picture.npy")]
+    Image.fromarray(noise).save(tmp_path / "image.png")
+    command = [sys.executable, str(tmp_path / "prepare.py"), str(tmp_path / "image.png"), str(tmp_path / "image.npy")]
     subprocess.run(command, check=True)
     left, top, right, bottom = place
     expected = np.full((64, 64, 3), 114, np.uint8)
     resized = Image.fromarray(noise).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
     expected[top:bottom, left:right] = np.asarray(resized)
-    prepared = np.load(tmp_path / "picture.npy")
+    prepared = np.load(tmp_path / "image.npy")
     assert (prepared.dtype, prepared.shape) == (np.float32, (3, 64, 64))
     np.testing.assert_array_equal(prepared, expected.transpose(2, 0, 1).astype(np.float32) / np.float32(255))
     np.testing.assert_array_equal(prepared, Preprocessing(**DETECTOR["preprocessing"])(Image.fromarray(noise)))
@@ -341,8 +341,8 @@ def test_the_snippet_of_a_detector_puts_pictures_in_a_letterbox(
 
 def test_the_letterbox_is_normalised(tmp_path: Path) -> None:
     write_snippet(tmp_path / "prepare.py", **{**DETECTOR, "preprocessing": {**CONTEXT["preprocessing"], "fit": "letterbox"}})
-    Image.new("RGB", (10, 5), (255, 0, 51)).save(tmp_path / "picture.png")
-    prepared = runpy.run_path(str(tmp_path / "prepare.py"))["prepare"](tmp_path / "picture.png")
+    Image.new("RGB", (10, 5), (255, 0, 51)).save(tmp_path / "image.png")
+    prepared = runpy.run_path(str(tmp_path / "prepare.py"))["prepare"](tmp_path / "image.png")
     grey = [(114 / 255 - mean) / std for mean, std in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)]
     assert prepared[:, 0, 0] == pytest.approx(grey)
     assert prepared[:, 32, 32] == pytest.approx([(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225])
@@ -353,8 +353,8 @@ def test_the_snippet_of_a_detector_maps_boxes_back(
     tmp_path: Path, size: tuple[int, int], place: tuple[int, int, int, int]
 ) -> None:
     write_snippet(tmp_path / "prepare.py", **DETECTOR)
-    box = runpy.run_path(str(tmp_path / "prepare.py"))["in_picture"](place, *size)
-    pixel = max(size) / 64  # of the network's input, in the picture
+    box = runpy.run_path(str(tmp_path / "prepare.py"))["in_image"](place, *size)
+    pixel = max(size) / 64  # of the network's input, in the image
     assert box == pytest.approx([0, 0, *size], abs=0.51 * pixel)
     assert box[:2] == [0, 0]
 

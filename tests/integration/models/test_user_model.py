@@ -22,7 +22,7 @@ from bundler.targets import TargetProfile
 EXAMPLES = Path(__file__).parents[2] / "fixtures" / "user_model"
 NOWHERE = "unix:///nonexistent/engine.sock"
 MAIN = "from bundler.cli import main; main()"
-BUILD = ("bundle", "tiny_net", "--target", "x86", "--weights", "random", "--num-classes", "10", "--calibration-pictures", "8")
+BUILD = ("bundle", "tiny_net", "--target", "x86", "--weights", "random", "--num-classes", "10", "--calibration-images", "8")
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

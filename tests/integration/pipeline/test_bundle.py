@@ -65,7 +65,7 @@ def build(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     def build_for(target: str) -> Path:
         if target not in built:
             arguments = ("--weights", "random", "--input-size", "64", "--calibration", str(pictures), "--output", str(output))
-            run = bundler("bundle", "mobilenet_v2", "--target", target, *arguments, "--calibration-pictures", "16", "--json")
+            run = bundler("bundle", "mobilenet_v2", "--target", target, *arguments, "--calibration-images", "16", "--json")
             manifest = json.loads(run.stdout)
             built[target] = output / manifest["target"]["name"] / "mobilenet_v2"
         return built[target]
@@ -134,7 +134,7 @@ def test_torchs_own_arm_qconfig_saturates_on_haswell_and_is_not_called_exact(
     text = (Path(__file__).parents[3] / "targets" / "x86-fbgemm.toml").read_text(encoding="utf-8")
     plain = re.sub(r"^refinements = \[.*?^\]$", 'refinements = ["8-bit-activations"]', text, flags=re.DOTALL | re.MULTILINE)
     profile.write_text(plain, encoding="utf-8")
-    options = ("--weights", "random", "--input-size", "64", "--calibration", str(pictures), "--calibration-pictures", "16")
+    options = ("--weights", "random", "--input-size", "64", "--calibration", str(pictures), "--calibration-images", "16")
     client, tag = docker.from_env(), "edge-bundler-test/good:1"
     image = read_manifest(build("x86")).image
     assert image is not None
@@ -191,7 +191,7 @@ def test_verify_passes_again_and_changes_no_byte(build: Callable[[str], Path]) -
 
 
 def test_verify_adds_the_evidence_that_a_build_without_an_engine_could_not_have(pictures: Path, tmp_path: Path) -> None:
-    options = ("--weights", "random", "--input-size", "64", "--calibration", str(pictures), "--calibration-pictures", "16")
+    options = ("--weights", "random", "--input-size", "64", "--calibration", str(pictures), "--calibration-images", "16")
     nowhere = f"unix://{tmp_path}/nothing.sock"
     bundler(
         *("bundle", "mobilenet_v2", "--target", "arm64", "--mode", "int8-ptq", *options, "--output", str(tmp_path)),

@@ -24,7 +24,7 @@ from bundler.packaging.checksums import sha256_of, write_checksums
 pytestmark = pytest.mark.engine
 
 BUNDLER = str(Path(sys.executable).with_name("bundler"))
-SMALL = ("--mode", "int8-ptq", "--weights", "random", "--input-size", "32", "--num-classes", "4", "--calibration-pictures", "4")
+SMALL = ("--mode", "int8-ptq", "--weights", "random", "--input-size", "32", "--num-classes", "4", "--calibration-images", "4")
 
 Build = Callable[..., "subprocess.CompletedProcess[str]"]
 
