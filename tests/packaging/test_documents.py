@@ -127,7 +127,7 @@ def test_the_readme_says_what_accuracy_was_measured(tmp_path: Path, manifest: Ma
     modes = tuple(mode.model_copy(update={"accuracy": accuracy if mode.quantization else None}) for mode in manifest.modes)
     readme = written(tmp_path / "bundle", manifest.model_copy(update={"modes": modes}))["README.md"]
     line = "On 100 images of the build machine: top-1 90.00% (80.0% to 95.0%), +1.00 points lost to FP32 (-1.00 to +3.00)."
-    assert readme.count("pictures of the build machine") == readme.count(line) == 1
+    assert readme.count("images of the build machine") == readme.count(line) == 1
 
 
 def test_the_report_draws_each_layer_and_holds_the_ledger_and_what_was_tried(tmp_path: Path, manifest: Manifest) -> None:
