@@ -7,9 +7,10 @@ from typing import Any
 
 from packaging.version import Version
 
+from bundler.files.sha256 import sha256_of
 from bundler.graphs.runtime_versions import NUMPY_MINIMUM
 from bundler.manifest import Manifest, write_manifest
-from bundler.packaging.checksums import sha256_of, write_checksums
+from bundler.packaging.checksums import write_checksums
 from bundler.packaging.layer_plot import plot_layers
 from bundler.packaging.rendering import markdown, render
 from bundler.targets import TargetProfile

@@ -8,13 +8,13 @@ from bundler.engines.container import describe_death
 @pytest.mark.parametrize(
     ("exit_code", "words"),
     [
-        (139, "signal 11 (SIGSEGV: a crash"),
-        (132, "SIGILL: an instruction"),
+        (139, "signal 11 (SIGSEGV: segmentation fault"),
+        (132, "SIGILL: illegal instruction"),
         (137, "signal 9 (SIGKILL"),
         (143, "signal 15 (SIGTERM)"),
     ],
 )
-def test_a_signal_is_named_with_its_meaning(exit_code: int, words: str) -> None:
+def test_death_names_the_signal_and_its_meaning(exit_code: int, words: str) -> None:
     assert words in str(describe_death(exit_code))
 
 

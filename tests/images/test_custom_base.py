@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from bundler.errors import ImageError
+from bundler.files.tar_files import Member
 from bundler.images.custom_base import find_python
-from bundler.images.layers import Layer, Member, write_layer
+from bundler.images.layers import Layer, write_layer
 
 PATH = "/usr/local/bin:/usr/bin"
 
@@ -37,7 +38,7 @@ def test_a_file_that_an_upper_layer_removed_is_gone(tmp_path: Path) -> None:
 
 def test_another_python_is_refused_by_its_version(tmp_path: Path) -> None:
     layers = _layers(tmp_path, {"usr/bin/python3": "/usr/bin/python3.12", "usr/bin/python3.12": ""})
-    with pytest.raises(ImageError, match=r"python:3\.11-slim has Python 3\.12; the target's runtime is for 3\.11"):
+    with pytest.raises(ImageError, match=r"python:3\.11-slim has Python 3\.12; the target's runtime requires 3\.11"):
         _found(layers)
 
 

@@ -3,15 +3,17 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bundler.errors import EngineUnavailableError
+from bundler.files.tar_files import Member
 from bundler.images import device_image as image
-from bundler.images.device_image import ImageArchive, assemble_image
-from bundler.images.layers import Member, write_layer
+from bundler.images.device_image import ImageArchive, ImageRequest, assemble_image
+from bundler.images.layers import write_layer
 from bundler.images.runtime_layer import RuntimeLayer, Wheel
 from bundler.targets import TargetProfile
 
@@ -32,16 +34,13 @@ def _assemble(profile: TargetProfile, folder: Path, **changes: Any) -> ImageArch
     bundle = folder / "bundle"
     bundle.mkdir(parents=True)
     (bundle / "runner.py").write_text("print('hello')")
-    arguments = {
-        "bundle": bundle,
-        "files": ["runner.py"],
-        "reference": REFERENCE,
-        "labels": {"org.opencontainers.image.title": "MobileNetV2"},
-        "base_image": None,
-        "engine": None,
-        "workspace": folder / "workspace",
-    }
-    return assemble_image(profile, **(arguments | changes))
+    request = ImageRequest(
+        bundle=bundle,
+        files=["runner.py"],
+        reference=REFERENCE,
+        labels={"org.opencontainers.image.title": "MobileNetV2"},
+    )
+    return assemble_image(profile, replace(request, **changes), engine=None, workspace=folder / "workspace")
 
 
 def _read(archive: ImageArchive, name: str) -> Any:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bundler.files.sha256 import sha256_of
 from bundler.manifest import read_manifest
-from bundler.packaging.checksums import sha256_of
 from bundler.packaging.documents import write_papers
 from bundler.resources import resource
 from bundler.targets import find_target

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import os
 import tarfile
 from pathlib import Path
 
+from bundler.files.sha256 import sha256_of
 from bundler.packaging.archive import write_archive
-from bundler.packaging.checksums import sha256_of
 
 
 def fill(folder: Path, names: list[str]) -> Path:
@@ -35,3 +37,10 @@ def test_dates_order_and_rights_leave_no_trace(tmp_path: Path) -> None:
     (one / "README.md").write_text("changed")
     write_archive(one, tmp_path / "3.tar.gz", root="bundle")
     assert sha256_of(tmp_path / "3.tar.gz") != sha256_of(tmp_path / "1.tar.gz")
+
+
+def test_the_tar_in_it_has_the_bytes_of_earlier_versions(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "bundle", ["runner.py", "models/int8-ptq.onnx", "README.md", "golden/inputs.npy"])
+    write_archive(folder, tmp_path / "bundle.tar.gz", root="net-x86-fbgemm")
+    content = gzip.decompress((tmp_path / "bundle.tar.gz").read_bytes())  # what gzip makes of it depends on zlib's version
+    assert hashlib.sha256(content).hexdigest() == "20722088d8626b9a36d0c44ce2a59dd295b9698f8f94326a1a21c7dd4293fca1"

@@ -10,10 +10,18 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from bundler.engines.container import RunResult, run_container
+from bundler.engines.container import ContainerRequest, RunResult, run_container
 from bundler.engines.container_engine import Engine
 from bundler.engines.emulation import Launch, decide_launch
-from bundler.images.device_image import DeviceImage, ImageArchive, assemble_image, loaded_image, tag_image, untag_image
+from bundler.images.device_image import (
+    DeviceImage,
+    ImageArchive,
+    ImageRequest,
+    assemble_image,
+    loaded_image,
+    tag_image,
+    untag_image,
+)
 from bundler.targets import CpuProfile, TargetProfile
 
 # `selftest` executes the Python text that follows it: tests say in place what happens in the container.
@@ -42,11 +50,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assemble(profile: TargetProfile, bundle: Path, workspace: Path) -> ImageArchive:
     return assemble_image(
         profile,
-        bundle=bundle,
-        files=FILES,
-        reference=f"edge-bundler-test:{profile.name}",
-        labels={"org.opencontainers.image.title": "a test"},
-        base_image=None,
+        ImageRequest(
+            bundle=bundle,
+            files=FILES,
+            reference=f"edge-bundler-test:{profile.name}",
+            labels={"org.opencontainers.image.title": "a test"},
+        ),
         engine=None,
         workspace=workspace,
     )
@@ -110,12 +119,14 @@ def _runner(engine: Engine, image: DeviceImage, launch: Launch) -> Run:
     ) -> RunResult:
         return run_container(
             engine,
-            image.id,
-            ["selftest", text],
-            launch=launch,
-            timeout_seconds=timeout_seconds,
-            memory_mib=memory_mib,
-            labels={"edge-bundler-test": token},
+            ContainerRequest(
+                image=image.id,
+                command=["selftest", text],
+                launch=launch,
+                timeout_seconds=timeout_seconds,
+                memory_mib=memory_mib,
+                labels={"edge-bundler-test": token},
+            ),
             on_stderr_line=on_stderr_line,
         )
 

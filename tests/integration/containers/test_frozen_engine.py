@@ -149,16 +149,17 @@ def test_ctrl_c_ends_the_waiting_for_a_frozen_engine(frozen_at: Freezing, amd64_
     proxy = frozen_at("no such word")
     program = textwrap.dedent(f"""
         from bundler.engines import container_engine as module
-        from bundler.engines.container import run_container
+        from bundler.engines.container import ContainerRequest, run_container
         from bundler.engines.emulation import Launch
         from bundler.engines.container_engine import connect
         from bundler.interruption import end_by_signals
         module._PING_SECONDS = 1
         end_by_signals()
         with connect() as engine:
-            run_container(engine, {amd64_image.id!r}, ["selftest", {SLEEP!r}], launch=Launch(runner="native"),
-                          timeout_seconds=300, memory_mib=512, labels={{"edge-bundler-test": {token!r}}},
-                          on_stderr_line=lambda line: print(line, flush=True))
+            request = ContainerRequest(image={amd64_image.id!r}, command=["selftest", {SLEEP!r}],
+                                       launch=Launch(runner="native"), timeout_seconds=300, memory_mib=512,
+                                       labels={{"edge-bundler-test": {token!r}}})
+            run_container(engine, request, on_stderr_line=lambda line: print(line, flush=True))
     """)
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
