@@ -20,7 +20,7 @@ try:
         time.sleep(60)
     finally:
         for part in range(4):
-            time.sleep(0.3)
+            time.sleep(0.15)
         print("cleaned", flush=True)
 except InterruptedBySignal as error:
     sys.exit(error.exit_code)
@@ -30,7 +30,7 @@ end_by_signals()
 try:
     with shielded():
         print("working", flush=True)
-        time.sleep(1)
+        time.sleep(0.3)
         print("cleaned", flush=True)
     print("not reached", flush=True)
 except InterruptedBySignal as error:
@@ -47,7 +47,7 @@ finally:
 """
 
 
-def signalled(program: str, *numbers: int, pause: float = 0.2) -> tuple[int, str, str]:
+def signalled(program: str, *numbers: int, pause: float = 0.1) -> tuple[int, str, str]:
     with subprocess.Popen(
         [sys.executable, "-c", BEGIN + program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -92,7 +92,7 @@ def test_an_old_qemu_is_refused_with_its_version(program: Program, engine_on: En
     program("qemu-x86_64-static", 'echo "qemu-x86_64 version 7.2.22 (Debian 1:7.2)"')
     verdict = decide_launch(engine_on(Architecture.AMD64), amd64, HASWELL)
     assert isinstance(verdict, NotRunnable)
-    assert "QEMU 7.2.22; older ones than 10.0" in verdict.reason
+    assert "QEMU 7.2.22; 10.0 or newer is required" in verdict.reason
 
 
 def test_a_program_that_needs_libraries_is_not_copied_into_a_container(
@@ -110,10 +110,10 @@ def test_a_program_that_needs_libraries_is_not_copied_into_a_container(
     ids=["static", "of another architecture", "dynamic"],
 )
 def test_only_static_programs_of_the_engine_run_alone(tmp_path: Path, machine: int, dynamic: bool, alone: bool) -> None:
-    from bundler.engines.emulation import _runs_alone
+    from bundler.engines.emulation import _is_static
 
     path = _static_program(tmp_path / "qemu", machine=machine, dynamic=dynamic)
-    assert _runs_alone(path, Architecture.AMD64) is alone
+    assert _is_static(path, Architecture.AMD64) is alone
 
 
 def _register(binfmt: Path, interpreter: Path, *, state: str = "enabled", flags: str = "POF") -> None:
@@ -142,7 +142,7 @@ def test_no_handler_is_named(problem: Problem) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"state": "disabled"}, "is disabled"), ({"flags": "PO"}, "without the flag F")],
+    [({"state": "disabled"}, "is disabled"), ({"flags": "PO"}, "without flag F")],
 )
 def test_a_handler_that_containers_cannot_use_is_named(
     problem: Problem, program: Program, tmp_path: Path, changes: dict[str, str], words: str

@@ -165,7 +165,7 @@ def test_a_layer_has_the_digest_of_its_bytes(cache: Path) -> None:
 def test_a_cache_that_is_a_file_is_named(cache: Path) -> None:
     cache.parent.mkdir()
     cache.write_bytes(b"")
-    with pytest.raises(OutputError, match=r"the cache .*edge-bundler cannot be made: File exists"):
+    with pytest.raises(OutputError, match=r"the cache .*edge-bundler cannot be created: File exists"):
         cached_folder("base", {}, _fill)
 
 

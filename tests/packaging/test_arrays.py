@@ -40,12 +40,12 @@ def test_what_numpy_wrote_is_read() -> None:
     [
         (lambda: b"", "not a .npz archive"),
         (lambda: archive(a=bytes(300 * 2**20)), "268,435,456 bytes"),
-        (lambda: archive(a=npy(np.array([{}], dtype=object))), "holds object, not numbers"),
+        (lambda: archive(a=npy(np.array([{}], dtype=object))), "contains object, not numbers"),
         (lambda: archive(a=npy(np.array(["x"]))), "not numbers"),
-        (lambda: archive(a=npy(np.zeros(3))[:-1]), "which is not what float64"),
+        (lambda: archive(a=npy(np.zeros(3))[:-1]), "which does not match float64"),
         (lambda: archive(a=npy(np.zeros(3)).replace(b"(3,)", b"(10**9,)")), "not a numpy array"),
         (lambda: archive(a=npy(np.zeros(30)).replace(b"(30,),", b"(9**9),")), "not a numpy array"),
-        (lambda: archive(a=npy(np.zeros(30)).replace(b"(30,)", b"(-1,)")), "which is not what"),
+        (lambda: archive(a=npy(np.zeros(30)).replace(b"(30,)", b"(-1,)")), "which does not match"),
     ],
 )
 def test_what_is_something_else_is_refused(make: Callable[[], bytes], words: str) -> None:

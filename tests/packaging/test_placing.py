@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -124,36 +125,60 @@ def test_a_read_only_disk_is_refused(tmp_path: Path) -> None:
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-# Places `new` at `model` and ends by the signal just before the n-th of its operations on files.
-PLACING = """
+# For each line FOLDER, N, SIGNAL of stdin, a forked process installs `new` at `FOLDER/model`, and gets the signal just before
+# its Nth operation on files; the exit code is written to stdout. Starting an interpreter each time would take much longer.
+INSTALLING = """
 import os, sys
 from pathlib import Path
 from bundler.interruption import end_by_signals
 from bundler.packaging.placing import place, workshop
-folder, last, number = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-count = 0
-def watch(event, arguments):
-    global count
-    changes = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "fcntl.flock")
-    if changes or event == "open" and str(arguments[0]).startswith(str(folder)):
-        count += 1
-        if count == last:
-            os.kill(os.getpid(), number)
-end_by_signals()
-with workshop(folder / "model") as work:
-    (work / "model").mkdir()
-    (work / "model" / "file").write_text("new")
-    (work / "model" / "manifest.json").write_text("{}")
-    (work / "model.tar.gz").write_text("new archive")
-    sys.addaudithook(watch)
-    place(work / "model", folder / "model", archive=work / "model.tar.gz", archive_path=folder / "model.tar.gz")
-print(count)
+def install(folder, last, number):
+    count = 0
+    def watch(event, arguments):
+        nonlocal count
+        changes = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "fcntl.flock")
+        if changes or event == "open" and str(arguments[0]).startswith(str(folder)):
+            count += 1
+            if count == last:
+                os.kill(os.getpid(), number)
+    end_by_signals()
+    with workshop(folder / "model") as work:
+        (work / "model").mkdir()
+        (work / "model" / "file").write_text("new")
+        (work / "model" / "manifest.json").write_text("{}")
+        (work / "model.tar.gz").write_text("new archive")
+        sys.addaudithook(watch)
+        place(work / "model", folder / "model", archive=work / "model.tar.gz", archive_path=folder / "model.tar.gz")
+for line in sys.stdin:
+    folder, last, number = line.rstrip("\\n").split("\\t")
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            install(Path(folder), int(last), int(number))
+            code = 0
+        finally:
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
+Install = Callable[..., int]
 
-def placing(folder: Path, last: int = 0, number: int = signal.SIGKILL) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", PLACING, str(folder), str(last), str(int(number))]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+@pytest.fixture(scope="module")
+def install() -> Iterator[Install]:
+    """Install a bundle in another process that gets a signal, and return its exit code."""
+    command = [sys.executable, "-c", INSTALLING]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin is not None
+        assert stdout is not None
+
+        def run(folder: Path, last: int, number: int = signal.SIGKILL) -> int:
+            print(folder, last, int(number), sep="\t", file=stdin, flush=True)
+            return int(stdout.readline())
+
+        yield run
 
 
 def contents(folder: Path) -> tuple[str | None, str | None]:
@@ -162,7 +187,9 @@ def contents(folder: Path) -> tuple[str | None, str | None]:
 
 
 @pytest.mark.parametrize("earlier", [True, False], ids=["with an earlier bundle", "the first bundle"])
-def test_a_kill_at_any_step_leaves_the_old_or_the_new_bundle_after_the_next_command(tmp_path: Path, earlier: bool) -> None:
+def test_a_kill_at_any_step_leaves_the_old_or_the_new_bundle_after_the_next_command(
+    tmp_path: Path, install: Install, earlier: bool
+) -> None:
     old = ("old", "old archive") if earlier else (None, None)
     seen = set()
     last = 0
@@ -172,7 +199,7 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_bundle_after_the_next_comm
         if earlier:
             finished(folder / "model", "old")
             (folder / "model.tar.gz").write_text("old archive")
-        if placing(folder, last).returncode == 0:
+        if install(folder, last) == 0:
             break
         between = contents(folder)
         recover(folder / "model")
@@ -189,27 +216,27 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_bundle_after_the_next_comm
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_at_any_step_leaves_one_whole_bundle_and_nothing_else(tmp_path: Path, number: int) -> None:
+def test_a_signal_at_any_step_leaves_one_whole_bundle_and_nothing_else(tmp_path: Path, install: Install, number: int) -> None:
     last = 0
-    for last in range(1, 200, 6):
+    for last in range(1, 200):
         folder = tmp_path / str(last)
         folder.mkdir()
         finished(folder / "model", "old")
         (folder / "model.tar.gz").write_text("old archive")
-        if placing(folder, last, number).returncode == 0:
+        if install(folder, last, number) == 0:
             break
         assert contents(folder) in (("old", "old archive"), ("new", "new archive")), last
         assert names(folder) == ["model", "model.tar.gz"], last
     assert last > 20
 
 
-def test_a_kill_between_the_moves_is_found_where_the_folder_is_gone(tmp_path: Path) -> None:
+def test_a_kill_between_the_moves_is_found_where_the_folder_is_gone(tmp_path: Path, install: Install) -> None:
     """`bundler verify` looks for bundles in a folder that holds none, for the moment."""
     for last in range(1, 200):
         folder = tmp_path / str(last)
         folder.mkdir()
         finished(folder / "model", "old")
-        if placing(folder, last).returncode == 0:
+        if install(folder, last) == 0:
             pytest.fail("it was never seen without a bundle")
         if not (folder / "model").exists():
             recover_all(folder)
@@ -263,11 +290,15 @@ def test_a_journal_that_is_a_fifo_is_not_waited_for(tmp_path: Path, directory: P
 
 
 def test_processes_that_place_at_once_end_well_and_one_bundle_is_whole(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", PLACING, str(tmp_path), "0", "9"]
-    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(6)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes = [subprocess.Popen([sys.executable, "-c", INSTALLING], text=True, **pipes) for _ in range(6)]
     for process in processes:
-        _, stderr = process.communicate(timeout=60)
-        assert process.returncode == 0, stderr
+        assert process.stdin is not None
+        process.stdin.write(f"{tmp_path}\t0\t9\n" * 3)
+        process.stdin.flush()
+    for process in processes:
+        stdout, stderr = process.communicate(timeout=60)
+        assert stdout == "0\n" * 3, stderr
     assert contents(tmp_path) == ("new", "new archive")
     assert names(tmp_path) == ["model", "model.tar.gz"]
 

@@ -67,11 +67,11 @@ def test_what_tar_packed_is_the_bundle_too(bundle: Path, tmp_path: Path, format:
         ([entry("net/x", kind=tarfile.CHRTYPE)], "net/x is a character device"),
         ([entry("net/x", kind=tarfile.CONTTYPE)], "net/x is an entry of type b'7'"),
         ([entry("net/x", size=1), entry("net/x", size=2)], "x occurs twice"),
-        ([entry("net/x", size=1), entry("other/x", size=2)], "other/x does not lie in the one folder"),
-        ([entry("x", size=1)], "x does not lie in the one folder"),
+        ([entry("net/x", size=1), entry("other/x", size=2)], "other/x is not in the one folder"),
+        ([entry("x", size=1)], "x is not in the one folder"),
         ([entry(f"net/{number}") for number in range(300)], "more than 200 files"),
-        ([entry("net", kind=tarfile.DIRTYPE)], "holds no file"),
-        ([], "holds no folder"),
+        ([entry("net", kind=tarfile.DIRTYPE)], "contains no file"),
+        ([], "contains no folder"),
     ],
 )
 def test_what_is_no_plain_file_is_refused(tmp_path: Path, entries: list[tarfile.TarInfo], words: str) -> None:
@@ -88,11 +88,11 @@ def gzipped(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: b"", "holds no folder|cut off|empty header"),
+        (lambda: b"", "contains no folder|truncated|empty header"),
         (lambda: b"PK\x03\x04", "Not a gzipped file"),
         (lambda: gzipped(b"x" * 600), "header"),
         (lambda: gzipped(entry("net/x", size=2**33 - 1).tobuf(tarfile.USTAR_FORMAT)), "too large"),
-        (lambda: gzipped(entry("net/x", size=2**30).tobuf(tarfile.USTAR_FORMAT) + bytes(1000)), "cut off"),
+        (lambda: gzipped(entry("net/x", size=2**30).tobuf(tarfile.USTAR_FORMAT) + bytes(1000)), "truncated"),
         (lambda: gzipped(entry("net/x", size=1000).tobuf(tarfile.USTAR_FORMAT) + bytes(2000))[:-20], "ended before|CRC|Error"),
         (lambda: gzipped(entry("x" * 300, size=1).tobuf(tarfile.PAX_FORMAT)), "is not a path|type b'x'"),
     ],
