@@ -72,9 +72,9 @@ def place(bundle: Path, directory: Path, *, archive: Path | None = None, archive
     """Install a finished bundle at `directory` and its archive at `archive_path`; an earlier bundle is replaced as a whole.
 
     Modes are set whatever the umask: 0644 for files, 0755 for directories and programs. A journal of the renames is written
-    first: if the process is killed between them, `recover` completes them. If a rename fails or is interrupted, the earlier
-    bundle is restored. Of two processes that install at `directory` at once, one waits for the other, and the bundle of the
-    last one stays.
+    first: if the process is killed between them, `recover` completes them. If a rename fails or is
+    interrupted, the earlier bundle is restored. Of two processes that install at `directory` at once, one waits for the other,
+    and the bundle of the last one stays.
 
     Args:
         bundle: directory on the file system of `directory`; moved.
@@ -166,7 +166,7 @@ def find_leftovers(folder: Path) -> tuple[Leftover, ...]:
         path = folder / entry.name
         if entry.is_dir(follow_symlinks=False):
             if _is_work_folder(path) and not is_held(path / LOCK):
-                leftovers.append(Leftover(path=path, unplaced=_unplaced(path)))
+                leftovers.append(Leftover(path=path, unplaced=_pending(path)))
         elif entry.name.endswith(_INSTALL_LOCK) and entry.is_file(follow_symlinks=False) and not is_held(path):
             leftovers.append(Leftover(path=path, unplaced=None))
     return tuple(leftovers)
@@ -348,7 +348,7 @@ def _is_name(name: object) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
-def _unplaced(work: Path) -> Path | None:
+def _pending(work: Path) -> Path | None:
     journal = _read_journal(work) if _WORK.fullmatch(work.name) else None
     if journal is not None:
         return work.with_name(journal.directory)

@@ -47,9 +47,10 @@ def install_once(directory, text):
         (work / "new").mkdir()
         (work / "new" / "model.onnx").write_text(text)
         write_checksums(work / "new")
-        with tarfile.open(work / "archive", "w:gz") as archive:
-            archive.add(work / "new", arcname="resnet18")
-        place(work / "new", directory, archive=work / "archive", archive_path=directory.with_name(f"{directory.name}.tar.gz"))
+        archive, archive_path = work / "archive", directory.with_name(f"{directory.name}.tar.gz")
+        with tarfile.open(archive, "w:gz") as tar:
+            tar.add(work / "new", arcname="resnet18")
+        place(work / "new", directory, archive=archive, archive_path=archive_path)
 end_by_signals()
 try:
     for number in range(100_000):

@@ -350,7 +350,8 @@ def test_a_name_as_long_as_a_file_system_allows(tmp_path: Path) -> None:
     archive = tmp_path / "a"
     archive.write_text("archive")
     with workshop(tmp_path / name) as folder:
-        place(finished(folder / "new", "new"), tmp_path / name, archive=archive, archive_path=tmp_path / f"{name}.tar.gz")
+        new = finished(folder / "new", "new")
+        place(new, tmp_path / name, archive=archive, archive_path=tmp_path / f"{name}.tar.gz")
     assert names(tmp_path) == [name, f"{name}.tar.gz"]
 
 
