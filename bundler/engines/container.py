@@ -19,7 +19,7 @@ from docker.errors import APIError, NotFound
 from docker.types import LogConfig
 
 from bundler import console
-from bundler.engines.container_engine import ENGINE_FAILURES, Engine, EngineSilentError, asked, engine_errors, next_from
+from bundler.engines.container_engine import ENGINE_FAILURES, Engine, EngineSilentError, call_engine, engine_errors, next_from
 from bundler.engines.emulation import Launch
 from bundler.engines.owner import LABEL, OWNER_LABEL, Owner
 from bundler.errors import ContainerTimeoutError, EmulatorError
@@ -113,14 +113,14 @@ def _remove(engine: Engine, name: str) -> None:
             msg = "the engine does not answer"
             raise EngineSilentError(msg)
         with suppress(NotFound):  # it was not created
-            asked(engine, lambda: engine.client.api.remove_container(name, force=True, v=True), seconds=_REMOVE_SECONDS)
+            call_engine(engine, lambda: engine.client.api.remove_container(name, force=True, v=True), seconds=_REMOVE_SECONDS)
     except ENGINE_FAILURES as error:
         console.warn(f"the container {name} could not be removed ({error}); remove it with `docker rm --force {name}`")
 
 
 def _create(engine: Engine, name: str, request: ContainerRequest) -> None:
     api = engine.client.api
-    image = asked(engine, lambda: engine.client.images.get(request.image)).attrs
+    image = call_engine(engine, lambda: engine.client.images.get(request.image)).attrs
     program = list(image["Config"]["Entrypoint"] or ())
     if request.script is not None:
         program[-1] = request.script
@@ -137,7 +137,7 @@ def _create(engine: Engine, name: str, request: ContainerRequest) -> None:
         tmpfs={"/tmp": "rw,nosuid,nodev,noexec,size=64m"},  # noqa: S108  in the container
         log_config=LogConfig(type=LogConfig.types.JSON),
     )
-    asked(
+    call_engine(
         engine,
         lambda: api.create_container(
             request.image,
@@ -158,12 +158,12 @@ def _copy_in(engine: Engine, name: str, programs: Mapping[str, Path]) -> None:
         archive = BytesIO()
         write_tar(archive, [Member(name=inside.lstrip("/"), mode=0o755, source=program)], tar_format="gnu")
         content = archive.getvalue()
-        asked(engine, partial(engine.client.api.put_archive, name, "/", content), seconds=_COPY_SECONDS)
+        call_engine(engine, partial(engine.client.api.put_archive, name, "/", content), seconds=_COPY_SECONDS)
 
 
 def _start(engine: Engine, name: str, reference: str) -> None:
     try:
-        asked(engine, lambda: engine.client.api.start(name))
+        call_engine(engine, lambda: engine.client.api.start(name))
     except APIError as error:
         if "exec format error" in str(error.explanation):
             raise _cannot_execute(reference, str(error.explanation)) from error
@@ -182,7 +182,7 @@ def _follow(engine: Engine, name: str, timeout_seconds: float, on_stderr_line: C
     except EngineSilentError:
         raise
     except TimeoutError as error:
-        asked(engine, lambda: engine.client.api.kill(name), seconds=_REMOVE_SECONDS)
+        call_engine(engine, lambda: engine.client.api.kill(name), seconds=_REMOVE_SECONDS)
         raise ContainerTimeoutError(timeout_seconds) from error
 
 
@@ -190,7 +190,7 @@ def _follow(engine: Engine, name: str, timeout_seconds: float, on_stderr_line: C
 def _stderr(engine: Engine, name: str) -> Iterator[queue.SimpleQueue[str | BaseException | None]]:
     """Yield a queue of the stderr lines, then None when the container has ended, or the exception that occurred."""
     lines: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
-    stream = asked(engine, lambda: engine.client.api.logs(name, stdout=False, stderr=True, stream=True, follow=True))
+    stream = call_engine(engine, lambda: engine.client.api.logs(name, stdout=False, stderr=True, stream=True, follow=True))
 
     def read() -> None:
         try:
@@ -224,9 +224,9 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
 
 def _result(engine: Engine, name: str, request: ContainerRequest) -> RunResult:
     api = engine.client.api
-    state = asked(engine, lambda: api.inspect_container(name))["State"]
-    stdout = asked(engine, lambda: api.logs(name, stdout=True, stderr=False)).decode(errors="replace")
-    stderr = asked(engine, lambda: api.logs(name, stdout=False, stderr=True)).decode(errors="replace")
+    state = call_engine(engine, lambda: api.inspect_container(name))["State"]
+    stdout = call_engine(engine, lambda: api.logs(name, stdout=True, stderr=False)).decode(errors="replace")
+    stderr = call_engine(engine, lambda: api.logs(name, stdout=False, stderr=True)).decode(errors="replace")
     exit_code = int(state["ExitCode"])
     refusal = _REFUSAL.search(stderr) if exit_code in _NOT_EXECUTED else None
     if refusal:

@@ -22,7 +22,16 @@ from docker.errors import DockerException
 from bundler.architecture import Architecture
 from bundler.errors import EngineError, EngineUnavailableError
 
-__all__ = ["ANSWER_SECONDS", "ENGINE_FAILURES", "Engine", "EngineSilentError", "asked", "connect", "engine_errors", "next_from"]
+__all__ = [
+    "ANSWER_SECONDS",
+    "ENGINE_FAILURES",
+    "Engine",
+    "EngineSilentError",
+    "call_engine",
+    "connect",
+    "engine_errors",
+    "next_from",
+]
 
 ANSWER_SECONDS = 120.0  # for a small request on a busy machine
 
@@ -86,7 +95,7 @@ class Engine:
 Answer = TypeVar("Answer")
 
 
-def asked(
+def call_engine(
     engine: Engine, request: Callable[[], Answer], *, seconds: float = ANSWER_SECONDS, finish_seconds: float = 0.0
 ) -> Answer:
     """Call `request` and return its result; wait at most `seconds`, and only while the engine answers pings.

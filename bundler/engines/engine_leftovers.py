@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from docker.errors import NotFound
 
-from bundler.engines.container_engine import Engine, asked, engine_errors
+from bundler.engines.container_engine import Engine, call_engine, engine_errors
 from bundler.engines.owner import LABEL, OWNER_LABEL, TEMPORARY, Owner
 
 __all__ = ["EngineLeftover", "find_engine_leftovers", "remove_engine_leftover"]
@@ -34,8 +34,10 @@ def find_engine_leftovers(engine: Engine) -> tuple[EngineLeftover, ...]:
     """
     api = engine.client.api
     with engine_errors("listing containers and images"):
-        containers = asked(engine, lambda: api.containers(all=True, filters={"label": f"{LABEL}=run"}), seconds=_LIST_SECONDS)
-        images = asked(engine, lambda: api.images(name=f"{TEMPORARY}/*"), seconds=_LIST_SECONDS)
+        containers = call_engine(
+            engine, lambda: api.containers(all=True, filters={"label": f"{LABEL}=run"}), seconds=_LIST_SECONDS
+        )
+        images = call_engine(engine, lambda: api.images(name=f"{TEMPORARY}/*"), seconds=_LIST_SECONDS)
     return tuple(_unowned([*_containers(containers), *_images(images)]))
 
 
@@ -52,7 +54,7 @@ def remove_engine_leftover(engine: Engine, leftover: EngineLeftover) -> None:
         remove = partial(api.remove_image, leftover.name, force=True)
     with engine_errors(f"removing {leftover.name}"):
         try:
-            asked(engine, remove)
+            call_engine(engine, remove)
         except NotFound:
             return
 

@@ -17,7 +17,7 @@ from docker.errors import APIError, ImageNotFound
 
 from bundler import console
 from bundler.architecture import Architecture
-from bundler.engines.container_engine import Engine, asked, engine_errors
+from bundler.engines.container_engine import Engine, call_engine, engine_errors
 from bundler.errors import ImageError
 from bundler.files.atomic_write import atomic_write
 from bundler.images.layers import Layer, read_layer
@@ -51,7 +51,7 @@ def take_base_image(engine: Engine, reference: str, profile: TargetProfile, work
     console.step(f"Exporting the base image {reference} from {engine.name}")
     exported = workspace / "base-image.tar"
     with engine_errors(f"exporting {reference}"), atomic_write(exported) as partial_path:
-        asked(engine, partial(_export, engine, reference, partial_path), seconds=_PULL_SECONDS)
+        call_engine(engine, partial(_export, engine, reference, partial_path), seconds=_PULL_SECONDS)
     with tarfile.open(exported) as archive:
         config, names = _configuration(archive, reference, profile.architecture)
         layers = tuple(_take_layer(archive, name, workspace / f"base-{index}.tar") for index, name in enumerate(names))
@@ -97,7 +97,7 @@ def _export(engine: Engine, reference: str, destination: Path) -> None:
 def _require(engine: Engine, reference: str, profile: TargetProfile) -> None:
     with engine_errors(f"looking for {reference}"):
         try:
-            held = asked(engine, lambda: engine.client.images.get(reference)).attrs
+            held = call_engine(engine, lambda: engine.client.images.get(reference)).attrs
         except ImageNotFound:
             held = _pull(engine, reference, profile.platform)
     if held["Architecture"] != profile.architecture.value:
@@ -108,7 +108,7 @@ def _pull(engine: Engine, reference: str, platform: str) -> dict[str, Any]:
     console.step(f"Pulling {reference} for {platform}")
     try:
         pull = partial(engine.client.images.pull, reference, platform=platform)
-        return dict(asked(engine, pull, seconds=_PULL_SECONDS).attrs)
+        return dict(call_engine(engine, pull, seconds=_PULL_SECONDS).attrs)
     except APIError as error:
         msg = f"{engine.name} cannot pull {reference} for {platform}: {error.explanation}"
         raise ImageError(

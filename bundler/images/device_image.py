@@ -16,7 +16,7 @@ from docker.errors import APIError, ImageNotFound
 
 from bundler import console
 from bundler.architecture import Architecture
-from bundler.engines.container_engine import ENGINE_FAILURES, Engine, asked, engine_errors
+from bundler.engines.container_engine import ENGINE_FAILURES, Engine, call_engine, engine_errors
 from bundler.errors import EngineUnavailableError, ImageError
 from bundler.files.atomic_write import atomic_write
 from bundler.files.sha256 import oci_digest
@@ -152,7 +152,9 @@ def loaded_image(engine: Engine, archive: ImageArchive) -> Iterator[DeviceImage]
     console.step(f"Loading the device image ({archive.size_bytes / 1e6:.0f} MB) into {engine.name}")
     try:
         with engine_errors("loading the device image"), archive.path.open("rb") as file:
-            asked(engine, lambda: engine.client.images.load(file), seconds=_LOAD_SECONDS + archive.size_bytes / _SLOWEST_LOAD)
+            call_engine(
+                engine, lambda: engine.client.images.load(file), seconds=_LOAD_SECONDS + archive.size_bytes / _SLOWEST_LOAD
+            )
         yield _checked(engine, archive)
     finally:
         untag_image(engine, archive.reference)
@@ -160,7 +162,7 @@ def loaded_image(engine: Engine, archive: ImageArchive) -> Iterator[DeviceImage]
 
 def _checked(engine: Engine, archive: ImageArchive) -> DeviceImage:
     with engine_errors("inspecting the device image"):
-        held = asked(engine, lambda: engine.client.images.get(archive.reference))
+        held = call_engine(engine, lambda: engine.client.images.get(archive.reference))
     # The id is the config's or the manifest's digest, depending on the engine's image store; diff_ids are the same in all.
     if tuple(held.attrs["RootFS"]["Layers"]) != archive.diff_ids:
         msg = f"the image {archive.reference} in the engine has other layers than the archive that was loaded"
@@ -187,13 +189,13 @@ def tag_image(engine: Engine, image: DeviceImage, reference: str) -> None:
     """
     repository, _, tag = reference.rpartition(":")
     with engine_errors(f"tagging the device image as {reference}"):
-        asked(engine, lambda: engine.client.api.tag(image.id, repository, tag))
+        call_engine(engine, lambda: engine.client.api.tag(image.id, repository, tag))
 
 
 def untag_image(engine: Engine, reference: str) -> None:
     """Remove a reference, and the image if it has no other one and no container uses it. A missing reference is no error."""
     try:
-        asked(engine, lambda: engine.client.images.remove(reference))
+        call_engine(engine, lambda: engine.client.images.remove(reference))
     except ImageNotFound:
         return
     except ENGINE_FAILURES as error:

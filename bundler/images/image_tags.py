@@ -8,7 +8,7 @@ from pathlib import Path
 from docker.errors import ImageNotFound
 
 from bundler import console
-from bundler.engines.container_engine import Engine, asked, engine_errors
+from bundler.engines.container_engine import Engine, call_engine, engine_errors
 from bundler.files.sha256 import oci_digest
 from bundler.images.device_image import BUNDLE_LABEL, DeviceImage, tag_image, untag_image
 from bundler.resources import cache_directory
@@ -50,14 +50,14 @@ def name_image(engine: Engine, image: DeviceImage, reference: str, *, bundle: Pa
 def _image_id(engine: Engine, reference: str) -> str | None:
     with engine_errors(f"inspecting {reference}"):
         try:
-            return str(asked(engine, lambda: engine.client.images.get(reference)).id)
+            return str(call_engine(engine, lambda: engine.client.images.get(reference)).id)
         except ImageNotFound:
             return None
 
 
 def _label(engine: Engine, reference: str) -> str | None:
     with engine_errors(f"inspecting {reference}"):
-        labels: dict[str, str] = asked(engine, lambda: engine.client.images.get(reference)).labels
+        labels: dict[str, str] = call_engine(engine, lambda: engine.client.images.get(reference)).labels
     return labels.get(BUNDLE_LABEL)
 
 

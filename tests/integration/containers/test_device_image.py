@@ -76,7 +76,7 @@ def test_an_image_changed_behind_our_back_is_noticed(engine: Engine, amd64_archi
 
 
 def test_an_image_for_another_architecture_is_noticed(engine: Engine, amd64_archive: ImageArchive) -> None:
-    with pytest.raises(ImageError, match="for amd64, not for linux/arm64"):
+    with pytest.raises(ImageError, match="for linux/amd64, not for linux/arm64"):
         _load(engine, replace(amd64_archive, architecture=Architecture.ARM64))
 
 
@@ -174,7 +174,7 @@ def test_a_base_image_for_another_architecture_is_refused_by_name(
     debian: str, engine: Engine, arm64: TargetProfile, bundle: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(
-        ImageError, match="edge-bundler-test:own-base is an image for linux/amd64; this target needs linux/arm64"
+        ImageError, match="edge-bundler-test:own-base is an image for linux/amd64; this target requires linux/arm64"
     ):
         _on(debian, arm64, bundle, engine, tmp_path)
 

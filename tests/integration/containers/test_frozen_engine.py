@@ -10,12 +10,13 @@ import textwrap
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from bundler.engines import container_engine as engine_module
-from bundler.engines.container import run_container
+from bundler.engines.container import ContainerRequest, run_container
 from bundler.engines.container_engine import Engine, connect
 from bundler.engines.emulation import Launch
 from bundler.errors import EngineError, EngineUnavailableError
@@ -126,16 +127,15 @@ def test_a_freeze_at_any_request_of_a_run_is_an_engine_error(
 
     start = time.monotonic()
     with connect() as engine:
-        run = lambda: run_container(  # noqa: E731
-            engine,
-            amd64_image.id,
-            ["selftest", text],
+        request = ContainerRequest(
+            image=amd64_image.id,
+            command=["selftest", text],
             launch=Launch(runner="native"),
             timeout_seconds=60,
             memory_mib=512,
             labels={"edge-bundler-test": token},
-            on_stderr_line=on_line,
         )
+        run = partial(run_container, engine, request, on_stderr_line=on_line)
         if word == "DELETE":
             run()  # the result is there; what cannot be removed is named
         else:
