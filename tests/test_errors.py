@@ -41,7 +41,7 @@ def test_every_exit_code_is_documented_in_the_readme_and_in_help(kind: type[Bund
         ("yolo5s", "yolov5s"),
     ],
 )
-def test_the_nearest_name_comes_first(typed: str, meant: str) -> None:
+def test_the_most_similar_name_comes_first(typed: str, meant: str) -> None:
     assert nearest(typed, models()).startswith(f"Did you mean {meant}")
 
 

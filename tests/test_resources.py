@@ -17,11 +17,11 @@ NAMES = ["targets/arm64-qnnpack.toml", "templates/runner.py", "templates/README.
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_editable_install_reads_the_repositorys_own(name: str) -> None:
+def test_an_editable_install_uses_the_files_of_the_repository(name: str) -> None:
     assert resource(*name.split("/")) == ROOT / name
 
 
-def test_a_wheel_carries_them_inside_the_package(tmp_path: Path) -> None:
+def test_a_wheel_contains_the_data_files(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("edge_bundler-*.whl")

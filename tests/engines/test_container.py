@@ -19,5 +19,5 @@ def test_death_names_the_signal_and_its_meaning(exit_code: int, words: str) -> N
 
 
 @pytest.mark.parametrize("exit_code", [0, 1, 3, 126, 127, 128, 255])
-def test_a_program_that_ended_by_itself_did_not_die(exit_code: int) -> None:
+def test_an_exit_code_without_a_signal_is_no_death(exit_code: int) -> None:
     assert describe_death(exit_code) is None

@@ -18,7 +18,7 @@ def test_the_last_matching_line_decides(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["base", "runtime"])
-def test_every_rule_of_the_recipes_has_a_reason(recipe: str) -> None:
+def test_every_pattern_has_a_reason(recipe: str) -> None:
     for line in resource("docker", recipe, "excluded-files.txt").read_text().splitlines():
         pattern, hash_sign, reason = line.partition("#")
         assert not pattern or (hash_sign and reason.strip()), line
@@ -28,7 +28,7 @@ def test_every_rule_of_the_recipes_has_a_reason(recipe: str) -> None:
     "path",
     ["usr/bin/python3.11", "lib/aarch64-linux-gnu/libc.so.6", "usr/lib/x86_64-linux-gnu/libstdc++.so.6", "etc/os-release"],
 )
-def test_the_base_keeps_what_python_needs(path: str) -> None:
+def test_the_base_includes_what_python_needs(path: str) -> None:
     assert not ExcludeList.read(resource("docker", "base", "excluded-files.txt")).excludes(path)
 
 
@@ -40,5 +40,5 @@ def test_the_base_keeps_what_python_needs(path: str) -> None:
         "onnxruntime/LICENSE",
     ],
 )
-def test_the_runtime_keeps_what_models_need(path: str) -> None:
+def test_the_runtime_includes_what_models_need(path: str) -> None:
     assert not ExcludeList.read(resource("docker", "runtime", "excluded-files.txt")).excludes(path)

@@ -22,7 +22,7 @@ def _bundle(folder: Path, *, when: float) -> Path:
     return folder
 
 
-def test_same_files_give_the_same_bytes_whatever_their_order_times_and_modes(tmp_path: Path) -> None:
+def test_equal_files_give_equal_bytes_regardless_of_order_times_and_modes(tmp_path: Path) -> None:
     files = ["runner.py", "models/fp32.onnx", "go.sh"]
     first = write_layer(tmp_path / "1.tar", file_members(_bundle(tmp_path / "a", when=1), files, below="opt/bundle"))
     second_folder = _bundle(tmp_path / "b", when=2e9)
@@ -62,7 +62,7 @@ def test_a_changed_byte_changes_the_digest(tmp_path: Path) -> None:
     assert one.diff_id != other.diff_id
 
 
-def test_links_and_special_folders_come_out_as_they_went_in(tmp_path: Path) -> None:
+def test_links_and_modes_of_directories_are_kept(tmp_path: Path) -> None:
     members = [
         Member(name="tmp", mode=stat.S_IFDIR | 0o1777),
         Member(name="usr/bin/python3", mode=0o777, link="python3.11"),

@@ -1,4 +1,4 @@
-"""Arrays of others: numbers, as many as their headers say, and bounded."""
+"""Untrusted arrays: numbers only, with the size of their headers, within limits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def npy(array: Any) -> bytes:
     return content.getvalue()
 
 
-def test_what_numpy_wrote_is_read() -> None:
+def test_archives_of_numpy_are_read() -> None:
     content = io.BytesIO()
     np.savez_compressed(content, a=np.arange(6, dtype=np.uint8).reshape(2, 3), b=np.float32([1.5]))
     found = read_arrays(content.getvalue())
@@ -48,6 +48,6 @@ def test_what_numpy_wrote_is_read() -> None:
         (lambda: archive(a=npy(np.zeros(30)).replace(b"(30,)", b"(-1,)")), "which does not match"),
     ],
 )
-def test_what_is_something_else_is_refused(make: Callable[[], bytes], words: str) -> None:
+def test_other_archives_and_arrays_are_refused(make: Callable[[], bytes], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         read_arrays(make())

@@ -1,4 +1,4 @@
-"""Archives of bundles: what was packed comes out, and nothing leaves the temporary folder or fills the disk."""
+"""Archives of bundles are unpacked unchanged; nothing is written outside the temporary directory or beyond the limits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def archive(path: Path, *entries: tarfile.TarInfo, format: int = tarfile.USTAR_F
     return path
 
 
-def test_what_was_packed_is_the_bundle_again(bundle: Path, tmp_path: Path) -> None:
+def test_an_archive_gives_the_bundle_back(bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "net.tar.gz"
     write_archive(bundle, path, root="mobilenet_v2-arm64-qnnpack")
     assert is_archive(path)
@@ -46,7 +46,7 @@ def dated(info: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
-def test_what_tar_packed_is_the_bundle_too(bundle: Path, tmp_path: Path, format: int) -> None:  # noqa: A002
+def test_archives_of_tar_are_unpacked_too(bundle: Path, tmp_path: Path, format: int) -> None:  # noqa: A002
     path = tmp_path / "net.tar.gz"
     with tarfile.open(path, "w:gz", format=format) as tar:
         tar.add(bundle, "net", filter=dated)
@@ -74,7 +74,9 @@ def test_what_tar_packed_is_the_bundle_too(bundle: Path, tmp_path: Path, format:
         ([], "contains no folder"),
     ],
 )
-def test_what_is_no_plain_file_is_refused(tmp_path: Path, entries: list[tarfile.TarInfo], words: str) -> None:
+def test_anything_but_regular_files_in_one_folder_is_refused(
+    tmp_path: Path, entries: list[tarfile.TarInfo], words: str
+) -> None:
     path = archive(tmp_path / "net.tar.gz", *entries)
     with pytest.raises(BundleDamagedError, match=words), unpacked(path):
         pass
@@ -98,13 +100,13 @@ def gzipped(content: bytes) -> bytes:
     ],
     ids=["empty", "zip", "no tar", "huge", "cut off", "half a gzip", "pax"],
 )
-def test_what_is_no_such_archive_is_refused(tmp_path: Path, make: Callable[[], bytes], words: str) -> None:
+def test_files_that_are_no_archive_are_refused(tmp_path: Path, make: Callable[[], bytes], words: str) -> None:
     path = tmp_path / "net.tar.gz"
     path.write_bytes(make())
     with pytest.raises(BundleDamagedError, match=words), unpacked(path):
         pass
 
 
-def test_a_fifo_of_that_name_is_no_archive(tmp_path: Path) -> None:
+def test_a_fifo_is_not_an_archive(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "net.tar.gz")
     assert not is_archive(tmp_path / "net.tar.gz")

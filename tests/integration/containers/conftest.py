@@ -1,4 +1,4 @@
-"""Device images with a runner that does what the test asks: once for each architecture."""
+"""Device images whose program executes the Python text of a test, one per architecture."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def amd64_image(engine: Engine, amd64_archive: ImageArchive) -> Iterator[DeviceI
 
 @contextmanager
 def _kept(engine: Engine, image: DeviceImage) -> Iterator[None]:
-    """Give a shared image a second name, so that it stays when a test loads and removes the same archive."""
+    """Give a shared image a second tag, so that it stays when a test loads and removes the same archive."""
     reference = f"edge-bundler-test:kept-{image.architecture.value}"
     tag_image(engine, image, reference)
     try:
@@ -102,7 +102,7 @@ def native_run(engine: Engine, amd64_image: DeviceImage) -> Run:
 
 @pytest.fixture
 def arm64_run(arm64_engine: Engine, arm64_image: DeviceImage, arm64: TargetProfile) -> Run:
-    """Run Python text in an arm64 container that is a Cortex-A53."""
+    """Run Python text in an arm64 container that emulates a Cortex-A53."""
     launch = decide_launch(arm64_engine, arm64, CpuProfile(name="cortex-a53", present=(), absent=()))
     assert isinstance(launch, Launch), launch
     return _runner(arm64_engine, arm64_image, launch)

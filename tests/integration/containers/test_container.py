@@ -225,7 +225,7 @@ def test_programs_of_an_unknown_architecture_are_an_emulator_error(
 
 
 class FragileSocket:
-    """A socket that leads to the real engine and can be torn out: a client then sees what it sees when the engine dies."""
+    """A proxy socket of the real engine that can be closed, which a client sees as the end of the engine."""
 
     def __init__(self, path: Path, target: str) -> None:
         self.path = path
@@ -280,7 +280,7 @@ def fragile_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def _message_of_a_death(fragile: FragileSocket, image: DeviceImage, token: str) -> str:
-    """Run until the container speaks, lose the engine at that moment, and return what is said about it."""
+    """Close the socket at the container's first output, and return the message of the error."""
     try:
         with connect() as engine:
             run_container(
@@ -297,7 +297,7 @@ def _message_of_a_death(fragile: FragileSocket, image: DeviceImage, token: str) 
             )
     except EngineError as error:
         return error.message
-    pytest.fail("the run went on without an engine")
+    pytest.fail("the run continued without an engine")
 
 
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # the SDK leaves them open when nobody listens

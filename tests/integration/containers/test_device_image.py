@@ -124,7 +124,7 @@ def _is_right(run: RunResult, machine: str, profile: TargetProfile) -> None:
 
 @pytest.fixture
 def debian(engine: Engine, amd64: TargetProfile) -> Iterator[str]:
-    """An image as a user would have one: our own base imported into the engine, with a PATH of its own."""
+    """An image like one of a user: our base imported into the engine, with another PATH."""
     reference = "edge-bundler-test:own-base"
     layer = base_layer(amd64)
     engine.client.api.import_image_from_file(

@@ -1,4 +1,4 @@
-"""An engine that freezes, at each request of a run: a process between us and the real one, which stops itself."""
+"""An engine that stops answering at each request of a run: a proxy process of the real engine that stops itself."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ Freezing = Callable[[str], subprocess.Popen[str]]
 
 @pytest.fixture
 def frozen_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Freezing]:
-    """Start a proxy that freezes when a request holds a word, and make it the engine."""
+    """Start a proxy that stops when a request contains the given word, and set DOCKER_HOST to it."""
     target = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
     if not Path(target).is_socket():
         pytest.skip("the engine is not behind a socket of this machine")
