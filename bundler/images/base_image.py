@@ -24,6 +24,8 @@ __all__ = ["base_layer"]
 
 # It contains /etc/os-release, from which scanners read the distribution, and directories such as /tmp and /proc.
 _SKELETON = "base-files"
+_EXCLUDED = resource("docker", "base", "excluded-files.txt")
+_HOOK = resource("docker", "base", "record-packages.sh")
 _SECONDS = 3600.0  # time limit of mmdebstrap, for slow connections
 
 
@@ -40,7 +42,8 @@ def base_layer(profile: TargetProfile) -> Layer:
         "suite": profile.image.suite,
         "packages": profile.image.packages,
         "architecture": profile.architecture.debian,
-        "recipe": {path.name: path.read_text(encoding="utf-8") for path in sorted(resource("docker", "base").iterdir())},
+        "excluded": ExcludeList.read(_EXCLUDED).patterns,
+        "hook": _HOOK.read_text(encoding="utf-8"),
         "skeleton": _SKELETON,
     }
     return cached_folder("base", facts, lambda partial: _build(profile, partial)).layer("layer.tar")
@@ -67,7 +70,7 @@ def _unpack_packages(profile: TargetProfile, destination: Path) -> None:
         f"--architectures={profile.architecture.debian}",
         "--variant=extract",
         f"--include={','.join((_SKELETON, *profile.image.packages))}",
-        f"--extract-hook={resource('docker', 'base', 'record-packages.sh')}",
+        f"--extract-hook={_HOOK}",
         '--aptopt=Acquire::Retries "3"',
         "--",
         profile.image.suite,
@@ -96,7 +99,7 @@ def _unpack_packages(profile: TargetProfile, destination: Path) -> None:
 
 def _kept(unpacked: Path) -> Iterator[Member]:
     """Yield the members that are not excluded; an excluded directory is still written if a file in it is not excluded."""
-    exclude_list = ExcludeList.read(resource("docker", "base", "excluded-files.txt"))
+    exclude_list = ExcludeList.read(_EXCLUDED)
     with tarfile.open(unpacked) as tar:
         for entry in tar:
             name = entry.name.removeprefix("./").rstrip("/")

@@ -27,6 +27,7 @@ from bundler.targets import RuntimeProfile, TargetProfile
 __all__ = ["RUNTIME", "RuntimeLayer", "Wheel", "runtime_layer"]
 
 RUNTIME = "opt/runtime"
+_EXCLUDED = resource("docker", "runtime", "excluded-files.txt")
 _SECONDS = 3600.0  # time limit of pip, for slow connections
 
 
@@ -57,7 +58,7 @@ def runtime_layer(profile: TargetProfile) -> RuntimeLayer:
         "python": profile.runtime.python,
         "requirements": profile.runtime.requirements,
         "wheel_platforms": profile.runtime.wheel_platforms,
-        "recipe": resource("docker", "runtime", "excluded-files.txt").read_text(encoding="utf-8"),
+        "excluded": ExcludeList.read(_EXCLUDED).patterns,
     }
     folder = cached_folder("runtime", facts, lambda partial: _build(profile, partial))
     wheels = json.loads((folder.path / "wheels.json").read_text(encoding="utf-8"))
@@ -115,7 +116,7 @@ def _download(runtime: RuntimeProfile, destination: Path) -> None:
 
 def _kept(wheel: Path) -> Iterator[Member]:
     """Yield the files of a wheel that are not excluded, under the paths to which an installer writes them."""
-    exclude_list = ExcludeList.read(resource("docker", "runtime", "excluded-files.txt"))
+    exclude_list = ExcludeList.read(_EXCLUDED)
     with zipfile.ZipFile(wheel) as archive:
         for entry in archive.infolist():
             if entry.is_dir() or exclude_list.excludes(entry.filename):

@@ -9,17 +9,20 @@ from bundler.resources import resource
 
 
 def test_the_last_matching_line_decides(tmp_path: Path) -> None:
-    (tmp_path / "cut.txt").write_text("# a list\nusr/share/doc/*   # manuals\n!usr/share/doc/*/copyright # licences\n\n*.pyi\n")
-    cut_list = ExcludeList.read(tmp_path / "cut.txt")
-    assert cut_list.excludes("usr/share/doc/python3/changelog.gz")
-    assert not cut_list.excludes("usr/share/doc/python3/copyright")
-    assert cut_list.excludes("numpy/linalg/_linalg.pyi")
-    assert not cut_list.excludes("numpy/linalg/_linalg.py")
+    (tmp_path / "excluded.txt").write_text(
+        "# a list\nusr/share/doc/*   # manuals\n!usr/share/doc/*/copyright # licences\n\n*.pyi\n"
+    )
+    exclude_list = ExcludeList.read(tmp_path / "excluded.txt")
+    assert exclude_list.excludes("usr/share/doc/python3/changelog.gz")
+    assert not exclude_list.excludes("usr/share/doc/python3/copyright")
+    assert exclude_list.excludes("numpy/linalg/_linalg.pyi")
+    assert not exclude_list.excludes("numpy/linalg/_linalg.py")
+    assert exclude_list.patterns == ("usr/share/doc/*", "!usr/share/doc/*/copyright", "*.pyi")
 
 
-@pytest.mark.parametrize("recipe", ["base", "runtime"])
-def test_every_pattern_has_a_reason(recipe: str) -> None:
-    for line in resource("docker", recipe, "excluded-files.txt").read_text().splitlines():
+@pytest.mark.parametrize("layer", ["base", "runtime"])
+def test_every_pattern_has_a_reason(layer: str) -> None:
+    for line in resource("docker", layer, "excluded-files.txt").read_text().splitlines():
         pattern, hash_sign, reason = line.partition("#")
         assert not pattern or (hash_sign and reason.strip()), line
 
