@@ -1,4 +1,4 @@
-"""One type that knows each processor architecture's names: OCI, Debian, wheel tag, QEMU, uname."""
+"""Architecture: the names of a processor architecture in OCI, Debian, wheel tags, QEMU and uname."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ class Architecture(Enum):
 
     @property
     def machine(self) -> str:
-        """What `uname -m`, wheel tags and QEMU's program names call it: `aarch64`."""
+        """The name in `uname -m`, wheel tags and QEMU's program names: `aarch64`."""
         return {Architecture.AMD64: "x86_64", Architecture.ARM64: "aarch64"}[self]
 
     @classmethod
     def parse(cls, name: str) -> Architecture:
-        """Read any of its names, with or without `linux/` and a variant (`linux/arm64/v8`).
+        """Return the architecture with the given name, with or without `linux/` and the variant of arm64 (`linux/arm64/v8`).
 
         Raises:
-            ValueError: the name is none of ours.
+            ValueError: the architecture is not supported.
         """
         bare = name.lower().removeprefix("linux/").removesuffix("/v8")
         for architecture in cls:
             if bare in (architecture.value, architecture.machine):
                 return architecture
-        msg = f"{name!r} is none of {', '.join(architecture.platform for architecture in cls)}"
+        msg = f"{name!r} is not one of {', '.join(architecture.platform for architecture in cls)}"
         raise ValueError(msg)
 
     @classmethod
     def host(cls) -> Architecture | None:
-        """Return the architecture this program runs on; None where it is none of ours."""
+        """Return the architecture of this machine; None if it is not supported."""
         try:
             return cls.parse(os.uname().machine)
         except ValueError:

@@ -1,9 +1,8 @@
-"""The only writer to the terminal: results go to stdout, everything else to stderr.
+"""Terminal output: results go to stdout, everything else to stderr. No other module writes to the terminal.
 
-All text is made visible here (bundler/visible.py): a line feed or a control character in it is written out, whoever it is
-from. Text of several lines is several calls.
+Line feeds and control characters in text are escaped here (bundler/visible.py). Each call writes one line.
 
-rich is imported by what needs it: the listing commands answer in a pipe without it, in a third of the time.
+rich is imported in the functions that use it: without it, listing commands in a pipe take a third of the time.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ __all__ = [
 ]
 
 
-_NOBODY_READS = 128 + signal.SIGPIPE
+_BROKEN_PIPE = 128 + signal.SIGPIPE  # exit code
 
 
 def heading(text: str) -> None:
@@ -48,12 +47,12 @@ def heading(text: str) -> None:
 
 
 def step(text: str) -> None:
-    """Say what is being done now."""
+    """Write which step begins."""
     _say(text, mark="▸ ", mark_style="bold cyan")
 
 
 def detail(text: str) -> None:
-    """Say a fact about the step just announced."""
+    """Write a detail of the current step."""
     _say(text, mark="  ", style="dim")
 
 
@@ -66,36 +65,36 @@ def warn(text: str) -> None:
 
 
 def error(message: str, next_step: str) -> None:
-    """Say what failed and what to do next."""
+    """Write an error message and the next step."""
     _say(message, mark="✗ error: ", mark_style="bold red")
     if next_step:
         _say(next_step, mark="  next: ", mark_style="bold")
 
 
 def trace(error: BaseException) -> None:
-    """Say where a failure happened."""
+    """Write the traceback of an exception."""
     for line in "".join(format_exception(error)).splitlines():
         plain(line)
 
 
 def plain(text: str) -> None:
-    """Write a line to stderr without any mark."""
+    """Write a line to stderr without a prefix."""
     sys.stderr.write(f"{visible(text)}\n")
 
 
 def text_result(text: str) -> None:
-    """Write a result for people to stdout."""
+    """Write a line of a result to stdout."""
     _write_result(f"{visible(text)}\n")
 
 
 def json_result(value: Any) -> None:
-    """Write a result for machines to stdout: one JSON document, in which invisible characters are escaped as JSON does it."""
+    """Write a result to stdout as a JSON document; control characters are escaped as in JSON strings."""
     lines = json.dumps(value, indent=2, ensure_ascii=False).split("\n")  # json escapes line feeds inside strings
     _write_result("".join(f"{_json_escaped(line)}\n" for line in lines))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write a table to stdout: folded to the width of a terminal, and one line a row in a pipe."""
+    """Write a table to stdout: wrapped to the width of a terminal, or with one line per row in a pipe."""
     lines = [list(map(visible, line)) for line in (columns, *rows)]
     if not sys.stdout.isatty():
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -120,9 +119,9 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(description: str, total: int | None) -> Iterator[Advance]:
-    """Show a bar with the time left while the block runs; call what is yielded with how much more is done, and a new text.
+    """Show a progress bar while the block runs; the yielded function advances it and can change its description.
 
-    Where stderr is no terminal, a line at the start is enough.
+    If stderr is not a terminal, one line is written at the start.
     """
     from rich.progress import (  # noqa: PLC0415
         BarColumn,
@@ -151,11 +150,11 @@ def progress(description: str, total: int | None) -> Iterator[Advance]:
 
 
 def _write_result(text: str) -> None:
-    """Write to stdout at once, so that a failure is seen here.
+    """Write to stdout and flush, so that errors occur here.
 
     Raises:
-        BrokenPipeError: nobody reads it any more.
-        OutputError: it cannot be written, because a disk is full for instance.
+        BrokenPipeError: the reader has closed the pipe.
+        OutputError: it cannot be written, for example because the disk is full.
     """
     try:
         sys.stdout.write(text)
@@ -164,20 +163,21 @@ def _write_result(text: str) -> None:
         raise
     except OSError as error:
         raise OutputError(
-            f"the result cannot be written to standard output: {error.strerror}", next_step="See where it is redirected to."
+            f"the result cannot be written to standard output: {error.strerror}",
+            next_step="Check the file or device that standard output is redirected to.",
         ) from error
 
 
 def _say(text: str, *, mark: str = "", mark_style: str = "", style: str = "") -> None:
-    """Write to stderr. Where nobody reads that any more the command ends, once, and is silent from then on."""
-    from rich.text import Text  # noqa: PLC0415  a plain string would be searched for markup and emoji
+    """Write to stderr; after an error discard all later output, and end the command if the reader has closed the pipe."""
+    from rich.text import Text  # noqa: PLC0415  in a str, rich would interpret markup and emoji codes
 
     try:
         _stderr().print(Text.assemble((mark, mark_style), (visible(text), style)))
-    except (OSError, SystemExit) as error:  # rich makes a SystemExit of a broken pipe
+    except (OSError, SystemExit) as error:  # rich raises SystemExit for a broken pipe
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  for the rest of the process
         if isinstance(error, SystemExit | BrokenPipeError):
-            raise SystemExit(_NOBODY_READS) from error
+            raise SystemExit(_BROKEN_PIPE) from error
 
 
 def _json_escaped(line: str) -> str:

@@ -1,4 +1,4 @@
-"""Every failure a user can meet: one class each, with its exit code and what to do next."""
+"""The errors of this package: each has an exit code, a message and the next step for the user."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = [
 
 
 class BundlerError(Exception):
-    """A failure with a cause and a next step; `exit_code` is part of the command line's contract."""
+    """An error with a message and a next step; the exit codes are part of the documented command line interface."""
 
     exit_code: ClassVar[int] = 1
 
@@ -50,7 +50,7 @@ class BundlerError(Exception):
 
 
 class ImpossibleRequestError(BundlerError):
-    """A number on the command line that no network can take."""
+    """An argument that is not valid for the model or target."""
 
     exit_code = 2
 
@@ -73,7 +73,7 @@ class UnknownTargetError(BundlerError):
 
 
 class TargetProfileError(BundlerError):
-    """A target's TOML file that cannot be read or does not validate."""
+    """A target profile that cannot be read or is not valid."""
 
     exit_code = 4
 
@@ -82,7 +82,7 @@ class TargetProfileError(BundlerError):
 
 
 class ModeUnavailableError(BundlerError):
-    """A mode that this model does not have, or not yet."""
+    """A mode that is not available for this model."""
 
     exit_code = 5
 
@@ -92,7 +92,7 @@ class ModeUnavailableError(BundlerError):
 
 
 class BrokenModelError(BundlerError):
-    """A model that another package offers, and that cannot be used."""
+    """A model of another package that cannot be used."""
 
     exit_code = 4
 
@@ -104,25 +104,25 @@ class BrokenModelError(BundlerError):
 
 
 class CheckpointError(BundlerError):
-    """Weights that cannot be read, or that belong to another network."""
+    """Weights that cannot be read, or that do not fit the model."""
 
     exit_code = 6
 
 
 class CalibrationError(BundlerError):
-    """A calibration folder without one usable picture."""
+    """Calibration data that cannot be used."""
 
     exit_code = 7
 
 
 class DataError(BundlerError):
-    """Labelled pictures that accuracy cannot be measured with."""
+    """Labelled images that cannot be used to measure accuracy or to train."""
 
     exit_code = 7
 
 
 class UnreadableImageError(DataError):
-    """An image file that cannot be read or decoded; `reason` says why, in a few words."""
+    """An image file that cannot be read or decoded; `reason` is the cause without the path."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(
@@ -132,25 +132,25 @@ class UnreadableImageError(DataError):
 
 
 class TrainingError(BundlerError):
-    """A training that cannot go on, or be resumed."""
+    """A training that cannot continue or be resumed."""
 
     exit_code = 14
 
 
 class AccuracyError(BundlerError):
-    """An INT8 mode that loses more accuracy than `--max-drop` allows."""
+    """An INT8 mode whose accuracy drop is larger than `--max-drop`."""
 
     exit_code = 13
 
 
 class VerificationFailedError(BundlerError):
-    """At least one mode gave wrong results on at least one CPU."""
+    """At least one mode failed verification on at least one CPU."""
 
     exit_code = 8
 
 
 class EngineError(BundlerError):
-    """The container engine refused, or died half-way."""
+    """The container engine refused a request, or failed during it."""
 
     exit_code = 9
 
@@ -160,35 +160,35 @@ class EngineUnavailableError(EngineError):
 
 
 class ContainerTimeoutError(EngineError):
-    """A container that ran into its time limit and was killed."""
+    """A container that was killed after its time limit."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
             f"the container was killed after its time limit of {seconds:g} s",
-            next_step="Raise `timeout_seconds` in the target's profile if this machine is slow, or see `bundler doctor`.",
+            next_step="If this machine is slow, raise `timeout_seconds` in the target profile; otherwise run `bundler doctor`.",
         )
 
 
 class EmulatorError(EngineError):
-    """An emulator that is too old, computes wrongly, or ignores the CPU it was asked to be."""
+    """An emulator that is too old, computes wrong results, or emulates another CPU than requested."""
 
 
 class ImageError(EngineError):
-    """An image that could not be put together: base image, wheels, or loading."""
+    """A device image that cannot be assembled or loaded."""
 
 
 class OtherFilesExecutedError(EngineError):
-    """The device program executed other files than those it was to verify."""
+    """The device program executed other files than those of the bundle."""
 
 
 class ExportError(BundlerError):
-    """A graph that does not hold what the export promises."""
+    """An exported ONNX graph that failed validation."""
 
     exit_code = 10
 
 
 class BundleDamagedError(BundlerError):
-    """A bundle whose files are not the ones that were proved."""
+    """A bundle whose files are not those that were verified, or that is not valid."""
 
     exit_code = 11
 
@@ -198,13 +198,13 @@ class BundleNotFoundError(BundlerError):
 
 
 class UntrustedBundleError(BundlerError):
-    """A bundle that asks for something that only the user may ask for."""
+    """A bundle whose documents request something that only the user can permit."""
 
     exit_code = 11
 
 
 class OutputError(BundlerError):
-    """A place that cannot be written to."""
+    """A file or directory that cannot be written."""
 
     exit_code = 12
 
@@ -215,16 +215,16 @@ class OutOfSpaceError(OutputError):
     def __init__(self, path: str) -> None:
         self.path = path
         super().__init__(
-            f"the disk is full at {path}; nothing of an earlier bundle was changed",
+            f"the disk is full at {path}; an earlier bundle is unchanged",
             next_step="Free some space (`docker system prune`), or use another disk: --output DIR, XDG_CACHE_HOME=DIR for the "
             "cache, TMPDIR=DIR for temporary files. Then run the same command again.",
         )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `Did you mean …?` with up to three names, or an empty string.
+    """Return `Did you mean …?` with up to three of the known names, or an empty string if none is similar.
 
-    Names are compared without case and separators first: `ResNet-50` is `resnet50`.
+    Case and separators are ignored: `ResNet-50` matches `resnet50`.
     """
     squeezed = {_squeeze(candidate): candidate for candidate in known}
     matches = difflib.get_close_matches(_squeeze(name), squeezed, n=3, cutoff=0.55)

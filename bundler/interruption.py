@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP end a command once, in order: clean-up that has begun is finished, whatever else arrives."""
+"""Handling of SIGINT, SIGTERM and SIGHUP: the first one ends the command with clean-up, later ones do not interrupt it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from types import FrameType
 __all__ = ["SIGNALS", "InterruptedBySignal", "end_by_signals", "ended_without_traceback", "shielded"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-CLEAN_UP_SECONDS = 60.0  # an engine that does not answer is given up long before
+CLEAN_UP_SECONDS = 60.0  # more than all waits for an engine that does not answer
 
 
 class InterruptedBySignal(KeyboardInterrupt):
-    """The command was told to end; `exit_code` is 128 and the signal's number, as a shell reports it."""
+    """A signal ended the command; `exit_code` is 128 plus the signal's number, as in a shell."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -24,11 +24,11 @@ class InterruptedBySignal(KeyboardInterrupt):
 
 
 class _State:
-    """What the handler and the shields share. Only the main thread handles signals."""
+    """The state that the handler and `shielded` share. Only the main thread handles signals."""
 
     def __init__(self) -> None:
         self.shields = 0
-        self.waiting: int | None = None  # the signal that arrived behind a shield
+        self.waiting: int | None = None  # the signal that arrived in a shielded block
         self.ending = False
         self.on_give_up: Callable[[], None] = lambda: None
 
@@ -37,14 +37,14 @@ _state = _State()
 
 
 def end_by_signals(on_give_up: Callable[[], None] = lambda: None) -> None:
-    """From now on, the first of the signals raises InterruptedBySignal in the main thread, and later ones do nothing.
+    """Install handlers: the first of the signals raises InterruptedBySignal in the main thread, later ones are ignored.
 
-    If the process is still there `CLEAN_UP_SECONDS` after the first one, `on_give_up` is called in another thread, and it exits
-    without further clean-up.
+    If the process still runs `CLEAN_UP_SECONDS` after the first one, `on_give_up` is called in another thread, and the process
+    exits without further clean-up.
     """
     _state.on_give_up = on_give_up
     for number in SIGNALS:
-        ignored = signal.getsignal(number) is signal.SIG_IGN  # by nohup, or by a shell for what it starts in the background
+        ignored = signal.getsignal(number) is signal.SIG_IGN  # by nohup, or by a shell for background jobs
         if not ignored or number == signal.SIGTERM:
             signal.signal(number, _handle)
 
@@ -69,9 +69,9 @@ def ended_without_traceback() -> Iterator[None]:
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """Let a signal wait until the block has ended; for clean-up that is short and must not be cut in two.
+    """Defer signals until the block ends; for short clean-up that must not be interrupted.
 
-    Without `end_by_signals`, and in other threads than the main one, it does nothing.
+    Without `end_by_signals`, and in other threads than the main one, it has no effect.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

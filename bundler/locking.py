@@ -1,4 +1,4 @@
-"""Locks between processes: an empty file that the kernel unlocks when its holder ends, however it ends."""
+"""Locks between processes: flock(2) on an empty file, which the kernel releases when the process ends for any reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def lock(path: Path, *, seconds: float, on_wait: Callable[[], None] = lambda: No
     `on_wait` is called once if another process holds it.
 
     Raises:
-        OutputError: the file cannot be made or locked, or another process still held it after `seconds`.
+        OutputError: the file cannot be created or locked, or another process still held it after `seconds`.
     """
     deadline = time.monotonic() + seconds
     waited = False
@@ -41,36 +41,35 @@ def lock(path: Path, *, seconds: float, on_wait: Callable[[], None] = lambda: No
         if time.monotonic() >= deadline:
             raise OutputError(
                 f"another process has held {path} for {seconds:.0f} s",
-                next_step=f"`fuser {path}` shows which; wait for it or end it, then run the same command again.",
+                next_step=f"`fuser {path}` shows which one; wait for it or end it, then run the same command again.",
             )
         time.sleep(_POLL_SECONDS)
 
 
 @contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Yield whether the lock could be taken at once; if so it is held while the block runs, and the file removed afterwards.
+    """Yield whether the lock was free; if so, it is held while the block runs, and the file is removed afterwards.
 
     Raises:
-        OutputError: the file cannot be made or locked.
+        OutputError: the file cannot be created or locked.
     """
+    descriptor, held = -1, False
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise _cannot(path, error) from error
-    held = False
-    try:
-        held = _take(descriptor, path)
+        with shielded():  # a signal in between would leave the file
+            descriptor = _open(path)
+            held = _take(descriptor, path)
         yield held
     finally:
         with shielded():
             if held:
-                with suppress(OSError):  # its folder is gone, and the lock with it
+                with suppress(OSError):  # the directory was removed, with the lock file
                     path.unlink()
-            os.close(descriptor)
+            if descriptor >= 0:
+                os.close(descriptor)
 
 
 def is_held(path: Path) -> bool:
-    """Say whether a living process holds the lock; True too where that cannot be seen."""
+    """Return whether a running process holds the lock; True too if the file cannot be opened."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -86,8 +85,15 @@ def is_held(path: Path) -> bool:
     return False
 
 
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise _cannot(path, error) from error
+
+
 def _take(descriptor: int, path: Path) -> bool:
-    """Lock the file, and see that it still has its name: the last holder may have removed it in between."""
+    """Lock the file, and check that the path still refers to it: the last holder may have removed it meanwhile."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -105,5 +111,5 @@ def _cannot(path: Path, error: OSError) -> OutputError:
         return OutOfSpaceError(str(path.parent))
     return OutputError(
         f"{path.parent} cannot be written to: {path.name} cannot be locked ({error.strerror})",
-        next_step="Use a place that can be written to and has file locks: --output DIR, or XDG_CACHE_HOME=DIR for the cache.",
+        next_step="Use a writable directory on a file system with locks: --output DIR, or XDG_CACHE_HOME=DIR for the cache.",
     )

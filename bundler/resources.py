@@ -1,4 +1,7 @@
-"""Where `targets/`, `templates/` and `docker/` are: in an installed wheel, or in the repository of an editable install."""
+"""Paths of the data files in `targets/`, `templates/` and `docker/`, and of the cache.
+
+The data files are in the installed wheel, or in the repository of an editable install (docs/decisions/data-files.md).
+"""
 
 from __future__ import annotations
 
@@ -24,27 +27,27 @@ def resource(*parts: str) -> Path:
         path = root.joinpath(*parts)
         if path.exists():
             return path
-    msg = f"{Path(*parts)} is missing from this installation of edge-bundler; install it again"
+    msg = f"{Path(*parts)} is missing in this installation of edge-bundler; install it again"
     raise FileNotFoundError(msg)
 
 
 def cache_directory() -> Path:
-    """Return the folder for downloads and base images (`$XDG_CACHE_HOME/edge-bundler`), made if needed.
+    """Return the directory for downloads and base images (`$XDG_CACHE_HOME/edge-bundler`); it is created if it does not exist.
 
     Raises:
-        OutputError: it cannot be made, or there is no home directory to make it in.
+        OutputError: it cannot be created, or the user has no home directory.
     """
     try:
         path = platformdirs.user_cache_path("edge-bundler")
     except RuntimeError:  # older platformdirs return "~/.cache/edge-bundler" instead
         path = Path("~")
     if not path.is_absolute():
-        raise OutputError("this user has no home directory to keep the cache in", next_step="Set HOME, or XDG_CACHE_HOME=DIR.")
+        raise OutputError("this user has no home directory for the cache", next_step="Set HOME, or XDG_CACHE_HOME=DIR.")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
-            f"the cache {path} cannot be made: {error.strerror} ({os.fsdecode(error.filename)})",
-            next_step="Make room for it, or put it elsewhere: XDG_CACHE_HOME=DIR.",
+            f"the cache {path} cannot be created: {error.strerror} ({os.fsdecode(error.filename)})",
+            next_step="Make its parent writable, or use another directory: XDG_CACHE_HOME=DIR.",
         ) from error
     return path

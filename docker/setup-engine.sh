@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# Makes sure that a container engine answers and that this machine can be every CPU of the targets.
+# Sets up a container engine, and QEMU for the CPUs of the targets.
 #
-#   docker/setup-engine.sh           set up what is missing (root on Debian or Ubuntu), else print the commands to type
+#   docker/setup-engine.sh           install and start what is missing (as root on Debian or Ubuntu), else print the commands
 #   docker/setup-engine.sh --check   only report
 #
-# Exit codes: 0 everything works; 1 a step failed, its log is shown; 3 something is missing and was left alone.
+# Exit codes: 0 everything works; 1 a step failed, the end of its log is printed; 3 something is missing and was not changed.
 # BUNDLER_NO_SYSTEM=1 forbids every change to the system.
 set -euo pipefail
 
-readonly QEMU_MINIMUM=10.0 # 7.2 crashes importing onnxruntime, 8.2 miscomputes (bytecodealliance/wasmtime#8233)
 readonly LOGS=/var/log/edge-bundler
 readonly BINFMT=/proc/sys/fs/binfmt_misc
 readonly BACKPORTS=/etc/apt/sources.list.d/edge-bundler-backports.sources
@@ -37,8 +36,16 @@ fail() {
     exit 1
 }
 has() { command -v "$1" >/dev/null 2>&1; }
+# The highest emulator_minimum of the target profiles, which are beside this script's folder in the repository and in a wheel.
+qemu_minimum() {
+    sed -n 's/^emulator_minimum *= *"\([0-9.]*\)".*/\1/p' "$(dirname "$(readlink -f "$0")")"/../targets/*.toml 2>/dev/null | sort -V | tail -n 1
+}
 running() { grep -qsE "^[0-9]+ \($1\) [^ZX]" /proc/[0-9]*/stat; } # neither a zombie nor dead
 at_least() { [[ $(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1) == "$2" ]]; }
+
+QEMU_MINIMUM=$(qemu_minimum) || true
+[[ -n $QEMU_MINIMUM ]] || fail "no emulator_minimum in the target profiles (targets/*.toml): install edge-bundler again"
+readonly QEMU_MINIMUM
 
 # --- What works already -------------------------------------------------------------------------------------------------
 
@@ -52,7 +59,7 @@ engine_version() {
     fi
 }
 
-# A copy of it runs inside containers that hold none of its libraries, so it has to be static.
+# A copy of it runs in containers without its libraries: it must be static.
 qemu_program() { command -v "qemu-$1-static" || command -v "qemu-$1"; }
 
 qemu_version() {
@@ -65,8 +72,8 @@ qemu_works() {
     version=$(qemu_version "$1") && [[ -n $version ]] && at_least "$version" "$QEMU_MINIMUM"
 }
 
-# The kernel keeps the interpreter open that it was given (flag F): after an upgrade of QEMU it goes on running the old one.
-# An entry's modification time is the moment of its registration.
+# With flag F the kernel keeps the interpreter open: after an upgrade of QEMU it still runs the old one.
+# The modification time of an entry is the time of its registration.
 handler_works() {
     local entry=$BINFMT/qemu-$FOREIGN interpreter
     [[ -r $entry && $(head -n 1 "$entry") == enabled ]] || return 1
@@ -74,7 +81,7 @@ handler_works() {
     interpreter=$(sed -n 's/^interpreter //p' "$entry")
     if [[ ! -e $interpreter ]]; then # registered from inside a container, as tonistiigi/binfmt does
         if may_change; then return 1; fi
-        return 0 # its version is checked in the container, before anything is trusted
+        return 0 # its version is checked in the container
     fi
     interpreter=$(readlink -f "$interpreter")
     [[ $interpreter == "$(readlink -f "$(qemu_program "$FOREIGN")")" ]] || return 1
@@ -92,21 +99,21 @@ missing() {
 
 report() {
     local version
-    if version=$(engine_version); then say "engine: answers, version $version"; else say "engine: none answers"; fi
+    if version=$(engine_version); then say "engine: version $version"; else say "engine: none answers"; fi
     if emulation_works; then
-        say "emulation: $FOREIGN_OCI runs here, QEMU $(qemu_version "$FOREIGN" || echo "of another installation")"
+        say "emulation: $FOREIGN_OCI with QEMU $(qemu_version "$FOREIGN" || echo "of another installation")"
     else
-        say "emulation: $FOREIGN_OCI does not run here, or with a QEMU older than $QEMU_MINIMUM (on disk: $(qemu_version "$FOREIGN" || echo none))"
+        say "emulation: no handler for $FOREIGN_OCI with QEMU $QEMU_MINIMUM or newer (installed: $(qemu_version "$FOREIGN" || echo none))"
     fi
     if qemu_works "$NATIVE"; then
         say "user mode: $(qemu_program "$NATIVE"), $(qemu_version "$NATIVE")"
     else
-        say "user mode: no qemu-$NATIVE-static from $QEMU_MINIMUM on (on disk: $(qemu_version "$NATIVE" || echo none))"
+        say "user mode: no qemu-$NATIVE-static $QEMU_MINIMUM or newer (installed: $(qemu_version "$NATIVE" || echo none))"
     fi
-    if has mmdebstrap; then say "base image: $(mmdebstrap --version)"; else say "base image: no mmdebstrap"; fi
+    if has mmdebstrap; then say "base image: $(mmdebstrap --version)"; else say "base image: mmdebstrap is not installed"; fi
 }
 
-# --- What may be done about it -------------------------------------------------------------------------------------------
+# --- Which changes are possible -------------------------------------------------------------------------------------------
 
 # shellcheck source=/dev/null
 os_release() { (. /etc/os-release 2>/dev/null && echo "${!1:-}"); }
@@ -142,28 +149,28 @@ print_debian_commands() {
     fi
 }
 
-# Each line can be pasted into a shell as it stands.
+# Each line can be pasted into a shell.
 print_commands() {
     local needed=" $* "
-    echo "To set up what is missing, type:" >&2
+    echo "To set up what is missing, run:" >&2
     if [[ $needed == *" engine "* && -n ${DOCKER_HOST:-} ]]; then
         echo "    unset DOCKER_HOST    # or start the engine at $DOCKER_HOST: it does not answer" >&2
     elif [[ $needed == *" engine "* && -S /var/run/docker.sock && ! -w /var/run/docker.sock ]]; then
-        echo "    sudo usermod -aG docker $(id -un) && newgrp docker    # or: this user may not talk to /var/run/docker.sock" >&2
+        echo "    sudo usermod -aG docker $(id -un) && newgrp docker    # this user has no access to /var/run/docker.sock" >&2
     fi
     if is_debian_like; then
         print_debian_commands "$@"
         return
     fi
     if [[ $needed == *" engine "* ]]; then
-        echo "    curl -fsSL https://get.docker.com | sudo sh    # or any engine that Docker's API reaches (DOCKER_HOST)" >&2
+        echo "    curl -fsSL https://get.docker.com | sudo sh    # or another engine with the Docker API (DOCKER_HOST)" >&2
     fi
     if [[ $needed == *" emulation "* ]]; then echo "    $PORTABLE_QEMU $FOREIGN_OCI" >&2; fi
     if [[ $needed == *" user-mode "* ]]; then
         echo "    # install QEMU's static user emulation, $QEMU_MINIMUM or newer: qemu-$NATIVE-static on the PATH" >&2
     fi
     if [[ $needed == *" mmdebstrap "* ]]; then
-        echo "    # install mmdebstrap, or give each build an image of your own: --base-image python:3.11-slim-bookworm" >&2
+        echo "    # install mmdebstrap, or build with a base image: --base-image python:3.11-slim-bookworm" >&2
     fi
 }
 
@@ -177,12 +184,12 @@ packages() {
         case $part in
         engine) has dockerd || echo docker.io ;;
         emulation | user-mode) qemu_works "$FOREIGN" && qemu_works "$NATIVE" || echo qemu-user-static ;;
-        mmdebstrap) printf '%s\n' mmdebstrap debian-archive-keyring ;; # Ubuntu does not bring Debian's keys
+        mmdebstrap) printf '%s\n' mmdebstrap debian-archive-keyring ;; # Ubuntu does not include Debian's keys
         esac
     done | sort -u
 }
 
-apt() { # one line of ours, apt's own words into the log
+apt() { # its output goes to the log
     DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 "$@" >>"$LOGS/apt.log" 2>&1 </dev/null ||
         fail "apt-get $* failed" "$LOGS/apt.log"
 }
@@ -200,7 +207,7 @@ install_packages() {
     apt update
     say "installing ${wanted[*]}"
     if [[ " ${wanted[*]} " == *" docker.io "* ]] && can_install docker-cli; then
-        wanted+=(docker-cli) # Debian 13 packs the command line apart
+        wanted+=(docker-cli) # a separate package since Debian 13
     fi
     mapfile -t wanted < <(from_backports "${wanted[@]}")
     apt install --yes --no-install-recommends "${wanted[@]}"
@@ -208,12 +215,12 @@ install_packages() {
 
 # --- Starting the engine -------------------------------------------------------------------------------------------------
 
-# An engine without init has to outlive the shell that called this script.
+# Without an init system, the daemon must not end with the shell that runs this script.
 start_daemon() { # name, command…
     local name=$1
     shift
     running "$name" && return
-    say "starting $name by hand, log in $LOGS/$name.log"
+    say "starting $name, log in $LOGS/$name.log"
     setsid nohup "$@" >>"$LOGS/$name.log" 2>&1 </dev/null 9>&- & # 9: the lock of this set-up
 }
 
@@ -224,10 +231,10 @@ wait_for() { # seconds, what, log, test…
         "$@" >/dev/null 2>&1 && return
         sleep 0.1
     done
-    fail "$what did not come up within $seconds s" "$log"
+    fail "$what did not start within $seconds s" "$log"
 }
 
-mount_cgroups() { # what an init does on other machines
+mount_cgroups() { # an init system does this on other machines
     mountpoint -q /sys/fs/cgroup && return
     say "mounting the control groups"
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
@@ -239,7 +246,7 @@ start_engine() {
     fi
     if has_systemd; then
         say "starting docker (systemctl)"
-        systemctl enable --now docker >>"$LOGS/systemctl.log" 2>&1 || fail "docker does not start" "$LOGS/systemctl.log"
+        systemctl enable --now docker >>"$LOGS/systemctl.log" 2>&1 || fail "docker did not start" "$LOGS/systemctl.log"
         wait_for 60 "the engine" "$LOGS/systemctl.log" engine_version
         return
     fi
@@ -262,7 +269,7 @@ register_emulation() {
     interpreter=$(qemu_program "$FOREIGN")
     if [[ ! -e $BINFMT/register ]]; then
         say "mounting binfmt_misc"
-        modprobe binfmt_misc 2>/dev/null || true # built in, or the mount below says that it is missing
+        modprobe binfmt_misc 2>/dev/null || true # built in, or the mount below fails
         mount -t binfmt_misc binfmt_misc "$BINFMT" || fail "this kernel has no binfmt_misc"
     fi
     if [[ -e $entry ]]; then
@@ -273,7 +280,7 @@ register_emulation() {
     # ELF, 64 bits, little endian, any ABI of Linux, executable or shared object, the machine's number.
     magic='\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00'"$ELF_MACHINE"'\x00'
     mask='\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff'
-    class=OPF # open the program for the interpreter, keep argv[0], fix the interpreter in place for every container
+    class=OPF # O: pass an open descriptor, P: keep argv[0], F: open the interpreter now, so that containers find it
     printf '%s' ":qemu-$FOREIGN:M::$magic:$mask:$(readlink -f "$interpreter"):$class" >"$BINFMT/register"
 }
 
@@ -316,7 +323,7 @@ main() {
     mkdir -p "$LOGS"
     exec 9>"$LOGS/setup.lock"
     flock --timeout 600 9 || fail "another set-up has been running for 10 minutes"
-    mapfile -t needed < <(missing) # it may have done our work
+    mapfile -t needed < <(missing) # another set-up may have finished meanwhile
     set_up "${needed[@]}"
     mapfile -t needed < <(missing)
     report

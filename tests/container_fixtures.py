@@ -58,7 +58,12 @@ def engine_on() -> Iterator[Callable[..., Engine]]:
 
         def make(architecture: Architecture, *, shares_kernel: bool = True) -> Engine:
             return Engine(
-                client=client, pulse=client, name="Docker", version="1", architecture=architecture, shares_kernel=shares_kernel
+                client=client,
+                ping_client=client,
+                name="Docker",
+                version="1",
+                architecture=architecture,
+                shares_kernel=shares_kernel,
             )
 
         yield make

@@ -1,4 +1,4 @@
-"""The only writer to the terminal: what goes where, in a pipe and in a terminal."""
+"""Terminal output: streams and formats, in a pipe and in a terminal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_results_go_to_stdout_and_everything_else_to_stderr(capsys: pytest.Captu
     assert "next: do this" in err
 
 
-def test_an_error_without_a_next_step_says_none(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_without_a_next_step_has_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     console.error("failed", "")
     assert capsys.readouterr().err == "✗ error: failed\n"
 
@@ -49,15 +49,13 @@ def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str], text: s
     assert out.splitlines() == [text] * 2
 
 
-def test_a_table_in_a_pipe_has_one_whole_line_a_row(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_table_in_a_pipe_has_one_line_per_row(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     console.table(("name", "for"), [("x", LONG), ("longer", "y")])
     assert capsys.readouterr().out.splitlines() == ["name    for", f"x       {LONG}", "longer  y"]
 
 
-def test_a_table_in_a_terminal_is_folded_and_loses_nothing() -> None:
+def test_a_table_in_a_terminal_is_wrapped_without_loss() -> None:
     text = in_terminal(f"console.table(('name', 'for'), [('[x]', {LONG!r})])", columns=30)
     assert max(map(len, text.splitlines())) <= 30
     assert "[x]" in text
@@ -80,7 +78,7 @@ def test_progress_is_a_bar_in_a_terminal() -> None:
 
 
 def in_terminal(code: str, *, columns: int) -> str:
-    """Run code of the console in a terminal of that width; return what it shows, without control sequences."""
+    """Run code in a terminal of the given width and return its output without control sequences."""
     ours, theirs = pty.openpty()
     ioctl(theirs, TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
@@ -102,7 +100,7 @@ def in_terminal(code: str, *, columns: int) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()).replace("\r\n", "\n")
 
 
-def test_json_is_for_machines_also_when_a_name_is_strange(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_valid_for_names_with_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     console.json_result({"name": '"\n[x]'})
     assert json.loads(capsys.readouterr().out) == {"name": '"\n[x]'}
 

@@ -1,4 +1,4 @@
-"""Errors: documented exit codes, and the names a person may have meant."""
+"""Errors: documented exit codes, and suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from bundler import errors
 from bundler.errors import BundlerError, nearest
 from bundler.models.registry import models
 
-PAGE = (Path(__file__).parents[1] / "docs" / "reference" / "exit-codes.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "reference" / "exit-codes.md").read_text(encoding="utf-8")
 CLASSES = [item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, BundlerError)]
 
 
+@pytest.fixture(scope="module")
+def help_text() -> str:
+    command = [sys.executable, "-c", "from bundler.cli import main; main()", "--help"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
-def test_every_exit_code_is_documented_in_the_docs_and_in_help(kind: type[BundlerError]) -> None:
-    help_text = subprocess.run(
-        [str(Path(sys.executable).with_name("bundler")), "--help"], capture_output=True, text=True, check=True
-    ).stdout
+def test_every_exit_code_is_documented_in_the_docs_and_in_help(kind: type[BundlerError], help_text: str) -> None:
     assert re.search(rf"^ +{kind.exit_code}  \w", help_text, re.MULTILINE)
     assert re.search(rf"^\| {kind.exit_code} \| \w", PAGE, re.MULTILINE)
 
@@ -37,15 +41,15 @@ def test_every_exit_code_is_documented_in_the_docs_and_in_help(kind: type[Bundle
         ("yolo5s", "yolov5s"),
     ],
 )
-def test_the_nearest_name_comes_first(typed: str, meant: str) -> None:
+def test_the_most_similar_name_comes_first(typed: str, meant: str) -> None:
     assert nearest(typed, models()).startswith(f"Did you mean {meant}")
 
 
-def test_nothing_near_says_nothing() -> None:
+def test_without_a_similar_name_nothing_is_suggested() -> None:
     assert nearest("zzzzzz", models()) == ""
 
 
 @given(st.text(max_size=30))
-def test_any_text_is_answered(text: str) -> None:
+def test_any_text_is_accepted(text: str) -> None:
     answer = nearest(text, ["resnet18", "resnet34"])
     assert answer == "" or answer.startswith("Did you mean resnet")

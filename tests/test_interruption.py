@@ -1,4 +1,4 @@
-"""Signals, as processes get them: the first one ends the command, and clean-up that has begun is finished."""
+"""Signals to real processes: the first one ends the command, and clean-up is not interrupted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ try:
         time.sleep(60)
     finally:
         for part in range(4):
-            time.sleep(0.3)
+            time.sleep(0.15)
         print("cleaned", flush=True)
 except InterruptedBySignal as error:
     sys.exit(error.exit_code)
@@ -30,7 +30,7 @@ end_by_signals()
 try:
     with shielded():
         print("working", flush=True)
-        time.sleep(1)
+        time.sleep(0.3)
         print("cleaned", flush=True)
     print("not reached", flush=True)
 except InterruptedBySignal as error:
@@ -47,7 +47,7 @@ finally:
 """
 
 
-def signalled(program: str, *numbers: int, pause: float = 0.2) -> tuple[int, str, str]:
+def signalled(program: str, *numbers: int, pause: float = 0.1) -> tuple[int, str, str]:
     with subprocess.Popen(
         [sys.executable, "-c", BEGIN + program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -61,23 +61,23 @@ def signalled(program: str, *numbers: int, pause: float = 0.2) -> tuple[int, str
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_clean_up_is_finished_whatever_else_arrives(number: int) -> None:
+def test_clean_up_is_not_interrupted_by_later_signals(number: int) -> None:
     more = (number, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     assert signalled(CLEANING, *more) == (128 + number, "cleaned\n", "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_shield_lets_a_signal_wait(number: int) -> None:
+def test_a_signal_in_a_shielded_block_is_deferred(number: int) -> None:
     assert signalled(SHIELDED, number, number) == (128 + number, "cleaned\n", "")
 
 
-def test_clean_up_that_hangs_is_given_up() -> None:
+def test_clean_up_that_hangs_is_ended() -> None:
     start = time.monotonic()
     assert signalled(HANGING, signal.SIGTERM) == (143, "given up\n", "")
     assert time.monotonic() - start < 20
 
 
-def test_what_nohup_ignores_stays_ignored() -> None:
+def test_signals_that_nohup_ignores_stay_ignored() -> None:
     program = 'import os, signal\nend_by_signals()\nos.kill(os.getpid(), signal.SIGHUP)\nprint("here still")'
     run = subprocess.run(
         ["bash", "-c", 'trap "" HUP; exec "$@"', "-", sys.executable, "-c", BEGIN + program],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,16 +17,17 @@ NAMES = ["targets/arm64-qnnpack.toml", "templates/runner.py", "templates/README.
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_editable_install_reads_the_repositorys_own(name: str) -> None:
+def test_an_editable_install_uses_the_files_of_the_repository(name: str) -> None:
     assert resource(*name.split("/")) == ROOT / name
 
 
-def test_a_wheel_carries_them_inside_the_package(tmp_path: Path) -> None:
+def test_a_wheel_contains_the_data_files(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("edge_bundler-*.whl")
     site = tmp_path / "site"
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, capture_output=True)
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
     code = (
         "import bundler, sys; from bundler.resources import resource; from bundler.targets import load_targets\n"
         "assert bundler.__file__.startswith(sys.argv[1]), bundler.__file__\n"

@@ -1,1 +1,1 @@
-"""The device image and where it runs: engine, emulation, image, container."""
+"""Container engines: connection, containers, CPU emulation, and what killed commands left in the engine."""

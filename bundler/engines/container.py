@@ -1,17 +1,16 @@
-"""Running a command in a container: without network or privileges, bounded in time and memory, and always removed."""
+"""Run a command in a container: no network, no privileges, limits on time, memory and processes, and always removed."""
 
 from __future__ import annotations
 
 import queue
 import re
 import signal
-import tarfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -20,35 +19,59 @@ from docker.errors import APIError, NotFound
 from docker.types import LogConfig
 
 from bundler import console
-from bundler.engines.container_engine import ENGINE_FAILURES, Engine, EngineSilentError, asked, engine_errors, next_from
+from bundler.engines.container_engine import ENGINE_FAILURES, Engine, EngineSilentError, call_engine, engine_errors, next_from
 from bundler.engines.emulation import Launch
 from bundler.engines.owner import LABEL, OWNER_LABEL, Owner
 from bundler.errors import ContainerTimeoutError, EmulatorError
+from bundler.files.tar_files import Member, write_tar
 from bundler.interruption import shielded
 
-__all__ = ["RunResult", "run_container"]
+__all__ = ["ContainerRequest", "RunResult", "run_container"]
 
-_CREATE_SECONDS = 5.0  # that an interruption waits for a container that is being created, so that it can be removed
+_CREATE_SECONDS = 5.0  # after an interruption, for a request that creates a container to end, so that it can be removed
 _COPY_SECONDS = 300.0
 _READER_SECONDS = 5.0
 _REMOVE_SECONDS = 30.0
-_PROCESSES = 512  # a thread for each core of a large server, and the emulator's own
-# The last words of runc and of the init process about a program of a foreign architecture. The latter says "No such file":
-# it gives what the kernel refuses to a shell, and there is none.
+_PROCESSES = 512  # processes and threads: one thread per core of a large server, and those of the emulator
+# The last line of runc and of the init process for a program of a foreign architecture. The init process reports "No such
+# file": it passes what the kernel refuses to a shell, and the image has none.
 _NOT_EXECUTED = (1, 126, 127)
 _REFUSAL = re.compile(r"exec \S+( failed)?: (exec format error|no such file or directory)\s*\Z", re.IGNORECASE)
 _SIGNALLED = 128
 _MEANINGS = {
-    signal.SIGSEGV: "a crash, or an emulator that is too old",
-    signal.SIGILL: "an instruction that this CPU does not have",
-    signal.SIGABRT: "the program gave up, its last lines say why",
-    signal.SIGKILL: "killed from outside",
+    signal.SIGSEGV: "segmentation fault; possibly an emulator that is too old",
+    signal.SIGILL: "illegal instruction: this CPU does not support it",
+    signal.SIGABRT: "the program aborted; the last lines of its output give the reason",
+    signal.SIGKILL: "killed by another process",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
+class ContainerRequest:
+    """A command in a container of an image.
+
+    Attributes:
+        image: the image's id or reference.
+        command: arguments of the image's entry point.
+        launch: how programs of the image's architecture are executed as the wanted CPU.
+        timeout_seconds: after which the container is killed.
+        memory_mib: limit on memory, in MiB; there is no swap beyond it.
+        labels: of the container, beside those by which `bundler doctor --clean` finds it.
+        script: path in the container of a Python program to run in place of the entry point's own program.
+    """
+
+    image: str
+    command: Sequence[str]
+    launch: Launch
+    timeout_seconds: float
+    memory_mib: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+    script: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """How a command ended; `death` says in words which signal ended it, and is None where it exited by itself."""
+    """How a command ended; `death` describes the signal that ended it, and is None if it exited by itself."""
 
     exit_code: int
     stdout: str
@@ -56,35 +79,23 @@ class RunResult:
     death: str | None
 
 
-def run_container(
-    engine: Engine,
-    reference: str,
-    command: Sequence[str],
-    *,
-    launch: Launch,
-    timeout_seconds: float,
-    memory_mib: int,
-    labels: Mapping[str, str],
-    on_stderr_line: Callable[[str], None],
-    script: str | None = None,
-) -> RunResult:
-    """Run the image's entry point with `command` as arguments, and hand each line of stderr over while it runs.
+def run_container(engine: Engine, request: ContainerRequest, *, on_stderr_line: Callable[[str], None]) -> RunResult:
+    """Run a command in a new container and call `on_stderr_line` with each line of its stderr while it runs.
 
-    With `script`, a path in the container, its Python runs that instead of the runner. The container is removed in any case,
-    also when this program is interrupted.
+    The container is always removed, also when this process is interrupted.
 
     Raises:
         ContainerTimeoutError: it ran longer than `timeout_seconds` and was killed.
         EmulatorError: the engine cannot execute programs of the image's architecture.
-        EngineError: the engine failed half-way.
+        EngineError: the engine failed.
     """
     name = f"{LABEL}-{uuid.uuid4().hex[:12]}"
-    with _removed_afterwards(engine, name), engine_errors(f"running {reference}"):
-        _create(engine, name, reference, command, launch=launch, memory_mib=memory_mib, labels=labels, script=script)
-        _copy_in(engine, name, launch.programs)
-        _start(engine, name, reference)
-        _follow(engine, name, timeout_seconds, on_stderr_line)
-        return _result(engine, name, reference, memory_mib)
+    with _removed_afterwards(engine, name), engine_errors(f"running {request.image}"):
+        _create(engine, name, request)
+        _copy_in(engine, name, request.launch.programs)
+        _start(engine, name, request.image)
+        _follow(engine, name, request.timeout_seconds, on_stderr_line)
+        return _result(engine, name, request)
 
 
 @contextmanager
@@ -101,50 +112,40 @@ def _remove(engine: Engine, name: str) -> None:
         if not engine.answers():
             msg = "the engine does not answer"
             raise EngineSilentError(msg)
-        with suppress(NotFound):  # it was never created
-            asked(engine, lambda: engine.client.api.remove_container(name, force=True, v=True), seconds=_REMOVE_SECONDS)
+        with suppress(NotFound):  # it was not created
+            call_engine(engine, lambda: engine.client.api.remove_container(name, force=True, v=True), seconds=_REMOVE_SECONDS)
     except ENGINE_FAILURES as error:
-        console.warn(f"the container {name} could not be removed ({error}); `docker rm --force {name}` does it")
+        console.warn(f"the container {name} could not be removed ({error}); remove it with `docker rm --force {name}`")
 
 
-def _create(
-    engine: Engine,
-    name: str,
-    reference: str,
-    command: Sequence[str],
-    *,
-    launch: Launch,
-    memory_mib: int,
-    labels: Mapping[str, str],
-    script: str | None,
-) -> None:
+def _create(engine: Engine, name: str, request: ContainerRequest) -> None:
     api = engine.client.api
-    image = asked(engine, lambda: engine.client.images.get(reference)).attrs
+    image = call_engine(engine, lambda: engine.client.images.get(request.image)).attrs
     program = list(image["Config"]["Entrypoint"] or ())
-    if script is not None:
-        program[-1] = script
-    # Copying programs in needs a writable root file system; there is no mount, since the engine may be on another machine.
+    if request.script is not None:
+        program[-1] = request.script
+    # Programs are copied, which needs a writable root file system: a mount does not reach an engine on another machine.
     limits = api.create_host_config(
-        init=True,  # a crashing emulator that is process 1 waits for ever for its own signal
+        init=True,  # as process 1, an emulator that crashes would wait for its own signal without end
         network_mode="none",
         cap_drop=["ALL"],
         security_opt=["no-new-privileges"],
         pids_limit=_PROCESSES,
-        mem_limit=f"{memory_mib}m",
-        memswap_limit=f"{memory_mib}m",
-        read_only=not launch.programs,
+        mem_limit=f"{request.memory_mib}m",
+        memswap_limit=f"{request.memory_mib}m",
+        read_only=not request.launch.programs,
         tmpfs={"/tmp": "rw,nosuid,nodev,noexec,size=64m"},  # noqa: S108  in the container
         log_config=LogConfig(type=LogConfig.types.JSON),
     )
-    asked(
+    call_engine(
         engine,
         lambda: api.create_container(
-            reference,
+            request.image,
             name=name,
-            entrypoint=[*launch.prefix, *program, *command],
+            entrypoint=[*request.launch.prefix, *program, *request.command],
             command=[],
-            environment=dict(launch.environment),
-            labels={**labels, LABEL: "run", OWNER_LABEL: str(Owner.current())},
+            environment=dict(request.launch.environment),
+            labels={**request.labels, LABEL: "run", OWNER_LABEL: str(Owner.current())},
             platform=f"{image['Os']}/{image['Architecture']}",
             host_config=limits,
         ),
@@ -154,19 +155,15 @@ def _create(
 
 def _copy_in(engine: Engine, name: str, programs: Mapping[str, Path]) -> None:
     for inside, program in programs.items():
-        data = program.read_bytes()
-        entry = tarfile.TarInfo(inside.lstrip("/"))
-        entry.mode, entry.size = 0o755, len(data)
         archive = BytesIO()
-        with tarfile.open(fileobj=archive, mode="w") as tar:
-            tar.addfile(entry, BytesIO(data))
+        write_tar(archive, [Member(name=inside.lstrip("/"), mode=0o755, source=program)], tar_format="gnu")
         content = archive.getvalue()
-        asked(engine, partial(engine.client.api.put_archive, name, "/", content), seconds=_COPY_SECONDS)
+        call_engine(engine, partial(engine.client.api.put_archive, name, "/", content), seconds=_COPY_SECONDS)
 
 
 def _start(engine: Engine, name: str, reference: str) -> None:
     try:
-        asked(engine, lambda: engine.client.api.start(name))
+        call_engine(engine, lambda: engine.client.api.start(name))
     except APIError as error:
         if "exec format error" in str(error.explanation):
             raise _cannot_execute(reference, str(error.explanation)) from error
@@ -174,7 +171,7 @@ def _start(engine: Engine, name: str, reference: str) -> None:
 
 
 def _follow(engine: Engine, name: str, timeout_seconds: float, on_stderr_line: Callable[[str], None]) -> None:
-    """Hand the lines of stderr over until the container ends, or until its time is over."""
+    """Pass on the lines of stderr until the container ends or its time limit is reached."""
     until = time.monotonic() + timeout_seconds
     try:
         with _stderr(engine, name) as lines:
@@ -185,23 +182,23 @@ def _follow(engine: Engine, name: str, timeout_seconds: float, on_stderr_line: C
     except EngineSilentError:
         raise
     except TimeoutError as error:
-        asked(engine, lambda: engine.client.api.kill(name), seconds=_REMOVE_SECONDS)
+        call_engine(engine, lambda: engine.client.api.kill(name), seconds=_REMOVE_SECONDS)
         raise ContainerTimeoutError(timeout_seconds) from error
 
 
 @contextmanager
 def _stderr(engine: Engine, name: str) -> Iterator[queue.SimpleQueue[str | BaseException | None]]:
-    """Give the lines of a container's stderr as they come, None when the container has ended, or what went wrong."""
+    """Yield a queue of the stderr lines, then None when the container has ended, or the exception that occurred."""
     lines: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
-    stream = asked(engine, lambda: engine.client.api.logs(name, stdout=False, stderr=True, stream=True, follow=True))
+    stream = call_engine(engine, lambda: engine.client.api.logs(name, stdout=False, stderr=True, stream=True, follow=True))
 
     def read() -> None:
         try:
             for line in _lines(stream):
                 lines.put(line)
-            engine.client.api.wait(name)  # a program may close its stderr and go on
+            engine.client.api.wait(name)  # a program may close its stderr and continue
             lines.put(None)
-        except BaseException as error:  # noqa: BLE001  the one who waits raises it
+        except BaseException as error:  # noqa: BLE001  raised by the thread that waits
             lines.put(error)
 
     reader = threading.Thread(target=read, daemon=True)
@@ -210,7 +207,7 @@ def _stderr(engine: Engine, name: str) -> Iterator[queue.SimpleQueue[str | BaseE
         yield lines
     finally:
         with shielded():
-            stream.close()  # shuts the socket down, which wakes the reader up
+            stream.close()  # shuts down the socket, which ends the read of the other thread
             reader.join(_READER_SECONDS)
             stream._response.close()  # type: ignore[attr-defined]  # noqa: SLF001
 
@@ -225,25 +222,25 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
         yield rest.decode(errors="replace")
 
 
-def _result(engine: Engine, name: str, reference: str, memory_mib: int) -> RunResult:
+def _result(engine: Engine, name: str, request: ContainerRequest) -> RunResult:
     api = engine.client.api
-    state = asked(engine, lambda: api.inspect_container(name))["State"]
-    stdout = asked(engine, lambda: api.logs(name, stdout=True, stderr=False)).decode(errors="replace")
-    stderr = asked(engine, lambda: api.logs(name, stdout=False, stderr=True)).decode(errors="replace")
+    state = call_engine(engine, lambda: api.inspect_container(name))["State"]
+    stdout = call_engine(engine, lambda: api.logs(name, stdout=True, stderr=False)).decode(errors="replace")
+    stderr = call_engine(engine, lambda: api.logs(name, stdout=False, stderr=True)).decode(errors="replace")
     exit_code = int(state["ExitCode"])
     refusal = _REFUSAL.search(stderr) if exit_code in _NOT_EXECUTED else None
     if refusal:
-        raise _cannot_execute(reference, refusal[0])
+        raise _cannot_execute(request.image, refusal[0])
     return RunResult(
         exit_code=exit_code,
         stdout=stdout,
         stderr=stderr,
-        death=f"out of memory: it needed more than {memory_mib} MiB" if state["OOMKilled"] else describe_death(exit_code),
+        death=f"out of memory (limit: {request.memory_mib} MiB)" if state["OOMKilled"] else describe_death(exit_code),
     )
 
 
 def describe_death(exit_code: int) -> str | None:
-    """Say which signal an exit code of 128 and more stands for; None for a program that ended by itself."""
+    """Describe the signal in an exit code above 128; None for a program that exited by itself."""
     try:
         ended_by = signal.Signals(exit_code - _SIGNALLED)
     except ValueError:
@@ -255,5 +252,5 @@ def describe_death(exit_code: int) -> str | None:
 def _cannot_execute(reference: str, reason: str) -> EmulatorError:
     return EmulatorError(
         f"the container engine cannot execute the programs in {reference}: {reason.strip()}",
-        next_step="If the image is for another architecture, `make engine` (docker/setup-engine.sh) registers its emulator.",
+        next_step="If the image is for another architecture, `make engine` (docker/setup-engine.sh) registers QEMU for it.",
     )

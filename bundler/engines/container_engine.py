@@ -1,4 +1,4 @@
-"""The container engine: finding it, waiting for it no longer than it answers, and turning its failures into ours."""
+"""The container engine: connection, time limits on requests, and its failures as EngineError."""
 
 from __future__ import annotations
 
@@ -22,22 +22,31 @@ from docker.errors import DockerException
 from bundler.architecture import Architecture
 from bundler.errors import EngineError, EngineUnavailableError
 
-__all__ = ["ANSWER_SECONDS", "ENGINE_FAILURES", "Engine", "EngineSilentError", "asked", "connect", "engine_errors", "next_from"]
+__all__ = [
+    "ANSWER_SECONDS",
+    "ENGINE_FAILURES",
+    "Engine",
+    "EngineSilentError",
+    "call_engine",
+    "connect",
+    "engine_errors",
+    "next_from",
+]
 
-ANSWER_SECONDS = 120.0  # for a request that is small, on a machine that is busy
+ANSWER_SECONDS = 120.0  # for a small request on a busy machine
 
 _CONNECT_SECONDS = 10
-_CONNECT_SSH_SECONDS = 60  # with the keys' exchange
-_LONGEST_SECONDS = 3600  # without a byte of a long request; the pings say earlier that the engine has stopped
-_IDLE_SECONDS = 10.0  # of a request before the engine is asked whether it is still there
+_CONNECT_SSH_SECONDS = 60  # includes the key exchange
+_LONGEST_SECONDS = 3600  # socket timeout of long requests; pings detect earlier that the engine has stopped
+_IDLE_SECONDS = 10.0  # between pings while a request has no answer
 _PING_SECONDS = 10.0
 _MISSED_PINGS = 2
 
-_RESTART = "Restart it (`systemctl restart docker`); then `bundler doctor --clean` removes what was left in it."
+_RESTART = "Restart it (`systemctl restart docker`), then run `bundler doctor --clean` to remove containers left in it."
 
 
 class EngineSilentError(TimeoutError):
-    """An engine that does not answer any more; `engine_errors` makes an EngineError of it."""
+    """The engine does not answer any more; `engine_errors` raises it as EngineError."""
 
 
 ENGINE_FAILURES = (
@@ -52,14 +61,20 @@ ENGINE_FAILURES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """An engine that answered; `shares_kernel` says that it runs on this machine and not in another one or a virtual one.
+    """A connection to an engine.
 
-    `pulse` is a second connection, on which it is asked whether it still answers while a request on `client` takes long.
-    `silent` is set when it did not.
+    Attributes:
+        client: for requests, which can take long.
+        ping_client: a second connection, for pings while a request on `client` has no answer.
+        name: `Docker` or `Podman`.
+        version: the engine's own.
+        architecture: of the machine that the engine runs on.
+        shares_kernel: whether the engine runs on this machine, not on a remote or virtual one.
+        silent: set when the engine did not answer a ping.
     """
 
     client: DockerClient
-    pulse: DockerClient
+    ping_client: DockerClient
     name: str
     version: str
     architecture: Architecture
@@ -67,9 +82,9 @@ class Engine:
     silent: threading.Event = field(default_factory=threading.Event, compare=False)
 
     def answers(self) -> bool:
-        """Ping it, for 10 seconds at most."""
+        """Ping the engine and return whether it answered within 10 seconds."""
         try:
-            _bounded(self.pulse.ping, _PING_SECONDS + 1)  # an ssh connection knows no time limit of its own
+            _bounded(self.ping_client.ping, _PING_SECONDS + 1)  # ssh connections have no timeout of their own
         except (*ENGINE_FAILURES, OSError):
             self.silent.set()
             return False
@@ -80,15 +95,15 @@ class Engine:
 Answer = TypeVar("Answer")
 
 
-def asked(
+def call_engine(
     engine: Engine, request: Callable[[], Answer], *, seconds: float = ANSWER_SECONDS, finish_seconds: float = 0.0
 ) -> Answer:
-    """Make a request and wait for its answer, no longer than `seconds` and only while the engine answers pings.
+    """Call `request` and return its result; wait at most `seconds`, and only while the engine answers pings.
 
-    An interruption ends the waiting at once; with `finish_seconds`, the request may take so long to end by itself first.
+    A KeyboardInterrupt ends the wait at once, or after the request has had `finish_seconds` to complete.
 
     Raises:
-        EngineSilentError: there was no answer in time. What the request itself raises comes through.
+        EngineSilentError: there was no answer in time. Exceptions of `request` are raised unchanged.
     """
     if engine.silent.is_set() and not engine.answers():
         raise _silent(_PING_SECONDS)
@@ -110,10 +125,10 @@ def asked(
 
 
 def next_from(engine: Engine, answers: queue.SimpleQueue[Answer], *, until: float) -> Answer:
-    """Return the next of the answers that a thread receives from the engine.
+    """Return the next item that a thread puts into `answers`.
 
     Raises:
-        TimeoutError: there was none until that time of the monotonic clock.
+        TimeoutError: there was none until the time `until` of the monotonic clock.
         EngineSilentError: the engine does not answer pings any more.
     """
     missed, since = 0, time.monotonic()
@@ -131,10 +146,10 @@ def _started(request: Callable[[], Answer], answers: queue.SimpleQueue[Answer | 
     def run() -> None:
         try:
             answers.put(request())
-        except BaseException as error:  # noqa: BLE001  the one who waits raises it
+        except BaseException as error:  # noqa: BLE001  raised by the thread that waits
             answers.put(error)
 
-    worker = threading.Thread(target=run, daemon=True)  # one that hangs must not keep the process from ending
+    worker = threading.Thread(target=run, daemon=True)  # the process can end while it hangs
     worker.start()
     return worker
 
@@ -161,35 +176,36 @@ def connect() -> Iterator[Engine]:
     """Connect to the engine of DOCKER_HOST or the current Docker context.
 
     Raises:
-        EngineUnavailableError: none answers.
-        EngineError: it runs on an architecture that is none of ours.
+        EngineUnavailableError: no engine answers.
+        EngineError: it runs on an unsupported architecture.
     """
     address = _address()
     patience = _CONNECT_SSH_SECONDS if address.startswith("ssh://") else 2 * _CONNECT_SECONDS
     try:
-        _knock(address)
-        pulse = _bounded(lambda: from_env(timeout=_CONNECT_SECONDS, use_ssh_client=True), patience)
+        _require_listener(address)
+        pings = _bounded(lambda: from_env(timeout=_CONNECT_SECONDS, use_ssh_client=True), patience)
     except (*ENGINE_FAILURES, OSError) as error:
         raise _unavailable(address, error) from error
-    with closing(pulse):
+    with closing(pings):
         try:
-            version = _bounded(pulse.version, patience)
+            version = _bounded(pings.version, patience)
         except ENGINE_FAILURES as error:
             raise _unavailable(address, error) from error
         with closing(
-            _bounded(lambda: from_env(timeout=_LONGEST_SECONDS, version=pulse.api.api_version, use_ssh_client=True), patience)
+            _bounded(lambda: from_env(timeout=_LONGEST_SECONDS, version=pings.api.api_version, use_ssh_client=True), patience)
         ) as client:
-            yield _identify(version, client, pulse)
+            yield _identify(version, client, pings)
 
 
 @contextmanager
 def engine_errors(doing: str) -> Iterator[None]:
-    """Turn every failure of the engine and of the connection to it into an EngineError.
+    """Raise failures of the engine, and of the connection to it, as EngineError.
 
-    `doing` completes the sentence "the container engine failed while …".
+    Args:
+        doing: completes "the container engine failed while …".
 
     Raises:
-        EngineError: with the engine's own words.
+        EngineError: with the engine's message.
     """
     try:
         yield
@@ -203,10 +219,10 @@ def engine_errors(doing: str) -> Iterator[None]:
 
 
 def _address() -> str:
-    """Return where the engine is asked for: DOCKER_HOST, or else the current Docker context.
+    """Return the engine's address: DOCKER_HOST, or that of the current Docker context.
 
     Raises:
-        EngineUnavailableError: that context does not exist; the SDK would silently take the engine of this machine instead.
+        EngineUnavailableError: the context does not exist; the SDK would silently connect to the engine of this machine.
     """
     host = os.environ.get("DOCKER_HOST")
     if host:
@@ -214,30 +230,30 @@ def _address() -> str:
     name = os.environ.get("DOCKER_CONTEXT")
     context = ContextAPI.get_context(name)
     if context is None:
-        msg = f"there is no Docker context {name or 'as the Docker configuration names'}"
-        raise EngineUnavailableError(msg, next_step="`docker context ls` lists them; `docker context use default` goes back.")
+        msg = f"the Docker context {name or 'of the Docker configuration'} does not exist"
+        raise EngineUnavailableError(msg, next_step="`docker context ls` lists contexts, `docker context use` selects one.")
     return str(context.Host)
 
 
-def _knock(address: str) -> None:
-    """Raise OSError where nobody listens behind a local socket: the SDK says it at length, and leaves its own socket open."""
+def _require_listener(address: str) -> None:
+    """Raise OSError if no process listens on a local socket; the SDK's own message is long, and it leaves its socket open."""
     _, local, path = address.partition("unix://")
     if local:
-        with socket.socket(socket.AF_UNIX) as door:
-            door.settimeout(_CONNECT_SECONDS)
-            door.connect(path)
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(_CONNECT_SECONDS)
+            probe.connect(path)
 
 
-def _identify(version: Mapping[str, Any], client: DockerClient, pulse: DockerClient) -> Engine:
+def _identify(version: Mapping[str, Any], client: DockerClient, pings: DockerClient) -> Engine:
     try:
         architecture = Architecture.parse(version["Arch"])
     except ValueError as error:
-        msg = f"the container engine's architecture {error}"
-        raise EngineError(msg, next_step="Use an engine on one of these.") from error
+        msg = f"unsupported architecture of the container engine: {error}"
+        raise EngineError(msg, next_step="Use an engine on a machine of a supported architecture.") from error
     components = [str(component.get("Name", "")) for component in version.get("Components") or ()]
     return Engine(
         client=client,
-        pulse=pulse,
+        ping_client=pings,
         name="Podman" if any("Podman" in component for component in components) else "Docker",
         version=str(version["Version"]),
         architecture=architecture,
@@ -248,11 +264,11 @@ def _identify(version: Mapping[str, Any], client: DockerClient, pulse: DockerCli
 def _unavailable(address: str, error: Exception) -> EngineUnavailableError:
     return EngineUnavailableError(
         f"no container engine answers at {address.removeprefix('http+')}: {error}",
-        next_step="`make engine` (docker/setup-engine.sh) sets one up, or says what to type.",
+        next_step="`make engine` (docker/setup-engine.sh) sets one up, or prints the commands to do so.",
     )
 
 
 def _next_step(reason: str) -> str:
     if "no space left on device" in reason:
-        return "The engine's disk is full: `docker system df` shows what fills it, `docker system prune` frees some."
-    return "See that it is running (`bundler doctor`), then run the same command again."
+        return "The engine's disk is full: `docker system df` shows its usage, `docker system prune` frees space."
+    return "Check that it is running (`bundler doctor`), then run the same command again."

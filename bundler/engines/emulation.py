@@ -1,4 +1,4 @@
-"""How a CPU is reached: natively, through QEMU in user mode, or through the kernel's handler for foreign programs."""
+"""How programs run as a given CPU: natively, with QEMU in user mode, or with the kernel's binfmt_misc handler."""
 
 from __future__ import annotations
 
@@ -24,15 +24,18 @@ BINFMT = Path("/proc/sys/fs/binfmt_misc")
 _NATIVE = "native"
 _ELF_MACHINES = {0x3E: Architecture.AMD64, 0xB7: Architecture.ARM64}
 _ELF_INTERPRETER = 3  # a program header that only dynamically linked programs have
-_SET_UP = "`make engine` (docker/setup-engine.sh) installs and registers QEMU, or says what to type."
+_SET_UP = "`make engine` (docker/setup-engine.sh) installs and registers QEMU, or prints the commands to do so."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """What makes a program meet that CPU.
+    """How to start a program so that it runs as a given CPU.
 
-    `prefix` goes before the command, `environment` into the process, and `programs` (path in the container → file of this
-    machine) into the container before it starts. `runner` is for the evidence: `native`, or the emulator with its version.
+    Attributes:
+        runner: recorded in the evidence: `native`, or the emulator and its version.
+        prefix: arguments before the command.
+        environment: variables of the process.
+        programs: files of this machine to copy into the container before it starts, by their path there.
     """
 
     runner: str
@@ -43,7 +46,7 @@ class Launch:
 
 @dataclass(frozen=True, kw_only=True)
 class NotRunnable:
-    """Why that CPU cannot be reached from here, and what would change it."""
+    """Why programs cannot run as a given CPU here, and the next step."""
 
     reason: str
     next_step: str
@@ -51,10 +54,10 @@ class NotRunnable:
 
 @dataclass(frozen=True, kw_only=True)
 class BinfmtHandler:
-    """The kernel's registration for programs of a foreign architecture.
+    """The kernel's binfmt_misc registration for programs of a foreign architecture.
 
-    `version` is None where the interpreter is not on this machine's disk (registered from inside a container). `stale` says
-    that the file on disk is newer than the registration, while the kernel goes on running the older one.
+    `version` is None if the interpreter is not on this machine's file system (registered from a container). `stale` means that
+    the file is newer than the registration: with flag F, the kernel still runs the older one.
     """
 
     interpreter: Path
@@ -65,7 +68,7 @@ class BinfmtHandler:
 
 
 def decide_launch(engine: Engine | None, profile: TargetProfile, cpu: CpuProfile) -> Launch | NotRunnable:
-    """Decide how the target's programs run as `cpu`: in a container of `engine`, or without one as processes of this host."""
+    """Decide how the target's programs run as `cpu`: in a container of `engine`, or as processes of this host without one."""
     here = engine.architecture if engine else Architecture.host()
     if profile.architecture is not here:
         return _foreign(engine, profile, cpu)
@@ -75,9 +78,9 @@ def decide_launch(engine: Engine | None, profile: TargetProfile, cpu: CpuProfile
 
 
 def emulator_problem(engine: Engine, architecture: Architecture, minimum: Version, *, binfmt: Path = BINFMT) -> str | None:
-    """Say what keeps the engine from running programs of a foreign architecture, as far as this machine's kernel tells.
+    """Return why the engine cannot run programs of a foreign architecture, according to this machine's kernel; None if it can.
 
-    None also where the engine runs on another kernel: then only running something there can tell.
+    None too if the engine runs on another kernel, whose handlers cannot be read from here.
     """
     if not engine.shares_kernel:
         return None
@@ -88,7 +91,7 @@ def emulator_problem(engine: Engine, architecture: Architecture, minimum: Versio
 
 
 def binfmt_handler(architecture: Architecture, *, binfmt: Path = BINFMT) -> BinfmtHandler | None:
-    """Return this kernel's handler for programs of `architecture`; None without one."""
+    """Return this kernel's handler for programs of `architecture`; None if there is none."""
     entry = binfmt / f"qemu-{architecture.machine}"
     if not entry.is_file():
         return None
@@ -100,7 +103,7 @@ def binfmt_handler(architecture: Architecture, *, binfmt: Path = BINFMT) -> Binf
         enabled=text.startswith("enabled"),
         flags=_field(text, r"^flags: (.*)$"),
         version=_version(interpreter) if on_disk else None,
-        # An entry's modification time is the moment of its registration.
+        # The modification time of an entry is the time of its registration.
         stale=on_disk and interpreter.stat().st_ctime_ns > entry.stat().st_mtime_ns,
     )
 
@@ -109,9 +112,9 @@ def _handler_problem(handler: BinfmtHandler, minimum: Version) -> str | None:
     if not handler.enabled:
         return f"the handler {handler.interpreter} is disabled (binfmt_misc)"
     if "F" not in handler.flags:
-        return f"{handler.interpreter} is registered without the flag F and cannot be seen from inside containers (binfmt_misc)"
+        return f"{handler.interpreter} is registered without flag F, so containers cannot find it (binfmt_misc)"
     if handler.stale:
-        return f"{handler.interpreter} was upgraded after its registration; the kernel still runs the old one (binfmt_misc)"
+        return f"{handler.interpreter} was upgraded after its registration; the kernel still runs the old version (binfmt_misc)"
     if handler.version and handler.version < minimum:
         return _too_old(handler.interpreter, handler.version, minimum)
     return None
@@ -123,7 +126,7 @@ def _foreign(engine: Engine | None, profile: TargetProfile, cpu: CpuProfile) -> 
         return NotRunnable(reason=reason, next_step=_SET_UP)
     if cpu.name == _NATIVE:
         reason = f"the engine runs on {engine.architecture.platform}, which is not {profile.platform}"
-        return NotRunnable(reason=reason, next_step="Point DOCKER_HOST or a Docker context at an engine on the device.")
+        return NotRunnable(reason=reason, next_step="Set DOCKER_HOST or a Docker context to an engine on the device.")
     minimum = Version(profile.verification.emulator_minimum)
     problem = emulator_problem(engine, profile.architecture, minimum)
     if problem:
@@ -137,7 +140,7 @@ def _user_mode(engine: Engine | None, profile: TargetProfile, cpu: CpuProfile) -
     name = f"qemu-{profile.architecture.machine}"
     found = shutil.which(f"{name}-static") or shutil.which(name)
     if found is None:
-        return NotRunnable(reason=f"{name}-static is not installed, so this CPU cannot be emulated", next_step=_SET_UP)
+        return NotRunnable(reason=f"{name}-static is not installed; it is required to emulate this CPU", next_step=_SET_UP)
     program = Path(found)
     version = _version(program)
     minimum = Version(profile.verification.emulator_minimum)
@@ -146,17 +149,16 @@ def _user_mode(engine: Engine | None, profile: TargetProfile, cpu: CpuProfile) -
     runner = f"QEMU {version} (user mode)"
     if engine is None:
         return Launch(runner=runner, prefix=(str(program), "-cpu", cpu.name))
-    if not _runs_alone(program, engine.architecture):
-        reason = (
-            f"{program} is not a static program for {engine.architecture.platform}, so it does not run in a container there"
-        )
+    if not _is_static(program, engine.architecture):
+        reason = f"{program} is not a static program for {engine.architecture.platform} and cannot run in a container"
         return NotRunnable(reason=reason, next_step="Install the package qemu-user-static.")
     inside = f"/{name}-static"
     return Launch(runner=runner, prefix=(inside, "-cpu", cpu.name), programs={inside: program})
 
 
 def _too_old(program: Path, version: Version | None, minimum: Version) -> str:
-    return f"{program} is QEMU {version or 'of unknown version'}; older ones than {minimum} crash or compute wrongly"
+    found = version or "of unknown version"
+    return f"{program} is QEMU {found}; {minimum} or newer is required: older ones crash or miscompute"
 
 
 def _version(program: Path) -> Version | None:
@@ -168,8 +170,8 @@ def _version(program: Path) -> Version | None:
     return Version(found[1]) if found else None
 
 
-def _runs_alone(program: Path, architecture: Architecture) -> bool:
-    """Say whether a file is a 64-bit ELF program of that architecture that needs no dynamic loader."""
+def _is_static(program: Path, architecture: Architecture) -> bool:
+    """Return whether a file is a 64-bit ELF program of that architecture without a dynamic loader."""
     data = program.read_bytes()
     if data[:5] != b"\x7fELF\x02":
         return False

@@ -1,4 +1,4 @@
-"""What killed commands left in the engine: containers, and temporary images, whose process is gone."""
+"""What killed commands left in the engine: containers and temporary images whose process has ended."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from docker.errors import NotFound
 
-from bundler.engines.container_engine import Engine, asked, engine_errors
+from bundler.engines.container_engine import Engine, call_engine, engine_errors
 from bundler.engines.owner import LABEL, OWNER_LABEL, TEMPORARY, Owner
 
 __all__ = ["EngineLeftover", "find_engine_leftovers", "remove_engine_leftover"]
@@ -19,7 +19,7 @@ _LIST_SECONDS = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class EngineLeftover:
-    """A container or an image; `alive` is None where it cannot be seen from here whether its process still runs."""
+    """A container or an image; `alive` is None if it is unknown whether its process still runs."""
 
     kind: Literal["container", "image"]
     name: str
@@ -27,20 +27,22 @@ class EngineLeftover:
 
 
 def find_engine_leftovers(engine: Engine) -> tuple[EngineLeftover, ...]:
-    """Return the containers and temporary images of this program that no living process of this machine owns.
+    """Return the containers and temporary images of this program that no running process of this machine owns.
 
     Raises:
         EngineError: the engine failed.
     """
     api = engine.client.api
-    with engine_errors("listing what is left in it"):
-        containers = asked(engine, lambda: api.containers(all=True, filters={"label": f"{LABEL}=run"}), seconds=_LIST_SECONDS)
-        images = asked(engine, lambda: api.images(name=f"{TEMPORARY}/*"), seconds=_LIST_SECONDS)
+    with engine_errors("listing containers and images"):
+        containers = call_engine(
+            engine, lambda: api.containers(all=True, filters={"label": f"{LABEL}=run"}), seconds=_LIST_SECONDS
+        )
+        images = call_engine(engine, lambda: api.images(name=f"{TEMPORARY}/*"), seconds=_LIST_SECONDS)
     return tuple(_unowned([*_containers(containers), *_images(images)]))
 
 
 def remove_engine_leftover(engine: Engine, leftover: EngineLeftover) -> None:
-    """Remove one of them; one that is gone already is fine.
+    """Remove one of them; it is no error if it was removed meanwhile.
 
     Raises:
         EngineError: the engine failed.
@@ -52,7 +54,7 @@ def remove_engine_leftover(engine: Engine, leftover: EngineLeftover) -> None:
         remove = partial(api.remove_image, leftover.name, force=True)
     with engine_errors(f"removing {leftover.name}"):
         try:
-            asked(engine, remove)
+            call_engine(engine, remove)
         except NotFound:
             return
 

@@ -1,4 +1,4 @@
-"""Running mmdebstrap, pip and QEMU: in a session of their own, bounded in time, and ended with all that they started."""
+"""Run mmdebstrap, pip and QEMU as subprocesses: in their own session, with a time limit, and terminated with their children."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from bundler.interruption import shielded
 
 __all__ = ["full_disk", "run_helper"]
 
-_FULL_BYTES = 8 << 20  # that are left on a disk where a program could not write
-_END_SECONDS = 10.0  # in which mmdebstrap removes its temporary folder
+_END_SECONDS = 10.0  # for mmdebstrap to remove its temporary directory
 
 
 def run_helper(
     command: Sequence[str], *, seconds: float, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program without input and return its exit code and output, whatever the code is.
+    """Run a program without input and return its exit code and output; a nonzero exit code raises nothing.
 
-    Its session is its own: mmdebstrap sends SIGHUP to its whole process group where it fails, and Ctrl-C of a terminal is for
-    this program to handle. Files that it makes do not depend on the umask.
+    It gets its own session: mmdebstrap sends SIGHUP to its process group when it fails, and Ctrl-C in a terminal is handled by
+    this process. Its umask is 022.
 
     Raises:
-        subprocess.TimeoutExpired: it took longer than `seconds`, and was ended with all that it had started.
+        subprocess.TimeoutExpired: it took longer than `seconds` and was terminated with its children.
         FileNotFoundError, PermissionError: it cannot be started.
     """
     with subprocess.Popen(
@@ -52,7 +51,7 @@ def run_helper(
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Ask the whole group to end, and kill what is left of it."""
+    """Send SIGTERM to the process group, then SIGKILL to the processes that are left."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
@@ -61,7 +60,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def full_disk(messages: str, folders: Sequence[Path]) -> Path | None:
-    """Return which of the folders that a program wrote to is on a full disk, if its messages say that one is."""
+    """Return the folder with the least free space if a program's messages report a full disk, otherwise None."""
     if os.strerror(errno.ENOSPC) not in messages and os.strerror(errno.EDQUOT) not in messages:
         return None
     return min(folders, key=lambda folder: shutil.disk_usage(folder).free)

@@ -1,14 +1,15 @@
-"""The process that a container or a temporary image belongs to, as a text that the engine keeps with it."""
+"""The process that owns a container or a temporary image, as text in a label or tag."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import socket
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from bundler.files.sha256 import oci_digest
 
 __all__ = ["LABEL", "OWNER_LABEL", "TEMPORARY", "Owner", "temporary_reference"]
 
@@ -21,9 +22,9 @@ _TEXT = re.compile(r"([0-9a-f]{8})\.([0-9a-f]{8})\.(\d+)\.(\d+)\.(\d+)")
 
 @dataclass(frozen=True)
 class Owner:
-    """A process: its machine, that machine's boot, its PID namespace, its number there, and the time it was started.
+    """A process: its machine, the machine's boot, the PID namespace, the PID, and its start time in clock ticks since boot.
 
-    Numbers are given out again; together with the time of the start (clock ticks since boot) they are unique.
+    PIDs are reused; with the start time they are unique.
     """
 
     machine: str
@@ -33,12 +34,12 @@ class Owner:
     started: int
 
     def __str__(self) -> str:
-        """Return it in the alphabet of an image's tag."""
+        """Return a text that is valid as an image's tag."""
         return f"{self.machine}.{self.boot}.{self.namespace}.{self.pid}.{self.started}"
 
     @classmethod
     def parse(cls, text: str) -> Owner | None:
-        """Return what `str` was of; None for any other text."""
+        """Return the owner with the given `str`; None for other texts."""
         found = _TEXT.fullmatch(text)
         return cls(found[1], found[2], int(found[3]), int(found[4]), int(found[5])) if found else None
 
@@ -49,7 +50,7 @@ class Owner:
         return cls(machine, boot, namespace, os.getpid(), _started(os.getpid()) or 0)
 
     def is_alive(self) -> bool | None:
-        """Say whether the process still runs; None where that cannot be seen: on another machine, in another container."""
+        """Return whether the process runs; None if that is unknown: on another machine, or in another container."""
         machine, boot, namespace = _here()
         if self.machine != machine or not namespace:
             return None
@@ -61,17 +62,17 @@ class Owner:
 
 
 def temporary_reference(name: str) -> str:
-    """Return a name for an image that this process removes again; after a kill, `bundler doctor --clean` does.
+    """Return a reference for an image that this process removes; after a kill, `bundler doctor --clean` does.
 
     Args:
-        name: one component of a repository's name, lower case.
+        name: a path component of a repository name, in lower case.
     """
     return f"{TEMPORARY}/{name}:{Owner.current()}"
 
 
 @cache
 def _here() -> tuple[str, str, int]:
-    """Return what stands for this machine, its boot and this PID namespace."""
+    """Return identifiers of this machine, its boot and this PID namespace."""
     machine = _read(Path("/etc/machine-id")) or socket.gethostname()
     boot = _read(Path("/proc/sys/kernel/random/boot_id"))
     try:
@@ -82,8 +83,8 @@ def _here() -> tuple[str, str, int]:
 
 
 def _started(pid: int) -> int | None:
-    """Return when a process was started, in clock ticks since boot; None where there is none, or only a zombie of it."""
-    fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()  # behind its name, which may hold anything
+    """Return the start time of a process in clock ticks since boot; None if it has ended."""
+    fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()  # after the command name, which may contain spaces
     return int(fields[19]) if len(fields) > 19 and fields[0] not in "ZX" else None
 
 
@@ -95,4 +96,4 @@ def _read(path: Path) -> str:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return oci_digest(text.encode()).removeprefix("sha256:")[:8]

@@ -1,1 +1,1 @@
-"""Device images: base, runtime and application layers, written without executing anything foreign, loaded and tagged."""
+"""Device images: base, runtime and application layers, the cache of layers, and loading and tagging in an engine."""

@@ -1,12 +1,11 @@
-"""The device image: base, runtime and application layers put together by hand, so that the same inputs give the same bytes.
+"""The device image: base, runtime and application layers, assembled without an engine, so that equal inputs give equal bytes.
 
-An engine's `build` stamps the time into an image. Here the archive that `docker load` reads is written directly: it is a
-docker-archive and an OCI layout at once, as `docker save` writes them since Docker 25, and Podman and skopeo read it too.
+`docker build` records the current time in an image. This module writes the archive for `docker load` directly: a docker-archive
+that is also an OCI image layout, as `docker save` writes it since Docker 25. Podman and skopeo read it too.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,11 +16,14 @@ from docker.errors import APIError, ImageNotFound
 
 from bundler import console
 from bundler.architecture import Architecture
-from bundler.engines.container_engine import ENGINE_FAILURES, Engine, asked, engine_errors
+from bundler.engines.container_engine import ENGINE_FAILURES, Engine, call_engine, engine_errors
 from bundler.errors import EngineUnavailableError, ImageError
+from bundler.files.atomic_write import atomic_write
+from bundler.files.sha256 import oci_digest
+from bundler.files.tar_files import Member, write_tar
 from bundler.images.base_image import base_layer
 from bundler.images.custom_base import BaseImage, take_base_image
-from bundler.images.layers import Layer, Member, file_members, write_layer, write_members, writing
+from bundler.images.layers import Layer, file_members, with_directories, write_layer
 from bundler.images.runtime_layer import RUNTIME, Wheel, runtime_layer
 from bundler.targets import TargetProfile
 
@@ -30,6 +32,7 @@ __all__ = [
     "BUNDLE_LABEL",
     "DeviceImage",
     "ImageArchive",
+    "ImageRequest",
     "assemble_image",
     "loaded_image",
     "tag_image",
@@ -39,8 +42,8 @@ __all__ = [
 BUNDLE = "opt/bundle"
 BUNDLE_LABEL = "edge-bundler.bundle"  # SHA-256 of the runner.json in the image
 
-_LOAD_SECONDS = 300.0  # and what the slowest disk takes: an SD card
-_SLOWEST_LOAD = 1e6  # bytes a second
+_LOAD_SECONDS = 300.0  # plus the time at the lowest rate
+_SLOWEST_LOAD = 1e6  # bytes per second, of an SD card
 
 _CREATED = "1970-01-01T00:00:00Z"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -48,15 +51,35 @@ _ENVIRONMENT = {
     "PYTHONPATH": f"/{RUNTIME}",
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONUNBUFFERED": "1",
-    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime 1.32 for Linux reports to its makers otherwise
+    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime 1.32 for Linux sends telemetry otherwise
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageArchive:
-    """An image as a file that `docker load` reads.
+class ImageRequest:
+    """The application layer of a device image, the names and labels of the image, and its base.
 
-    `digest` is `sha256:…` of its configuration, `size_bytes` the sum of its uncompressed layers, `diff_ids` are their digests.
+    Attributes:
+        bundle: folder with the files.
+        files: paths in `bundle` of the files to copy to /opt/bundle.
+        reference: `REPOSITORY:TAG` under which the archive names the image.
+        labels: of the image's config.
+        base_image: reference of the user's base image; None for one built from Debian packages.
+    """
+
+    bundle: Path
+    files: Sequence[str]
+    reference: str
+    labels: Mapping[str, str]
+    base_image: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageArchive:
+    """An image as a file for `docker load`.
+
+    `digest` is `sha256:HEX` of its config, `diff_ids` are those of its uncompressed layers, `size_bytes` is the sum of their
+    sizes; `base` is `debian:SUITE`, or the reference of the user's base image.
     """
 
     path: Path
@@ -73,8 +96,8 @@ class ImageArchive:
 class DeviceImage:
     """An image in an engine.
 
-    `id` is the engine's, and what containers are started from: a name may be moved to another image at any time. `digest` is
-    `sha256:…` of the image's configuration; `base` is `debian:SUITE`, or the reference of the user's base image.
+    `id` is the engine's id of the image. Containers are started from it, because a tag can be moved to another image at any
+    time. The other attributes are those of ImageArchive.
     """
 
     id: str
@@ -85,40 +108,30 @@ class DeviceImage:
     wheels: tuple[Wheel, ...]
 
 
-def assemble_image(
-    profile: TargetProfile,
-    *,
-    bundle: Path,
-    files: Sequence[str],
-    reference: str,
-    labels: Mapping[str, str],
-    base_image: str | None,
-    engine: Engine | None,
-    workspace: Path,
-) -> ImageArchive:
-    """Write `workspace/image.tar`: the given files of `bundle` at /opt/bundle, on the target's runtime and base.
+def assemble_image(profile: TargetProfile, request: ImageRequest, *, engine: Engine | None, workspace: Path) -> ImageArchive:
+    """Write `workspace/image.tar`: the requested files at /opt/bundle, on the runtime and base layers of the target.
 
     Without `base_image` no engine is needed.
 
     Raises:
-        ImageError: the base image or the wheels cannot be had, or the base image does not fit the target.
-        EngineError: the engine failed while giving out `base_image`.
+        ImageError: the base image or the wheels cannot be obtained, or the base image does not fit the target.
+        EngineError: the engine failed while exporting the base image.
         OutOfSpaceError: the disk is full.
     """
-    base = _own_base(profile) if base_image is None else _given_base(profile, base_image, engine, workspace)
+    base = _custom_base(profile, request.base_image, engine, workspace) if request.base_image else _debian_base(profile)
     runtime = runtime_layer(profile)
-    application = write_layer(workspace / "application.tar", file_members(bundle, files, below=BUNDLE))
+    application = write_layer(workspace / "application.tar", file_members(request.bundle, request.files, below=BUNDLE))
     layers = (*base.layers, runtime.layer, application)
-    config = _config(profile, base, layers, labels)
+    config = _config(profile, base, layers, request.labels)
+    members = _archive_members(config, _manifest(config, layers), layers, request.reference)
     path = workspace / "image.tar"
-    manifest = _manifest(config, layers)
-    with writing(path) as beside, beside.open("wb") as file:
-        write_members(file, _archive_members(config, manifest, layers, reference))
+    with atomic_write(path) as partial, partial.open("wb") as file:
+        write_tar(file, with_directories(members), tar_format="gnu")
     return ImageArchive(
         path=path,
-        reference=reference,
-        digest=_digest(config),
-        base=base_image or f"debian:{profile.image.suite}",
+        reference=request.reference,
+        digest=oci_digest(config),
+        base=request.base_image or f"debian:{profile.image.suite}",
         size_bytes=sum(layer.size_bytes for layer in layers),
         wheels=runtime.wheels,
         architecture=profile.architecture,
@@ -128,18 +141,20 @@ def assemble_image(
 
 @contextmanager
 def loaded_image(engine: Engine, archive: ImageArchive) -> Iterator[DeviceImage]:
-    """Load an archive into the engine and check that it holds exactly that image; the archive's name is removed at the end.
+    """Load an archive into the engine and check that the engine holds that image; remove its reference at the end.
 
-    The image itself stays if it was given another name meanwhile.
+    The image stays in the engine if it was given another tag meanwhile.
 
     Raises:
-        EngineError: the engine refused, or failed half-way.
-        ImageError: the engine holds other layers or another architecture than the archive.
+        EngineError: the engine failed.
+        ImageError: the image in the engine has other layers or another architecture than the archive.
     """
     console.step(f"Loading the device image ({archive.size_bytes / 1e6:.0f} MB) into {engine.name}")
     try:
         with engine_errors("loading the device image"), archive.path.open("rb") as file:
-            asked(engine, lambda: engine.client.images.load(file), seconds=_LOAD_SECONDS + archive.size_bytes / _SLOWEST_LOAD)
+            call_engine(
+                engine, lambda: engine.client.images.load(file), seconds=_LOAD_SECONDS + archive.size_bytes / _SLOWEST_LOAD
+            )
         yield _checked(engine, archive)
     finally:
         untag_image(engine, archive.reference)
@@ -147,13 +162,14 @@ def loaded_image(engine: Engine, archive: ImageArchive) -> Iterator[DeviceImage]
 
 def _checked(engine: Engine, archive: ImageArchive) -> DeviceImage:
     with engine_errors("inspecting the device image"):
-        held = asked(engine, lambda: engine.client.images.get(archive.reference))
-    # An image's id differs between the engines' stores (configuration or manifest); the layers' digests do not.
+        held = call_engine(engine, lambda: engine.client.images.get(archive.reference))
+    # The id is the config's or the manifest's digest, depending on the engine's image store; diff_ids are the same in all.
     if tuple(held.attrs["RootFS"]["Layers"]) != archive.diff_ids:
-        msg = f"the engine holds other layers under {archive.reference} than the ones that were loaded"
+        msg = f"the image {archive.reference} in the engine has other layers than the archive that was loaded"
         raise ImageError(msg, next_step="Run the same command again; `docker info` shows the engine's storage driver.")
     if held.attrs["Architecture"] != archive.architecture.value:
-        msg = f"the engine holds {archive.reference} for {held.attrs['Architecture']}, not for {archive.architecture.platform}"
+        found, wanted = held.attrs["Architecture"], archive.architecture.value
+        msg = f"the image {archive.reference} in the engine is for linux/{found}, not for linux/{wanted}"
         raise ImageError(msg, next_step="Run the same command again; `docker info` shows the engine's storage driver.")
     return DeviceImage(
         id=str(held.id),
@@ -166,35 +182,35 @@ def _checked(engine: Engine, archive: ImageArchive) -> DeviceImage:
 
 
 def tag_image(engine: Engine, image: DeviceImage, reference: str) -> None:
-    """Give an image a name, `REPOSITORY:TAG`; if another image had that name, it loses it.
+    """Tag an image as `REPOSITORY:TAG`; the tag is removed from another image that has it.
 
     Raises:
         EngineError: the engine failed.
     """
     repository, _, tag = reference.rpartition(":")
     with engine_errors(f"tagging the device image as {reference}"):
-        asked(engine, lambda: engine.client.api.tag(image.id, repository, tag))
+        call_engine(engine, lambda: engine.client.api.tag(image.id, repository, tag))
 
 
 def untag_image(engine: Engine, reference: str) -> None:
-    """Remove a name, and the image if that was its last one and no container uses it; no failure if there is none."""
+    """Remove a reference, and the image if it has no other one and no container uses it. A missing reference is no error."""
     try:
-        asked(engine, lambda: engine.client.images.remove(reference))
+        call_engine(engine, lambda: engine.client.images.remove(reference))
     except ImageNotFound:
         return
     except ENGINE_FAILURES as error:
         reason = error.explanation if isinstance(error, APIError) else error
-        console.warn(f"the image {reference} was not removed ({reason}); `docker image rm {reference}` removes it")
+        console.warn(f"the image {reference} was not removed ({reason}); remove it with `docker image rm {reference}`")
 
 
-def _own_base(profile: TargetProfile) -> BaseImage:
+def _debian_base(profile: TargetProfile) -> BaseImage:
     return BaseImage(layers=(base_layer(profile),), environment={"PATH": _PATH}, python="/usr/bin/python3")
 
 
-def _given_base(profile: TargetProfile, reference: str, engine: Engine | None, workspace: Path) -> BaseImage:
+def _custom_base(profile: TargetProfile, reference: str, engine: Engine | None, workspace: Path) -> BaseImage:
     if engine is None:
-        msg = f"--base-image {reference} has to come from a container engine, and none answers"
-        raise EngineUnavailableError(msg, next_step="Start one (`make engine`), or leave `--base-image` out.")
+        msg = f"--base-image {reference} requires a container engine, and none answers"
+        raise EngineUnavailableError(msg, next_step="Start one (`make engine`), or omit `--base-image`.")
     return take_base_image(engine, reference, profile, workspace)
 
 
@@ -225,7 +241,7 @@ def _manifest(config: bytes, layers: Sequence[Layer]) -> bytes:
         {
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": _descriptor("application/vnd.oci.image.config.v1+json", _digest(config), len(config)),
+            "config": _descriptor("application/vnd.oci.image.config.v1+json", oci_digest(config), len(config)),
             "layers": [
                 _descriptor("application/vnd.oci.image.layer.v1.tar", layer.diff_id, layer.size_bytes) for layer in layers
             ],
@@ -234,26 +250,26 @@ def _manifest(config: bytes, layers: Sequence[Layer]) -> bytes:
 
 
 def _archive_members(config: bytes, manifest: bytes, layers: Sequence[Layer], reference: str) -> list[Member]:
-    described = _descriptor("application/vnd.oci.image.manifest.v1+json", _digest(manifest), len(manifest))
-    names = {
+    described = _descriptor("application/vnd.oci.image.manifest.v1+json", oci_digest(manifest), len(manifest))
+    annotations = {
         "io.containerd.image.name": _full_name(reference),
         "org.opencontainers.image.ref.name": reference.rpartition(":")[2],
     }
     index = {
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.index.v1+json",
-        "manifests": [{**described, "annotations": names}],
+        "manifests": [{**described, "annotations": annotations}],
     }
     docker_archive = [
         {
-            "Config": _blob(_digest(config)),
+            "Config": _blob(oci_digest(config)),
             "RepoTags": [reference],
             "Layers": [_blob(layer.diff_id) for layer in layers],
         }
     ]
     return [
-        _bytes_member(_blob(_digest(config)), config),
-        _bytes_member(_blob(_digest(manifest)), manifest),
+        _bytes_member(_blob(oci_digest(config)), config),
+        _bytes_member(_blob(oci_digest(manifest)), manifest),
         *(_layer_member(layer) for layer in layers),
         _bytes_member("index.json", _json(index)),
         _bytes_member("manifest.json", _json(docker_archive)),
@@ -262,7 +278,7 @@ def _archive_members(config: bytes, manifest: bytes, layers: Sequence[Layer], re
 
 
 def _full_name(reference: str) -> str:
-    """Spell a reference out as containerd names images: `docker.io/library/mobilenet_v2:arm64-qnnpack`."""
+    """Return a reference in the full form of containerd: `docker.io/library/mobilenet_v2:arm64-qnnpack`."""
     registry, slash, _ = reference.partition("/")
     if not slash:
         return f"docker.io/library/{reference}"
@@ -285,10 +301,6 @@ def _descriptor(media_type: str, digest: str, size: int) -> dict[str, object]:
 
 def _blob(digest: str) -> str:
     return f"blobs/{digest.replace(':', '/')}"
-
-
-def _digest(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def _json(value: object) -> bytes:

@@ -1,29 +1,37 @@
-"""Which paths of a tree are left out: a commented list of patterns, read from docker/."""
+"""The exclude lists in docker/: patterns of files that an image does not contain, with the reasons."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import translate
+from functools import cached_property
 from pathlib import Path
 
-__all__ = ["CutList"]
+__all__ = ["ExcludeList"]
 
 
 @dataclass(frozen=True)
-class CutList:
-    """Patterns in their order; the last one that matches a path decides."""
+class ExcludeList:
+    """Patterns in the order of the file, without the reasons; `!` at the beginning includes instead of excluding."""
 
-    rules: tuple[tuple[re.Pattern[str], bool], ...]
+    patterns: tuple[str, ...]
 
     @classmethod
-    def read(cls, path: Path) -> CutList:
-        """Read `pattern  # reason` lines; `!pattern` keeps what an earlier one cut."""
-        lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
-        return cls(tuple((re.compile(translate(line.removeprefix("!"))), not line.startswith("!")) for line in lines if line))
+    def read(cls, path: Path) -> ExcludeList:
+        """Read lines of the form `PATTERN  # reason`.
 
-    def cuts(self, path: str) -> bool:
-        """Say whether `path`, without a leading slash, is left out."""
-        decisions: Iterable[bool] = (cut for pattern, cut in reversed(self.rules) if pattern.match(path))
-        return next(iter(decisions), False)
+        Raises:
+            OSError: the file cannot be read.
+        """
+        lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+        return cls(tuple(line for line in lines if line))
+
+    def excludes(self, path: str) -> bool:
+        """Return whether `path`, without a leading slash, is excluded: the last pattern that matches it decides."""
+        return next((excluded for pattern, excluded in self._rules if pattern.match(path)), False)
+
+    @cached_property
+    def _rules(self) -> list[tuple[re.Pattern[str], bool]]:
+        """The last pattern first, each with whether it excludes."""
+        return [(re.compile(translate(line.removeprefix("!"))), not line.startswith("!")) for line in reversed(self.patterns)]

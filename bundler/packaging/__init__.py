@@ -1,1 +1,1 @@
-"""The package: files rendered and staged beside their place, checksummed, archived, and put in place in one move."""
+"""Bundles: staging, documents, checksums, archive and atomic installation; reading and checking of existing ones."""

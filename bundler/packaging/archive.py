@@ -1,11 +1,12 @@
-"""A `.tar.gz` that is the same, byte for byte, for the same files."""
+"""The `.tar.gz` of a bundle: the same bytes for the same files."""
 
 from __future__ import annotations
 
 import gzip
-import io
-import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from bundler.files.tar_files import Member, write_tar
 
 __all__ = ["write_archive"]
 
@@ -13,15 +14,19 @@ _LEVEL = 6  # weights hardly compress further, and 9 takes several times as long
 
 
 def write_archive(folder: Path, archive: Path, *, root: str) -> None:
-    """Pack a folder's files below `root/`: sorted, owned by root, dated 1970, without the name and date gzip would store."""
+    """Write the files of `folder` as `root/…`, sorted, owned by root, with modification time 0, as gzip without a name or date.
+
+    Raises:
+        OSError: a file cannot be read, or the archive cannot be written.
+    """
     with (
         archive.open("wb") as raw,
-        gzip.GzipFile(filename="", mode="wb", compresslevel=_LEVEL, fileobj=raw, mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+        gzip.GzipFile(filename="", mode="wb", compresslevel=_LEVEL, fileobj=raw, mtime=0) as compressed,
     ):
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            content = path.read_bytes()
-            entry = tarfile.TarInfo(f"{root}/{path.relative_to(folder).as_posix()}")
-            entry.size = len(content)
-            entry.mode = 0o755 if path.name == "runner.py" else 0o644
-            tar.addfile(entry, io.BytesIO(content))
+        write_tar(compressed, _members(folder, root), tar_format="ustar")
+
+
+def _members(folder: Path, root: str) -> Iterator[Member]:
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        mode = 0o755 if path.name == "runner.py" else 0o644
+        yield Member(name=f"{root}/{path.relative_to(folder).as_posix()}", mode=mode, source=path)

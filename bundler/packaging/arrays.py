@@ -1,4 +1,4 @@
-"""The arrays of a .npz archive that somebody else may have made: numbers only, and no more than the archive may hold."""
+"""Read the arrays of an untrusted .npz archive: numbers only, with limits on their number and size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bundler.packaging.consistency import array_problem
 
 __all__ = ["read_arrays"]
 
-LARGEST = 2**28  # bytes of all arrays, uncompressed; a detector's ledger has a tenth
+LARGEST = 2**28  # bytes of all arrays, uncompressed; the layer comparison of a detector needs a tenth of it
 MOST = 10_000
 
 
@@ -23,14 +23,14 @@ def read_arrays(content: bytes) -> Mapping[str, NDArray[Any]]:
     """Return the arrays by name.
 
     Raises:
-        ValueError: it is not such an archive, an array holds something else than numbers or not what its header says, or all of
-            them are larger than 256 MiB.
+        ValueError: it is not a .npz archive, an array is not numeric or does not match its header, or there are more
+            than 10,000 arrays or 256 MiB.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = archive.infolist()
             if len(members) > MOST or sum(member.file_size for member in members) > LARGEST:
-                raise ValueError(f"it holds more than {MOST:,} arrays or {LARGEST:,} bytes")
+                raise ValueError(f"it contains more than {MOST:,} arrays or {LARGEST:,} bytes")
             return {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"it is not a .npz archive: {error}") from error

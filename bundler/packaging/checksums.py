@@ -1,39 +1,36 @@
-"""SHA256SUMS of a bundle: written and read in the format of `sha256sum`, in one form only."""
+"""SHA256SUMS of a bundle: the list of `sha256sum`, in a strict form."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["CHECKSUMS", "CHECKSUMS_BYTES", "parse_checksums", "sha256_of", "write_checksums"]
+from bundler.files.sha256 import sha256_of
+
+__all__ = ["CHECKSUMS", "CHECKSUMS_BYTES", "parse_checksums", "write_checksums"]
 
 CHECKSUMS = "SHA256SUMS"
-CHECKSUMS_BYTES = 2**20  # at most; ours have 2 KB
+CHECKSUMS_BYTES = 2**20  # limit; a list that this package writes has about 2 KB
 
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*)")
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_checksums(bundle: Path) -> None:
-    """Cover every file but the list itself; `sha256sum -c SHA256SUMS` checks it on the device."""
+    """Write the digests of all files but the list itself; `sha256sum -c SHA256SUMS` verifies them on the device."""
     names = (path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file())
     lines = [f"{sha256_of(bundle / name)}  {name}\n" for name in sorted(names) if name != CHECKSUMS]
     (bundle / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
 def parse_checksums(content: bytes) -> Mapping[str, str]:
-    """Return the digest of each file that a list names.
+    """Return the digest of each path in a list.
 
     Raises:
-        ValueError: a line is not `DIGEST  PATH` with a lower-case digest and a relative path, or a path occurs twice.
+        ValueError: a line is not `DIGEST  PATH` with a lower-case digest and a relative path, a path occurs twice, or the list
+            contains itself.
     """
-    *lines, rest = content.decode("ascii", "backslashreplace").split("\n")  # one way only to end a line
+    *lines, rest = content.decode("ascii", "backslashreplace").split("\n")  # LF is the only line ending
     listed: dict[str, str] = {}
     for number, line in enumerate([*lines, rest] if rest else lines, start=1):
         found = _LINE.fullmatch(line)
@@ -43,8 +40,8 @@ def parse_checksums(content: bytes) -> Mapping[str, str]:
         if name in listed:
             raise ValueError(f"{name} occurs twice")
         if name == CHECKSUMS:
-            raise ValueError("it lists itself")
+            raise ValueError("it contains itself")
         listed[name] = digest
     if rest:
-        raise ValueError("its last line does not end")
+        raise ValueError("its last line is incomplete")
     return listed

@@ -1,4 +1,4 @@
-"""Where a bundle's documents and golden arrays contradict each other or its files."""
+"""Consistency of a bundle: its documents agree with each other and with its files, and its arrays are valid."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from bundler.packaging.runner_document import RunnerDocument
 
 __all__ = ["array_problem", "array_problems", "disagreements"]
 
-HEAD = 2**14  # bytes of a .npy file, with all of its header
+HEAD = 2**14  # bytes at the beginning of a .npy file; its header is shorter
 
 
 def disagreements(
     manifest: Manifest, runner: RunnerDocument, digests: Mapping[str, str], sizes: Mapping[str, int]
 ) -> list[str]:
-    """Return, in words, everything in which the two documents and the files are not of one bundle."""
+    """Return a message for each fact in which manifest.json, runner.json, SHA256SUMS and the files disagree."""
     model = manifest.model
     pairs = (
         ("the bundle's name in manifest.json", manifest.bundle, f"{model.name}-{manifest.target.name}"),
@@ -43,7 +43,7 @@ def disagreements(
         if digests.get(name) != digest
     ]
     unit = f"{manifest.bundle}.service"
-    found += [f"{name} is not called {unit}" for name in sizes if name.endswith(".service") and name != unit]
+    found += [f"{name} should be called {unit}" for name in sizes if name.endswith(".service") and name != unit]
     return found
 
 
@@ -60,7 +60,7 @@ def _of_models(
 
 
 def array_problems(root: int, sizes: Mapping[str, int]) -> Iterator[str]:
-    """Yield the .npy files that hold something else than numbers, or claim to hold more or less than they do."""
+    """Yield a message for each .npy file that is not an array of numbers, or whose size does not match its header."""
     for name in sorted(sizes):
         if name.endswith(".npy"):
             with open_file(root, name) as file:
@@ -70,11 +70,11 @@ def array_problems(root: int, sizes: Mapping[str, int]) -> Iterator[str]:
 
 
 def array_problem(head: bytes, size: int) -> str:
-    """Return what is wrong with the header at the beginning of a .npy file of `size` bytes; empty where nothing is."""
+    """Return what is wrong with the header in `head`, the beginning of a .npy file of `size` bytes; empty if it is valid."""
     stream = io.BytesIO(head)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # numpy repairs the headers of some old files, and says so
+            warnings.simplefilter("error")  # numpy warns when it repairs the header of an old file
             version = np.lib.format.read_magic(stream)
             if version != (1, 0):
                 return f"has version {version} of numpy's format, not (1, 0)"
@@ -82,7 +82,7 @@ def array_problem(head: bytes, size: int) -> str:
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError, Warning) as error:
         return f"is not a numpy array: {error}"
     if dtype.kind not in "fiu":
-        return f"holds {dtype}, not numbers"
+        return f"contains {dtype}, not numbers"
     if stream.tell() + math.prod(shape) * dtype.itemsize != size:
-        return f"has {size} bytes, which is not what {dtype} of shape {list(shape)} takes"
+        return f"has {size} bytes, which does not match {dtype} of shape {list(shape)}"
     return ""

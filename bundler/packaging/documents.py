@@ -1,4 +1,4 @@
-"""The package's papers: README, report, Dockerfile, compose file, systemd unit and requirements, rendered from the manifest."""
+"""The documents of a bundle, rendered from its manifest: README, report, Dockerfile, compose file, unit, requirements."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 from packaging.version import Version
 
+from bundler.files.sha256 import sha256_of
 from bundler.graphs.runtime_versions import NUMPY_MINIMUM
 from bundler.manifest import Manifest, write_manifest
-from bundler.packaging.checksums import sha256_of, write_checksums
+from bundler.packaging.checksums import write_checksums
 from bundler.packaging.layer_plot import plot_layers
 from bundler.packaging.rendering import markdown, render
 from bundler.targets import TargetProfile
@@ -20,7 +21,7 @@ _FREE_TEXT = frozenset({"reason", "exact_reason", "machine", "source", "detail",
 
 
 def write_papers(bundle: Path, manifest: Manifest, target: TargetProfile, *, image_reference: str) -> None:
-    """Write everything that is rendered, the manifest, and the checksums over all of it."""
+    """Write the rendered documents, the manifest, and the checksums of all files."""
     context = _context(manifest)
     context["image"] = {
         "reference": image_reference,
@@ -45,7 +46,7 @@ def write_papers(bundle: Path, manifest: Manifest, target: TargetProfile, *, ima
 
 
 def _in_markdown(value: Any) -> Any:
-    """Return the context with its free text escaped: what is not a name has no alphabet (bundler/manifest.py)."""
+    """Return the context with its free text escaped; names need no escape (bundler/manifest.py restricts their characters)."""
     if isinstance(value, dict):
         return {
             key: markdown(item) if key in _FREE_TEXT and isinstance(item, str) else _in_markdown(item)
@@ -55,7 +56,7 @@ def _in_markdown(value: Any) -> Any:
 
 
 def _minimum(manifest: Manifest) -> dict[str, str] | None:
-    """Return the oldest releases that execute every mode; None where a mode tells of none."""
+    """Return the oldest releases that execute every mode; None if one is unknown."""
     versions = [mode.onnx.onnxruntime_minimum for mode in manifest.modes]
     known = [version for version in versions if version is not None]
     if len(known) < len(versions):

@@ -1,4 +1,4 @@
-"""LayerPlot: each layer's SQNR as points of a drawing, for the report."""
+"""LayerPlot: the SQNR of each layer as points of an SVG plot in the report."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from bundler.manifest import LayerRecord
 
 __all__ = ["LayerPlot", "Mark", "plot_layers"]
 
-WIDTH, HEIGHT = 960, 320  # of the whole drawing
-LEFT, TOP, BOTTOM = 48, 12, 28  # margins, for the axes
+WIDTH, HEIGHT = 960, 320  # pixels, of the whole plot
+LEFT, TOP, BOTTOM = 48, 12, 28  # pixels, margins for the axes
 STEP_DB = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """One layer: its place from left to right, and the heights of its two figures, None where it has none."""
+    """One layer: its x coordinate, and the y coordinates of its two values, None if it has none."""
 
     name: str
     x: float
@@ -28,7 +28,7 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPlot:
-    """A drawing of `width` by `height`, with horizontal lines at the decibels of `grid`."""
+    """A plot of `width` by `height` pixels; `grid` has the value in dB and the y coordinate of each horizontal line."""
 
     width: int
     height: int
@@ -39,12 +39,12 @@ class LayerPlot:
 
     @property
     def line(self) -> str:
-        """The points of the line through the outputs, as SVG writes them."""
+        """The `points` attribute of the SVG polyline through the output SQNRs."""
         return " ".join(f"{mark.x},{mark.outputs_y}" for mark in self.marks if mark.outputs_y is not None)
 
 
 def plot_layers(layers: Sequence[LayerRecord]) -> LayerPlot:
-    """Lay the layers out from left to right as they are executed, and their decibels from the lowest (0 or less) up."""
+    """Return the plot of `layers` in execution order from left to right; the y axis begins at the lowest SQNR or 0 dB."""
     figures = [value for layer in layers for value in (layer.output_sqnr_db, layer.weight_sqnr_db) if value is not None]
     low = min(STEP_DB * math.floor(min(figures, default=0) / STEP_DB), 0)
     high = max(STEP_DB * math.ceil(max(figures, default=0) / STEP_DB), low + STEP_DB)

@@ -1,10 +1,12 @@
-"""Putting a finished bundle and its archive in their place: one transaction, which the next command completes after a kill."""
+"""Installation of a finished bundle and its archive in the output directory: one transaction with a journal.
+
+If the process is killed between two renames, the next command completes the transaction.
+"""
 
 from __future__ import annotations
 
 import errno
 import glob
-import hashlib
 import json
 import os
 import re
@@ -18,6 +20,8 @@ from pathlib import Path
 
 from bundler import console
 from bundler.errors import BundlerError, OutOfSpaceError, OutputError
+from bundler.files.atomic_write import DISK_FULL, atomic_write, sync_directory, sync_files
+from bundler.files.sha256 import oci_digest
 from bundler.interruption import shielded
 from bundler.locking import is_held, lock, try_lock
 
@@ -25,27 +29,29 @@ __all__ = ["Leftover", "find_leftovers", "place", "recover", "recover_all", "rem
 
 JOURNAL = "journal.json"
 LOCK = "lock"
-_PLACE_LOCK = ".placing-lock"  # of a place, beside it
+_INSTALL_LOCK = ".placing-lock"  # suffix; the file is beside the installed bundle
 _SCHEMA = "edge-bundler/placing/1"
-_NEW, _NEW_ARCHIVE, _EARLIER = "new", "new-archive", "earlier"  # in the folder of a transaction
-_WAIT_SECONDS = 600.0  # placing takes seconds, where the disk has to write the files out first
+_NEW, _NEW_ARCHIVE, _EARLIER = "new", "new-archive", "earlier"  # names in the directory of a transaction
+_WAIT_SECONDS = 600.0  # an installation takes seconds, most of them to write the files to the disk
 _JOURNAL_BYTES = 65536
 _SHORT_BYTES = 200
-# A folder of a build or a transaction is `.NAME-RANDOM.work`; older versions had `.NAME-RANDOM` and `.NAME-old-RANDOM`.
+# The name of a directory of a build or a transaction is `.NAME-RANDOM.work`; of older versions it is `.NAME-RANDOM` or
+# `.NAME-old-RANDOM`.
 _WORK = re.compile(r"\.(?P<name>.+)-[0-9a-f]{8}\.work", re.DOTALL)
 _OLDER_WORK = re.compile(r"\.(?P<name>.+?)(?:-old)?-[a-z0-9_]{8}", re.DOTALL)
-_FULL_BYTES = 4 << 20  # left on a disk that a graph did not fit on
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_FULL_BYTES = 4 << 20  # with less free space than this, a failed write of a graph means that the disk is full
 
 
 @contextmanager
 def workshop(directory: Path) -> Iterator[Path]:
-    """Give a temporary folder on the file system of `directory`, beside it; it is gone when the block ends, however it ends.
+    """Yield a new staging directory beside `directory`, on the same file system; it is removed when the block ends.
 
-    While the block runs, its file `lock` is locked: by that others see that the folder is in use.
+    An interrupted installation at `directory` is completed first. While the block runs, the file `lock` in the new directory is
+    locked, which tells other processes that the directory is in use.
 
     Raises:
-        OutputError: the place cannot be written to.
+        OutputError: the parent of `directory` cannot be written.
+        OutOfSpaceError: the block failed and the disk is full.
     """
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -56,82 +62,84 @@ def workshop(directory: Path) -> Iterator[Path]:
         try:
             yield folder
         except Exception as error:
-            said = isinstance(error, BundlerError) or (isinstance(error, OSError) and error.filename is not None)
-            if not said and _is_full(folder):  # ONNX Runtime and torch do not say so
+            is_specific = isinstance(error, BundlerError) or (isinstance(error, OSError) and error.filename is not None)
+            if not is_specific and _is_full(folder):  # ONNX Runtime and torch do not report the cause
                 raise OutOfSpaceError(str(directory.parent)) from error
             raise
 
 
 def place(bundle: Path, directory: Path, *, archive: Path | None = None, archive_path: Path | None = None) -> None:
-    """Move a finished folder, and its archive, into place; an earlier bundle there is replaced as a whole.
+    """Install a finished bundle at `directory` and its archive at `archive_path`; an earlier bundle is replaced as a whole.
 
-    Files get the mode 0644 and folders 0755 whatever the umask, programs 0755. The moves are written down in a journal first:
-    if the process is killed between them, `recover` makes the others. If a move fails or is interrupted, the earlier bundle is
-    put back. Of two processes that place at once, one waits for the other, and the last one's bundle stays.
+    Modes are set whatever the umask: 0644 for files, 0755 for directories and programs. A journal of the renames is written
+    first: if the process is killed between them, `recover` completes them. If a rename fails or is
+    interrupted, the earlier bundle is restored. Of two processes that install at `directory` at once, one waits for the other,
+    and the bundle of the last one stays.
 
     Args:
-        bundle: on the file system of `directory`; gone afterwards.
-        directory: the place of the folder.
-        archive: on the same file system; gone afterwards.
-        archive_path: the place of the archive, in the same folder as `directory`.
+        bundle: directory on the file system of `directory`; moved.
+        directory: path of the installed bundle.
+        archive: file on the same file system; moved.
+        archive_path: path of the installed archive, in the parent of `directory`.
 
     Raises:
-        OutputError: something in the way cannot be moved or replaced.
+        OutputError: an existing file or directory cannot be replaced.
+        ValueError: `archive_path` is in another directory.
     """
     if archive_path is not None and archive_path.parent != directory.parent:
-        msg = f"the journal names neighbours only: {archive_path} is not beside {directory}"
+        msg = f"{archive_path} must be in the same directory as {directory}"
         raise ValueError(msg)
     try:
         _set_modes(bundle)
-        _write_out(bundle)
+        sync_files(bundle)
         if archive is not None:
             archive.chmod(0o644)
-            _write_out(archive)
-        with _placing(directory), _work_folder(directory) as work:
+            sync_files(archive)
+        with _install_lock(directory), _work_folder(directory) as work:
             _recover(directory)
             _transact(bundle, directory, work, archive, archive_path)
     except OSError as error:
-        if error.errno in _FULL_DISK:
+        if error.errno in DISK_FULL:
             raise
         raise OutputError(
             f"{error.filename2 or error.filename or directory} cannot be replaced: {error.strerror}",
-            next_step="Move away what is there, or give another place with --output DIR.",
+            next_step="Move or remove it, or specify another directory with --output DIR.",
         ) from error
 
 
 def recover(directory: Path) -> None:
-    """Complete the placing of a bundle at `directory` that was killed between two moves; usually there is nothing to do.
+    """Complete an installation at `directory` whose process was killed between two renames; usually there is none.
 
     Raises:
-        OutputError: the moves cannot be made.
+        OutputError: it cannot be completed.
     """
     directory = directory.absolute()
     unfinished = next(_journals(directory), None) or _earlier_of_older_version(directory)
     if unfinished is None:
         return
-    with _placing(directory):
+    with _install_lock(directory):
         try:
             _recover(directory)
         except OSError as error:
             raise OutputError(
-                f"the placing of {directory}, which was interrupted, cannot be completed: {error.strerror}",
-                next_step="Make its folder writable, then run the same command again.",
+                f"the interrupted installation of {directory} cannot be completed: {error.strerror}",
+                next_step="Make its parent directory writable, then run the same command again.",
             ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leftover:
-    """A folder, or a lock, that a killed command left; `unplaced` is where the bundle in it is to be put (back)."""
+    """A directory or lock that a killed command left; `unplaced` is the path at which a bundle in it is to be installed."""
 
     path: Path
     unplaced: Path | None
 
 
 def recover_all(folder: Path) -> None:
-    """Complete every placing in `folder` that was killed between two moves.
+    """Complete every interrupted installation in `folder`.
 
     Raises:
-        OutputError: the folder cannot be read, or the moves cannot be made.
+        OutputError: the folder cannot be read, or an installation cannot be completed.
     """
     for leftover in find_leftovers(folder):
         if leftover.unplaced is not None:
@@ -139,7 +147,7 @@ def recover_all(folder: Path) -> None:
 
 
 def find_leftovers(folder: Path) -> tuple[Leftover, ...]:
-    """Return what killed commands left in `folder`; what a living process holds is not among it.
+    """Return what killed commands left in `folder`, but nothing that a running process uses.
 
     Raises:
         OutputError: the folder cannot be read.
@@ -151,24 +159,24 @@ def find_leftovers(folder: Path) -> tuple[Leftover, ...]:
         return ()
     except OSError as error:
         raise OutputError(
-            f"{folder} cannot be read: {error.strerror}", next_step="Give its place with --output DIR."
+            f"{folder} cannot be read: {error.strerror}", next_step="Specify another directory with --output DIR."
         ) from error
     leftovers = []
     for entry in found:
         path = folder / entry.name
         if entry.is_dir(follow_symlinks=False):
             if _is_work_folder(path) and not is_held(path / LOCK):
-                leftovers.append(Leftover(path=path, unplaced=_unplaced(path)))
-        elif entry.name.endswith(_PLACE_LOCK) and entry.is_file(follow_symlinks=False) and not is_held(path):
+                leftovers.append(Leftover(path=path, unplaced=_pending(path)))
+        elif entry.name.endswith(_INSTALL_LOCK) and entry.is_file(follow_symlinks=False) and not is_held(path):
             leftovers.append(Leftover(path=path, unplaced=None))
     return tuple(leftovers)
 
 
 def remove_leftover(leftover: Leftover) -> bool:
-    """Put the bundle of a leftover in its place, and remove the folder; False where a process has taken it meanwhile.
+    """Install the bundle of a leftover, and remove its directory; return False if a process uses it meanwhile.
 
     Raises:
-        OutputError: it cannot be moved or removed.
+        OutputError: it cannot be installed or removed.
     """
     if leftover.unplaced is not None:
         recover(leftover.unplaced)
@@ -176,18 +184,20 @@ def remove_leftover(leftover: Leftover) -> bool:
         return True
     is_lock = leftover.path.is_file()
     with try_lock(leftover.path if is_lock else leftover.path / LOCK) as held:
-        if not held or is_lock:  # a lock that is released is removed
+        if not held or is_lock:  # releasing a lock removes its file
             return held
         try:
             shutil.rmtree(leftover.path)
         except OSError as error:
-            raise OutputError(f"{leftover.path} cannot be removed: {error.strerror}", next_step="Remove it by hand.") from error
+            raise OutputError(
+                f"{leftover.path} cannot be removed: {error.strerror}", next_step="Remove it manually."
+            ) from error
     return True
 
 
 @contextmanager
 def _work_folder(directory: Path) -> Iterator[Path]:
-    """Make a locked folder beside `directory`, and remove it with all that is in it."""
+    """Make a locked directory beside `directory`, and remove it with its contents at the end."""
     while True:
         folder = directory.with_name(f".{_short(directory.name)}-{secrets.token_hex(4)}.work")
         try:
@@ -196,7 +206,7 @@ def _work_folder(directory: Path) -> Iterator[Path]:
             raise _unwritable(directory.parent, error) from error
         try:
             with try_lock(folder / LOCK) as held:
-                if held:  # otherwise `doctor --clean` was faster
+                if held:  # otherwise `doctor --clean` has removed the directory
                     yield folder
                     return
         finally:
@@ -204,17 +214,17 @@ def _work_folder(directory: Path) -> Iterator[Path]:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _placing(directory: Path) -> AbstractContextManager[None]:
-    """Hold the lock of a place."""
+def _install_lock(directory: Path) -> AbstractContextManager[None]:
+    """Hold the lock on installations at `directory`."""
     return lock(
-        directory.with_name(f".{_short(directory.name)}{_PLACE_LOCK}"),
+        directory.with_name(f".{_short(directory.name)}{_INSTALL_LOCK}"),
         seconds=_WAIT_SECONDS,
-        on_wait=lambda: console.step(f"Waiting for another process that is placing {directory}"),
+        on_wait=lambda: console.step(f"Waiting for another process that is installing {directory}"),
     )
 
 
 def _transact(bundle: Path, directory: Path, work: Path, archive: Path | None, archive_path: Path | None) -> None:
-    """Make the moves; where one fails, or is interrupted, take them back."""
+    """Make the renames; if one fails or is interrupted, revert them."""
     moves = [(bundle, work / _NEW)]
     if archive is not None and archive_path is not None:
         moves.append((archive, work / _NEW_ARCHIVE))
@@ -225,7 +235,7 @@ def _transact(bundle: Path, directory: Path, work: Path, archive: Path | None, a
         _finish(work, directory, archive_path)
     except BaseException:
         with shielded():
-            _take_back(work, directory)
+            _revert(work, directory)
             for source, destination in moves:
                 if destination.exists():
                     destination.rename(source)
@@ -233,7 +243,7 @@ def _transact(bundle: Path, directory: Path, work: Path, archive: Path | None, a
 
 
 def _finish(work: Path, directory: Path, archive_path: Path | None) -> None:
-    """Make the moves that were not made yet. Each is one rename: a kill leaves all before it made, and none after it."""
+    """Make the renames that were not made yet; each is atomic, and their order tells which were made before a kill."""
     new, new_archive, earlier = work / _NEW, work / _NEW_ARCHIVE, work / _EARLIER
     if new.exists():
         if os.path.lexists(directory):
@@ -241,12 +251,12 @@ def _finish(work: Path, directory: Path, archive_path: Path | None) -> None:
         new.rename(directory)
     if new_archive.exists() and archive_path is not None:
         new_archive.replace(archive_path)
-    _write_out_folder(directory.parent)
+    sync_directory(directory.parent)
     (work / JOURNAL).unlink()
 
 
-def _take_back(work: Path, directory: Path) -> None:
-    """Put the earlier bundle back, unless all moves were made."""
+def _revert(work: Path, directory: Path) -> None:
+    """Restore the earlier bundle, unless all renames were made."""
     new, earlier, journal = work / _NEW, work / _EARLIER, work / JOURNAL
     if not journal.exists():
         return
@@ -259,11 +269,11 @@ def _take_back(work: Path, directory: Path) -> None:
 
 
 def _recover(directory: Path) -> None:
-    """Complete the transactions of a place whose process is gone; the lock of the place is held."""
+    """Complete the transactions of processes that were killed; the lock is held."""
     for work, journal in _journals(directory):
         archive_path = directory.with_name(journal.archive) if journal.archive else None
         if os.path.lexists(work / _NEW) and os.path.lexists(work / _EARLIER) and os.path.lexists(directory):
-            # Somebody else has put a bundle there since.
+            # Another program has written a bundle there since.
             (work / JOURNAL).unlink()
         else:
             try:
@@ -271,20 +281,20 @@ def _recover(directory: Path) -> None:
             except OSError as error:
                 if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
                     raise
-                _take_back(work, directory)
-                console.warn(f"{directory}: the placing that was interrupted cannot be completed and was taken back: {error}")
+                _revert(work, directory)
+                console.warn(f"{directory}: the interrupted installation cannot be completed and was reverted: {error}")
             else:
-                console.step(f"Completed the placing of {directory}, which was interrupted")
+                console.step(f"Completed the interrupted installation of {directory}")
         shutil.rmtree(work, ignore_errors=True)
     earlier = _earlier_of_older_version(directory)
     if earlier is not None:
         earlier.rename(directory)
-        console.step(f"Put {directory} back, whose replacement was interrupted")
+        console.step(f"Restored {directory}, whose replacement was interrupted")
 
 
 @dataclass(frozen=True)
 class _Journal:
-    """The names of a transaction, both in one folder."""
+    """The names of the bundle and its archive in the parent of the transaction's directory."""
 
     directory: str
     archive: str | None
@@ -292,23 +302,20 @@ class _Journal:
 
 def _write_journal(work: Path, directory: Path, archive_path: Path | None) -> None:
     names = {"schema": _SCHEMA, "directory": directory.name, "archive": archive_path.name if archive_path else None}
-    beside = work / f"{JOURNAL}.new"
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump(names, file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(work / JOURNAL)
-    _write_out_folder(work)
+    with atomic_write(work / JOURNAL) as partial:
+        partial.write_text(json.dumps(names), encoding="utf-8")
+        sync_files(partial)
+    sync_directory(work)
 
 
 def _journals(directory: Path) -> Iterator[tuple[Path, _Journal]]:
-    """Yield the unfinished transactions of a place, with their folders."""
+    """Yield the directories and journals of the unfinished transactions at `directory`."""
     prefix = f".{_short(directory.name)}-"
     try:
         with os.scandir(directory.parent) as entries:
             names = [entry.name for entry in entries if entry.name.startswith(prefix) and entry.is_dir(follow_symlinks=False)]
     except OSError:
-        return  # what is there cannot be read; whoever needs it says so
+        return  # whatever reads the directory next reports the error
     for name in sorted(names):
         work = directory.with_name(name)
         journal = _read_journal(work) if _WORK.fullmatch(name) else None
@@ -317,12 +324,12 @@ def _journals(directory: Path) -> Iterator[tuple[Path, _Journal]]:
 
 
 def _read_journal(work: Path) -> _Journal | None:
-    """Return a folder's journal; None where there is none, or none of ours. It may name nothing but its own neighbours."""
+    """Return the journal in a directory; None if there is no valid one. It can name siblings of `work` only."""
     try:
         descriptor = os.open(work / JOURNAL, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
-    with open(descriptor, "rb") as file:  # noqa: PTH123  of a descriptor: a link or a FIFO must not be opened
+    with open(descriptor, "rb") as file:  # noqa: PTH123  a descriptor: no link or FIFO is opened
         if not stat.S_ISREG(os.fstat(descriptor).st_mode) or os.fstat(descriptor).st_uid != os.geteuid():
             return None
         try:
@@ -341,7 +348,7 @@ def _is_name(name: object) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
-def _unplaced(work: Path) -> Path | None:
+def _pending(work: Path) -> Path | None:
     journal = _read_journal(work) if _WORK.fullmatch(work.name) else None
     if journal is not None:
         return work.with_name(journal.directory)
@@ -351,7 +358,7 @@ def _unplaced(work: Path) -> Path | None:
 
 
 def _earlier_of_older_version(directory: Path) -> Path | None:
-    """Return the bundle that was moved aside by an older version, which was killed before the new one was in its place."""
+    """Return the bundle that an older version renamed before it was killed, if no other bundle is installed."""
     if os.path.lexists(directory):
         return None
     found = (path / directory.name for path in directory.parent.glob(f".{glob.escape(directory.name)}-old-????????"))
@@ -359,7 +366,7 @@ def _earlier_of_older_version(directory: Path) -> Path | None:
 
 
 def _is_work_folder(path: Path) -> bool:
-    """Say whether a folder is one of ours: by its name, and with a name of older versions by what is in it too."""
+    """Return whether a directory was made by this module: by its name, and for names of older versions by its contents too."""
     if _WORK.fullmatch(path.name):
         return True
     older = _OLDER_WORK.fullmatch(path.name)
@@ -382,15 +389,15 @@ def _name_of(work: Path) -> str:
 
 
 def _short(name: str) -> str:
-    """Return a name that leaves room for what is added to it: file systems allow 255 bytes."""
+    """Shorten a long name, so that prefixes and suffixes fit into the 255 bytes that file systems allow."""
     encoded = os.fsencode(name)
     if len(encoded) <= _SHORT_BYTES:
         return name
-    return f"{encoded[:_SHORT_BYTES].decode(errors='ignore')}-{hashlib.sha256(encoded).hexdigest()[:8]}"
+    return f"{encoded[:_SHORT_BYTES].decode(errors='ignore')}-{oci_digest(encoded).removeprefix('sha256:')[:8]}"
 
 
 def _set_modes(bundle: Path) -> None:
-    """Give everything in a bundle the mode that it has in the archive, whatever the umask was."""
+    """Set the modes that the files have in the archive, whatever the umask was."""
     bundle.chmod(0o755)
     for path in bundle.rglob("*"):
         path.chmod(0o755 if path.is_dir() or path.name == "runner.py" else 0o644)
@@ -400,24 +407,8 @@ def _is_full(folder: Path) -> bool:
     return shutil.disk_usage(folder).free < _FULL_BYTES
 
 
-def _write_out(path: Path) -> None:
-    """Wait until a file, or everything in a folder, is on the disk."""
-    for file in path.rglob("*") if path.is_dir() else (path,):
-        if file.is_file():
-            with file.open("rb") as content:
-                os.fsync(content.fileno())
-
-
-def _write_out_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _unwritable(folder: Path, error: OSError) -> OutputError:
-    if error.errno in _FULL_DISK:
+    if error.errno in DISK_FULL:
         return OutOfSpaceError(str(folder))
-    reason = f"{error.filename} is no folder" if isinstance(error, FileExistsError) else error.strerror
-    return OutputError(f"{folder} cannot be written to: {reason}", next_step="Give another place with --output DIR.")
+    reason = f"{error.filename} is not a directory" if isinstance(error, FileExistsError) else error.strerror
+    return OutputError(f"{folder} cannot be written to: {reason}", next_step="Specify another directory with --output DIR.")

@@ -1,4 +1,4 @@
-"""The files of a bundle's folder as they lie on disk: plain, few, with plain names, and bounded in size."""
+"""The file tree of a bundle: regular files only, with names from a fixed alphabet, and limits on their number and size."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ __all__ = [
     "refusal",
 ]
 
-# What a bundle may hold. Python finds modules beside the program that it runs, so that no other file is harmless there.
+# What a bundle may contain. Python imports modules from the directory of its program: no other file is harmless there.
 FILES = frozenset(
     {CHECKSUMS, "Dockerfile", "README.md", "compose.yaml", "manifest.json", "report.html", "requirements.txt"}
     | {"runner.json", "runner.py"}
 )
 FOLDERS: Mapping[str, tuple[str, ...]] = {"golden": (".npy", ".onnx"), "ledger": (".npz",), "models": (".onnx",)}
 
-LARGEST_FILE = 2**31  # bytes; protobuf, and so an ONNX file, ends there
+LARGEST_FILE = 2**31  # bytes; the limit of protobuf, and so of ONNX files
 LARGEST_BUNDLE = 2**33
-LARGEST_PAPER = 64 * 2**20  # every file at the top but these
+LARGEST_DOCUMENT = 64 * 2**20  # bytes; of files in the top directory other than these
 DOCUMENTS: Mapping[str, int] = {CHECKSUMS: CHECKSUMS_BYTES, "manifest.json": MANIFEST_BYTES, "runner.json": RUNNER_BYTES}
 MOST_ENTRIES = 200
 
@@ -61,31 +61,31 @@ class Folder:
 
 
 def open_bundle(directory: Path) -> Folder:
-    """Open a bundle's folder, which may be reached through a symbolic link.
+    """Open the directory of a bundle, which may be given as a symbolic link.
 
     Raises:
-        BundleDamagedError: there is no folder.
+        BundleDamagedError: it does not exist, is not a directory, or cannot be opened.
     """
     try:
         return Folder(directory, follow_links=True)
     except NotADirectoryError as error:
-        next_step = "Name the bundle's folder."
+        next_step = "Specify the folder of a bundle."
         if directory.name.endswith((".tar.gz", ".tgz", ".tar")):
-            next_step = f"Unpack it (`tar -xf {directory}`) and name the folder; `bundler inspect` reads a .tar.gz as it is."
-        raise BundleDamagedError(f"{directory} is not a folder, and a bundle is one", next_step=next_step) from error
+            next_step = f"Unpack it (`tar -xf {directory}`) and specify the folder; `bundler inspect` also reads a .tar.gz."
+        raise BundleDamagedError(f"{directory} is not a folder; a bundle is a folder", next_step=next_step) from error
     except OSError as error:
         raise BundleDamagedError(
             f"{directory} cannot be opened: {error.strerror}",
-            next_step="Name the folder of a bundle; `bundler bundle MODEL --target TARGET` builds one.",
+            next_step="Specify the folder of a bundle; `bundler bundle MODEL --target TARGET` builds one.",
         ) from error
 
 
 def plain_tree(directory: Path, root: int) -> Mapping[str, int]:
-    """Return the size of every file by its path.
+    """Return the size in bytes of every file, by its path.
 
     Raises:
-        BundleDamagedError: something is not a regular file with one name of the alphabet, or there is too much; all of it is
-            named.
+        BundleDamagedError: there are links, special files, unknown folders, names outside the alphabet, or too many or too
+            large files; the message lists them.
     """
     sizes: dict[str, int] = {}
     problems: list[str] = []
@@ -97,13 +97,11 @@ def plain_tree(directory: Path, root: int) -> Mapping[str, int]:
         elif stat.S_ISREG(status.st_mode):
             sizes[path] = status.st_size
         if count >= MOST_ENTRIES:
-            problems.append(f"it holds more than {MOST_ENTRIES} files and folders")
+            problems.append(f"it contains more than {MOST_ENTRIES} files and folders")
             break
     ordered = sorted(sizes, key=str.lower)
     problems += [
-        f"{one} and {other} differ in upper and lower case only"
-        for one, other in itertools.pairwise(ordered)
-        if one.lower() == other.lower()
+        f"{one} and {other} differ only in case" for one, other in itertools.pairwise(ordered) if one.lower() == other.lower()
     ]
     if sum(sizes.values()) > LARGEST_BUNDLE:
         problems.append(f"it is larger than {LARGEST_BUNDLE:,} bytes")
@@ -113,7 +111,7 @@ def plain_tree(directory: Path, root: int) -> Mapping[str, int]:
 
 
 def _entries(root: int, problems: list[str]) -> Iterator[tuple[str, str, os.stat_result]]:
-    """Yield what lies in the bundle's folder, and in those of its folders that may be there."""
+    """Yield the entries of the bundle's directory, and of those subdirectories that a bundle has."""
     for name, status in _scanned(root):
         yield "", name, status
         if not stat.S_ISDIR(status.st_mode) or name not in FOLDERS:
@@ -132,7 +130,7 @@ def _entries(root: int, problems: list[str]) -> Iterator[tuple[str, str, os.stat
 
 
 def _scanned(folder: int) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield names and what they are, links not followed; sorted, but of a folder that is far too full only a part."""
+    """Yield names and their status without following links, sorted; of too many entries only a part."""
     with os.scandir(folder) as scan:
         names = sorted(entry.name for _, entry in zip(range(MOST_ENTRIES + 1), scan, strict=False))
     for name in names:
@@ -143,35 +141,35 @@ def _scanned(folder: int) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def _problem(folder: str, name: str, status: os.stat_result) -> str:
-    """Return what is wrong with an entry; empty where nothing is."""
+    """Return what is wrong with an entry; empty if it is valid."""
     if stat.S_ISDIR(status.st_mode):
         return "" if not folder and name in FOLDERS else "is a folder that does not belong to a bundle"
     if not stat.S_ISREG(status.st_mode):
         return f"is {kind_of(status.st_mode)}, not a regular file"
     if status.st_nlink > 1:
-        return f"is a hard link: the same file has {status.st_nlink} names"
+        return f"is a hard link: the file has {status.st_nlink} names"
     if not NAME.fullmatch(name):
-        return "has a name with other characters than letters, digits, `.`, `_` and `-`, or more than 128"
+        return "has a name with characters other than letters, digits, `.`, `_` and `-`, or with more than 128 characters"
     limit = largest(f"{folder}/{name}" if folder else name)
     return f"is larger than {limit:,} bytes" if status.st_size > limit else ""
 
 
 def largest(path: str) -> int:
-    """Return how many bytes a file of a bundle may have."""
-    return LARGEST_FILE if "/" in path else DOCUMENTS.get(path, LARGEST_PAPER)
+    """Return the size limit of a file in bytes."""
+    return LARGEST_FILE if "/" in path else DOCUMENTS.get(path, LARGEST_DOCUMENT)
 
 
 def belongs(path: str) -> bool:
-    """Say whether a bundle has files of that name."""
+    """Return whether a bundle can contain a file with that path."""
     folder, _, name = path.rpartition("/")
     return name.endswith(FOLDERS.get(folder, ())) if folder else name in FILES or name.endswith(".service")
 
 
 def open_file(root: int, path: str) -> BinaryIO:
-    """Open a file of the bundle; neither it nor its folder may be a link.
+    """Open a file of the bundle for reading; links are not followed.
 
     Raises:
-        OSError: it is not there, cannot be read, or is not a regular file.
+        OSError: it does not exist, cannot be read, or is not a regular file.
     """
     folder, _, name = path.rpartition("/")
     if not folder:
@@ -181,7 +179,7 @@ def open_file(root: int, path: str) -> BinaryIO:
 
 
 def refusal(directory: Path, problems: list[str]) -> BundleDamagedError:
-    """Return the error that names the first twenty problems."""
+    """Return the error that lists the first 20 problems."""
     more = f", and {len(problems) - 20} more" if len(problems) > 20 else ""
     return BundleDamagedError(
         f"{directory} is not the bundle that was built: {', '.join(problems[:20])}{more}",

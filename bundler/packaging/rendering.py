@@ -1,4 +1,4 @@
-"""Rendering of `templates/`: whatever is inserted is escaped for the language of the file; an unknown name is an error."""
+"""Render the templates in `templates/`: inserted text is escaped for the output format; undefined names raise an error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bundler.visible import visible
 
 __all__ = ["markdown", "render"]
 
-# Characters that begin something in CommonMark, in GitHub's tables and formulas, or in HTML; `_` does at the edge of a word.
+# Characters with a meaning in CommonMark, in GitHub's tables and formulas, or in HTML; `_` has one at the edge of a word.
 _MARKDOWN = str.maketrans(
     {**{character: f"\\{character}" for character in "\\`*[]|~$#@"}, "<": "&lt;", ">": "&gt;", "&": "&amp;"}
 )
@@ -22,9 +22,9 @@ _MARKDOWN = str.maketrans(
 def render(template: str, context: dict[str, Any]) -> str:
     """Return the text of `templates/{template}`.
 
-    Control characters and line breaks in what is inserted are written out (bundler/visible.py). In HTML all of it is escaped.
-    The other formats take names and numbers, whose alphabets (bundler/manifest.py, bundler/targets.py) hold nothing that ends
-    a string or begins an option; text for Markdown has to be passed through `markdown` before.
+    Control characters and line breaks in inserted text are escaped (bundler/visible.py), and HTML is in `.html.j2`. The other
+    formats get names and numbers only: their schemas (bundler/manifest.py, bundler/targets.py) exclude characters that end a
+    string or begin an option. Free text for Markdown must be escaped with `markdown` first.
     """
     environment = Environment(
         loader=FileSystemLoader(resource("templates")),
@@ -39,9 +39,9 @@ def render(template: str, context: dict[str, Any]) -> str:
 
 
 def markdown(text: str) -> str:
-    """Return text that Markdown shows as it is: no markup, HTML, link or cell of a table begins or ends in it."""
+    """Escape text for Markdown: no markup, HTML, link or table cell begins or ends in it."""
     escaped = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", visible(text).translate(_MARKDOWN))
-    # GitHub makes links of bare addresses.
+    # GitHub turns bare URLs into links.
     return re.sub(r"(?i)\bwww\.", r"www\\.", escaped.replace("://", ":\\//"))
 
 

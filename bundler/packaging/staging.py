@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bundler.files.sha256 import sha256_of
 from bundler.graphs.comparison import sqnr_db
 from bundler.graphs.exported_graph import INPUT, OUTPUTS, ExportedGraph
 from bundler.graphs.known_answer import write_known_answer
 from bundler.models.specs import Mode, Task
-from bundler.packaging.checksums import sha256_of
 from bundler.resources import resource
 from bundler.targets import TargetProfile
 

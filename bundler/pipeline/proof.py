@@ -11,10 +11,10 @@ from bundler import console
 from bundler.engines.container_engine import Engine, connect
 from bundler.engines.owner import temporary_reference
 from bundler.errors import BundleDamagedError, EngineUnavailableError, ImageError
-from bundler.images.device_image import BUNDLE_LABEL, DeviceImage, assemble_image, loaded_image
+from bundler.files.sha256 import sha256_of
+from bundler.images.device_image import BUNDLE_LABEL, DeviceImage, ImageRequest, assemble_image, loaded_image
 from bundler.images.image_tags import TaggedImage
 from bundler.manifest import Evidence, ImageRecord, WheelRecord, read_manifest
-from bundler.packaging.checksums import sha256_of
 from bundler.targets import TargetProfile
 from bundler.verification.evidence import Executor, Expected, prove_on_every_cpu
 from bundler.verification.executors import ContainerExecutor, HostExecutor
@@ -56,16 +56,14 @@ def image_for(
         yield None
         return
     console.step(f"Assembling the device image of {identifier} for {target.platform}")
-    archive = assemble_image(
-        target,
+    request = ImageRequest(
         bundle=bundle,
         files=files,
         reference=temporary_reference(f"{target.name}-{uuid.uuid4().hex[:12]}"),
         labels={"org.opencontainers.image.title": identifier, BUNDLE_LABEL: sha256_of(bundle / "runner.json")},
         base_image=base_image,
-        engine=engine,
-        workspace=workspace,
     )
+    archive = assemble_image(target, request, engine=engine, workspace=workspace)
     with loaded_image(engine, archive) as image:
         console.detail(f"{image.size_bytes / 1e6:.0f} MB unpacked, {image.digest}")
         yield image

@@ -9,11 +9,11 @@ from pathlib import Path
 from bundler import console
 from bundler.engines.container_engine import Engine
 from bundler.errors import BundleDamagedError, BundleNotFoundError, EngineUnavailableError, UntrustedBundleError
+from bundler.files.sha256 import sha256_of
 from bundler.images.device_image import DeviceImage
 from bundler.images.image_tags import name_image
 from bundler.manifest import Evidence, FleetRecord, ImageRecord, Manifest, Verdict
 from bundler.packaging.archive import write_archive
-from bundler.packaging.checksums import sha256_of
 from bundler.packaging.documents import write_papers
 from bundler.packaging.placing import place, recover, recover_all, workshop
 from bundler.packaging.reading import CheckedBundle, check_bundle

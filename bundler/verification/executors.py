@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from bundler.engines.container import RunResult, run_container
+from bundler.engines.container import ContainerRequest, RunResult, run_container
 from bundler.engines.container_engine import Engine
 from bundler.engines.emulation import Launch, NotRunnable, decide_launch
 from bundler.errors import ContainerTimeoutError
@@ -61,17 +61,16 @@ class ContainerExecutor:
         on_stderr_line: Callable[[str], None],
         script: str | None = None,
     ) -> RunResult:
-        return run_container(
-            self.engine,
-            self.image.id,
-            arguments,
+        request = ContainerRequest(
+            image=self.image.id,
+            command=arguments,
             launch=launch,
             timeout_seconds=self.target.verification.timeout_seconds,
             memory_mib=self.target.verification.memory_mib,
             labels={"edge-bundler.target": self.target.name},
-            on_stderr_line=on_stderr_line,
             script=script,
         )
+        return run_container(self.engine, request, on_stderr_line=on_stderr_line)
 
 
 _ADDRESS_SPACE = 2  # times the memory that a container gets: libraries and stacks of threads reserve more than they use

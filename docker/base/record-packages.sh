@@ -1,5 +1,5 @@
 #!/bin/sh
-# mmdebstrap's extract hook: notes which packages were unpacked, one file each, where scanners of distroless images look.
+# Extract hook of mmdebstrap: writes one file for each unpacked package to the directory that scanners of distroless images read.
 set -eu
 root=$1
 mkdir -p "$root/var/lib/dpkg/status.d"

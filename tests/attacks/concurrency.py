@@ -1,10 +1,10 @@
-"""Pairs of commands at the same time: does each bundle hold its own figures? Needs a container engine.
+"""Run pairs of commands concurrently, and check that each bundle contains its own results. Requires a container engine.
 
     python tests/attacks/concurrency.py --pairs 50
 
-Each pair is two `bundler` processes on the same model: two builds into other or the same folders, a build beside a `verify`,
-two `verify` of one bundle, builds for both targets. After each pair every bundle is checked against what its own device program
-computes on this machine. Prints one line a pair and the counts; exits with 1 if a bundle was wrong.
+Each pair is two `bundler` processes on the same model: two builds into different or equal folders, a build and a `verify`,
+two `verify` of one bundle, builds for both targets. After each pair the evidence of every bundle is compared with what its
+device program computes on this machine. Prints one line per pair and the counts; exits with 1 if a bundle was wrong.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SMALL = ("--mode", "int8-ptq", "--weights", "random", "--input-size", "32", "--n
 
 @dataclass(frozen=True, kw_only=True)
 class Workspace:
-    """Where the pairs work, and the two profiles."""
+    """The folder of the output directories, and the two target profiles."""
 
     folder: Path
     x86: Path
@@ -56,15 +56,15 @@ Kind = Callable[[Workspace, int, int], tuple[list[str], list[str]]]
 KINDS: dict[str, Kind] = {
     "two builds, two folders": lambda work, a, b: (work.build(a, "one"), work.build(b, "two")),
     "two builds, one folder": lambda work, a, b: (work.build(a, "one"), work.build(b, "one")),
-    "build beside verify": lambda work, a, _: (work.build(a, "two"), work.verify("one")),
-    "build over what is verified": lambda work, a, _: (work.build(a, "one"), work.verify("one")),
+    "build and verify, two bundles": lambda work, a, _: (work.build(a, "two"), work.verify("one")),
+    "build and verify, one bundle": lambda work, a, _: (work.build(a, "one"), work.verify("one")),
     "two verify of one bundle": lambda work, *_: (work.verify("one"), work.verify("one")),
     "both targets, one folder": lambda work, a, b: (work.build(a, "one"), work.build(b, "one", target="arm64")),
 }
 
 
 def profile(folder: Path, name: str, cpus: tuple[str, ...]) -> Path:
-    """Write a target that is verified on the given CPUs alone."""
+    """Write a target profile with the given CPUs only."""
     text = (ROOT / "targets" / f"{name}.toml").read_text(encoding="utf-8")
     text = re.sub(r"^fleet = .*$", "fleet = []", text, flags=re.MULTILINE)
     head, *sections = re.split(r"^(?=\[\[verification\.cpus\]\])", text, flags=re.MULTILINE)
@@ -88,19 +88,19 @@ def computed(bundle: Path) -> str:
 
 
 def problems(bundle: Path, *, executed: bool) -> Iterator[str]:
-    """Name what is wrong with a bundle and its archive."""
+    """Yield what is wrong with a bundle and its archive."""
     check = ["sha256sum", "--check", "--quiet", "--strict", "SHA256SUMS"]
     if subprocess.run(check, cwd=bundle, check=False, capture_output=True).returncode:
-        yield "its files are not those of SHA256SUMS"
+        yield "its files do not match SHA256SUMS"
         return
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["tar", "-xzf", f"{bundle}.tar.gz", "-C", folder, "--strip-components=1"], check=True)
         if subprocess.run(["diff", "-r", str(bundle), folder], check=False, capture_output=True).returncode:
-            yield "its archive holds other files"
+            yield "its archive contains other files"
     manifest = json.loads((bundle / "manifest.json").read_text())
     digests = {item["outputs_sha256"] for mode in manifest["modes"] for item in mode["evidence"] if item["outputs_sha256"]}
     if executed and digests != {computed(bundle)}:
-        yield f"its evidence says {digests}, its model computes {computed(bundle)}"
+        yield f"its evidence has the digests {digests}, its model computes {computed(bundle)}"
 
 
 def main() -> int:
@@ -131,15 +131,15 @@ def main() -> int:
                 if bundle.exists():
                     found += [f"{output}/{target}: {problem}" for problem in problems(bundle, executed=target == "x86")]
             tried, failures = tried + 1, failures + bool(found)
-            print(f"{index + 1:4} {kind:28} {time.monotonic() - began:6.1f} s  {'; '.join(found) or 'held'}", flush=True)
+            print(f"{index + 1:4} {kind:30} {time.monotonic() - began:6.1f} s  {'; '.join(found) or 'passed'}", flush=True)
         for image in client.images.list(name="resnet18"):
             for tag in set(image.tags) - names:
                 client.images.remove(tag)
         left = [f"image {image.id}" for image in client.images.list(name=f"{TEMPORARY}/*")]
         left += [path.name for path in folder.rglob(".*") if path.is_dir() or path.is_file()]
         shutil.rmtree(folder / "one", ignore_errors=True)
-    print(f"{tried - failures} pairs held, {failures} did not")
-    print(f"left behind: {', '.join(left) or 'nothing'}")
+    print(f"{tried - failures} pairs passed, {failures} failed")
+    print(f"leftovers: {', '.join(left) or 'none'}")
     return 1 if failures or left else 0
 
 

@@ -1,9 +1,9 @@
-"""Ends a build by signals at many moments, and counts what it left: the earlier bundle or the new one, whole, and nothing else.
+"""End builds by signals at random times, and check what they leave: the earlier bundle or the new one, complete, nothing else.
 
-    python tests/attacks/kills.py --tries 40            # a real build, with the engine where there is one
-    python tests/attacks/kills.py --placing --tries 400 # nothing but the moves of a bundle and its archive into their place
+    python tests/attacks/kills.py --tries 40               # real builds, with the engine if one answers
+    python tests/attacks/kills.py --installing --tries 400 # installations of a bundle and its archive only
 
-Exit code 0 when every try held, 1 otherwise.
+Exit code 0 if every try passed, 1 otherwise.
 """
 
 from __future__ import annotations
@@ -28,47 +28,44 @@ from pathlib import Path
 from bundler.engines.container_engine import connect
 from bundler.engines.owner import OWNER_LABEL
 from bundler.errors import EngineUnavailableError
+from bundler.packaging.placing import find_leftovers, recover, remove_leftover
 
 ROOT = Path(__file__).parents[2]
 BUNDLER = (sys.executable, "-c", "from bundler.cli import main; main()")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGINT: 130}
-END_SECONDS = 120  # in which a signalled command has to be gone
+# Python restores the default action of SIGINT when it shuts down: a repeated Ctrl-C can end it then (130 in a shell, too).
+CODES = {signal.SIGKILL: (-9,), signal.SIGTERM: (143,), signal.SIGHUP: (129,), signal.SIGINT: (130, -2)}
+END_SECONDS = 120  # after a signal
 
-PLACING = """
+INSTALLING = """
 import sys, tarfile
 from pathlib import Path
 from bundler.interruption import InterruptedBySignal, end_by_signals
 from bundler.packaging.checksums import write_checksums
 from bundler.packaging.placing import place, workshop
-def place_once(directory, text):
+def install_once(directory, text):
     with workshop(directory) as work:
         (work / "new").mkdir()
         (work / "new" / "model.onnx").write_text(text)
         write_checksums(work / "new")
-        with tarfile.open(work / "archive", "w:gz") as archive:
-            archive.add(work / "new", arcname="resnet18")
-        place(work / "new", directory, archive=work / "archive", archive_path=directory.with_name(f"{directory.name}.tar.gz"))
+        archive, archive_path = work / "archive", directory.with_name(f"{directory.name}.tar.gz")
+        with tarfile.open(archive, "w:gz") as tar:
+            tar.add(work / "new", arcname="resnet18")
+        place(work / "new", directory, archive=archive, archive_path=archive_path)
 end_by_signals()
 try:
     for number in range(100_000):
-        place_once(Path(sys.argv[1]), f"{sys.argv[2]}-{number}")
+        install_once(Path(sys.argv[1]), f"{sys.argv[2]}-{number}")
+        if number == 0:
+            print("ready", flush=True)
 except InterruptedBySignal as error:
     sys.exit(error.exit_code)
-"""
-# Light, where only the moves are attacked: the command `doctor` loads torch.
-CLEANING = """
-import sys
-from pathlib import Path
-from bundler.packaging.placing import find_leftovers, remove_leftover
-for leftover in find_leftovers(Path(sys.argv[1])):
-    assert remove_leftover(leftover), leftover
 """
 
 
 @dataclass
 class Counts:
-    """What was seen, for each signal, and what did not hold."""
+    """The outcomes per signal, and the problems."""
 
     seen: Counter[tuple[str, str]] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
@@ -77,11 +74,11 @@ class Counts:
         name = signal.Signals(number).name
         self.seen[name, "tries"] += 1
         self.seen[name, outcome] += 1
-        self.seen[name, "held"] += not problems
+        self.seen[name, "passed"] += not problems
         self.problems += [f"{name}: {problem}" for problem in problems]
 
     def lines(self) -> Iterator[str]:
-        columns = ("tries", "held", "earlier", "new", "recovered")
+        columns = ("tries", "passed", "earlier", "new", "recovered")
         yield "signal   " + "".join(f"{column:>10}" for column in columns)
         for number in SIGNALS:
             name = signal.Signals(number).name
@@ -90,8 +87,8 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where bundles are put, and the command that puts one there; `{seed}` in it makes each another one."""
+class Subject:
+    """The command under attack, and where it installs its bundle; `{seed}` in the command makes each bundle a different one."""
 
     output: Path
     directory: Path
@@ -105,7 +102,7 @@ class Place:
 
     def start(self, seed: int) -> subprocess.Popen[str]:
         words = [word.replace("{seed}", str(seed)) for word in self.command]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             words,
             cwd=ROOT,
             env={**os.environ, **self.environment},
@@ -114,9 +111,12 @@ class Place:
             text=True,
             start_new_session=True,
         )
+        if not self.builds and process.stdout is not None:
+            process.stdout.readline()  # it has installed once
+        return process
 
     def state(self) -> tuple[bytes, ...] | None:
-        """Return the checksums in the folder and in the archive; None where one of the two is not there."""
+        """Return SHA256SUMS of the folder and of the archive; None if one of the two does not exist."""
         try:
             with tarfile.open(self.archive) as archive:
                 packed = {member.name.partition("/")[2]: archive.extractfile(member) for member in archive if member.isfile()}
@@ -136,18 +136,18 @@ def whole(state: tuple[bytes, ...] | None) -> bool:
     return state is not None and state[0] == state[1]
 
 
-def attack(place: Place, seed: int, number: int, seconds: float, counts: Counts) -> None:
-    """Start the command, signal it after some time, and look at what is left: before the next command, and after it."""
-    before = place.state()
-    process = place.start(seed)
+def attack(subject: Subject, seed: int, number: int, seconds: float, counts: Counts) -> None:
+    """Start the command, send a signal after `seconds`, and check what it left, before and after the next command."""
+    before = subject.state()
+    process = subject.start(seed)
     problems: list[str] = []
     try:
         process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         process.send_signal(number)
-        if number == signal.SIGINT:  # of somebody who is impatient
+        if number == signal.SIGINT:  # Ctrl-C is often pressed repeatedly
             for _ in range(2):
-                time.sleep(0.25)
+                time.sleep(0.1)
                 process.send_signal(number)
     try:
         _, errors = process.communicate(timeout=END_SECONDS)
@@ -156,43 +156,37 @@ def attack(place: Place, seed: int, number: int, seconds: float, counts: Counts)
         _, errors = process.communicate()
         problems.append(f"it did not end within {END_SECONDS} s of the signal at {seconds:.2f} s")
     code = process.returncode
-    if code not in (0, CODES[number]):
+    if code not in (0, *CODES[number]):
         problems.append(f"exit code {code} after {seconds:.2f} s: {errors[-500:]}")
     if re.search("Traceback|not foreseen|Exception ignored", errors):
         problems.append(f"after {seconds:.2f} s: {errors[-1500:]}")
-    between = place.state()
-    if number != signal.SIGKILL and (hidden := left_over(place)):
+    between = subject.state()
+    if number != signal.SIGKILL and (hidden := left_over(subject)):
         problems.append(f"after {seconds:.2f} s it left {hidden}")
-    recover(place)
-    after = place.state()
+    recover(subject.directory)  # as every command does first
+    after = subject.state()
     if not whole(after):
-        problems.append(f"after {seconds:.2f} s, and the next command, folder and archive are not of one bundle")
-    problems += clean(place, process.pid)
-    if after != place.state():
+        problems.append(f"after {seconds:.2f} s and the next command, folder and archive are of different bundles")
+    problems += clean(subject, process.pid)
+    if after != subject.state():
         problems.append("doctor --clean changed the bundle")
     outcome = "recovered" if between != after else "earlier" if after == before else "new"
     counts.add(number, outcome, problems)
 
 
-def recover(place: Place) -> None:
-    """Do what every next command does first; the bundles of --placing are none that `inspect` could read."""
-    program = "import sys; from pathlib import Path; from bundler.packaging.placing import recover; recover(Path(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", program, str(place.directory)], cwd=ROOT, check=True, timeout=60)
+def left_over(subject: Subject) -> list[str]:
+    return sorted(str(path.relative_to(subject.output)) for path in subject.output.rglob(".*"))
 
 
-def left_over(place: Place) -> list[str]:
-    return sorted(str(path.relative_to(place.output)) for path in place.output.rglob(".*"))
-
-
-def clean(place: Place, pid: int) -> list[str]:
-    """Run `doctor --clean` and return what is there still."""
-    if not place.builds:
-        subprocess.run([sys.executable, "-c", CLEANING, str(place.output)], cwd=ROOT, check=True, timeout=60)
-        return [f"the clean-up left {name}" for name in left_over(place)]
-    run = place.bundler("doctor", "--clean", "--json", "--output", str(place.output))
+def clean(subject: Subject, pid: int) -> list[str]:
+    """Run `doctor --clean` and return what it left."""
+    if not subject.builds:  # without torch, which `doctor` imports
+        problems = [f"not removed: {found}" for found in find_leftovers(subject.output) if not remove_leftover(found)]
+        return problems + [f"the clean-up left {name}" for name in left_over(subject)]
+    run = subject.bundler("doctor", "--clean", "--json", "--output", str(subject.output))
     findings = json.loads(run.stdout) if run.stdout else [{"status": "not removed", "subject": run.stderr, "next_step": ""}]
     problems = [f"not removed: {item['subject']}: {item['next_step']}" for item in findings if item["status"] == "not removed"]
-    problems += [f"doctor --clean left {name}" for name in left_over(place)]
+    problems += [f"doctor --clean left {name}" for name in left_over(subject)]
     with suppress(EngineUnavailableError), connect() as engine:
         names = [container["Labels"].get(OWNER_LABEL, "") for container in engine.client.api.containers(all=True)]
         names += [tag for image in engine.client.api.images() for tag in image["RepoTags"] or ()]
@@ -200,8 +194,8 @@ def clean(place: Place, pid: int) -> list[str]:
     return problems
 
 
-def build_place(folder: Path) -> Place:
-    """A small build for this machine's own processor, so that the moments of a try are spread over all its steps."""
+def build_subject(folder: Path) -> Subject:
+    """Return a small build for this machine's CPU, whose steps take similar times."""
     text = (ROOT / "targets" / "x86-fbgemm.toml").read_text(encoding="utf-8")
     text = text[: text.index('[[verification.cpus]]\nname = "Haswell"')]
     text = text.replace('name = "x86-fbgemm"', 'name = "attacked"').replace('["x86", "amd64", "x86_64"]', '["attacked-x86"]')
@@ -221,39 +215,39 @@ def build_place(folder: Path) -> Place:
         "4",
     ]
     command = (*BUNDLER, "bundle", "resnet18", "--target", str(profile), *small, "--seed", "{seed}", "--output", str(output))
-    return Place(output, output / "attacked" / "resnet18", command, {"OMP_NUM_THREADS": "1"}, builds=True)
+    return Subject(output, output / "attacked" / "resnet18", command, {"OMP_NUM_THREADS": "1"}, builds=True)
 
 
-def placing_place(folder: Path) -> Place:
+def installing_subject(folder: Path) -> Subject:
     output = folder / "dist"
     directory = output / "resnet18"
-    return Place(output, directory, (sys.executable, "-c", PLACING, str(directory), "{seed}"), {}, builds=False)
+    return Subject(output, directory, (sys.executable, "-c", INSTALLING, str(directory), "{seed}"), {}, builds=False)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tries", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--placing", action="store_true", help="attack the moves alone, thousands of them")
+    parser.add_argument("--seed", type=int, default=0, help="of the random times")
+    parser.add_argument("--installing", action="store_true", help="attack installations only")
     chosen = parser.parse_args()
     moments = random.Random(chosen.seed)  # noqa: S311
     counts = Counts()
     with tempfile.TemporaryDirectory(prefix="edge-bundler-attack-") as name:
-        place = (placing_place if chosen.placing else build_place)(Path(name))
+        subject = (installing_subject if chosen.installing else build_subject)(Path(name))
         start = time.monotonic()
-        if chosen.placing:
-            longest = 1.5
+        if chosen.installing:
+            earliest, latest = 0.0, 0.4
         else:
-            first = place.start(0)
+            first = subject.start(0)
             _, errors = first.communicate()
             if first.returncode != 0:
                 sys.exit(f"the first build failed: {errors}")
-            longest = 1.1 * (time.monotonic() - start)
-            sys.stdout.write(f"an undisturbed build took {longest / 1.1:.1f} s\n")
-        if chosen.placing:
-            attack(place, 0, signal.SIGTERM, longest, Counts())
+            earliest, latest = 0.5, 1.1 * (time.monotonic() - start)
+            sys.stdout.write(f"a build without a signal took {latest / 1.1:.1f} s\n")
+        if chosen.installing:
+            attack(subject, 0, signal.SIGTERM, latest, Counts())
         for seed in range(1, chosen.tries + 1):
-            attack(place, seed, SIGNALS[seed % len(SIGNALS)], moments.uniform(0.5, longest), counts)
+            attack(subject, seed, SIGNALS[seed % len(SIGNALS)], moments.uniform(earliest, latest), counts)
             sys.stdout.write(f"{seed}/{chosen.tries}: {len(counts.problems)} problems\n")
             sys.stdout.flush()
     sys.stdout.write("\n".join(counts.lines()) + "\n")

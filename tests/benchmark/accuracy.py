@@ -38,12 +38,12 @@ from bundler.data.labelled_images import LabelledPictures
 from bundler.device.detections import agreeing, shown
 from bundler.engines.container_engine import connect
 from bundler.engines.emulation import Launch
+from bundler.files.sha256 import sha256_of
 from bundler.graphs.comparison import sqnr_db
 from bundler.graphs.exported_graph import INPUT
 from bundler.graphs.exporter import export_onnx
 from bundler.models.registry import find_model
 from bundler.models.specs import Task
-from bundler.packaging.checksums import sha256_of
 from bundler.pipeline.inputs import gather
 from bundler.pipeline.network import load_network
 from bundler.pipeline.proof import image_for

@@ -18,7 +18,7 @@ from bundler.errors import EngineError, EngineUnavailableError
 
 @pytest.fixture
 def dying_engine(tmp_path: Path) -> Iterator[str]:
-    """A socket that answers what an engine does to `version`, and hangs up on everything after that."""
+    """A socket that answers `version` like an engine, and closes the connection of every other request."""
     path = tmp_path / "engine.sock"
     version = {
         "ApiVersion": "1.41",
@@ -52,7 +52,7 @@ def dying_engine(tmp_path: Path) -> Iterator[str]:
     thread.join()
 
 
-def test_no_engine_is_said_with_the_address_and_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_engine_the_error_has_its_address_and_a_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nobody.sock")
     with (
         pytest.raises(EngineUnavailableError, match=r"no container engine answers at unix:.*/nobody\.sock") as caught,
@@ -72,7 +72,7 @@ def test_a_context_that_does_not_exist_is_refused(tmp_path: Path, monkeypatch: p
     assert "docker context ls" in caught.value.next_step
 
 
-def test_the_current_context_is_followed(dying_engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_context_is_used(dying_engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     (tmp_path / "config.json").write_text("{}")  # without it the SDK writes the context into the current folder
@@ -82,7 +82,7 @@ def test_the_current_context_is_followed(dying_engine: str, tmp_path: Path, monk
         assert engine.architecture is Architecture.ARM64
 
 
-def test_an_engine_says_what_it_is_and_its_death_is_an_engine_error(dying_engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_is_identified_and_its_end_is_an_engine_error(dying_engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", dying_engine)
     with connect() as engine:
         assert engine.architecture is Architecture.ARM64
@@ -95,7 +95,7 @@ def test_an_engine_says_what_it_is_and_its_death_is_an_engine_error(dying_engine
             engine.client.images.load(b"data")
 
 
-def test_a_full_disk_of_the_engine_has_a_next_step_of_its_own() -> None:
+def test_a_full_disk_of_the_engine_has_its_own_next_step() -> None:
     with pytest.raises(EngineError) as caught, engine_errors("loading x"):
         raise APIError("500 Server Error", explanation="write /layer.tar: no space left on device")
     assert "no space left on device" in caught.value.message
@@ -109,6 +109,6 @@ def test_a_broken_connection_is_an_engine_error(failure: Exception) -> None:
     assert caught.value.__cause__ is failure
 
 
-def test_our_own_mistakes_are_not_blamed_on_the_engine() -> None:
+def test_other_exceptions_are_raised_unchanged() -> None:
     with pytest.raises(KeyError), engine_errors("waiting"):
         raise KeyError("name")

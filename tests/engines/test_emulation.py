@@ -33,7 +33,7 @@ def _static_program(path: Path, *, machine: int, dynamic: bool = False) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["amd64", "arm64"])
-def test_native_is_a_bare_launch_where_the_engine_is_of_the_target(
+def test_native_needs_no_emulator_on_an_engine_of_the_target_architecture(
     kind: str, engine_on: EngineOn, request: pytest.FixtureRequest
 ) -> None:
     profile: TargetProfile = request.getfixturevalue(kind)
@@ -48,7 +48,7 @@ def test_native_on_a_foreign_engine_is_not_runnable(engine_on: EngineOn, arm64: 
     assert "linux/arm64" in verdict.reason
 
 
-def test_a_remote_engine_is_asked_for_the_cpu_by_environment(engine_on: EngineOn, arm64: TargetProfile) -> None:
+def test_a_remote_engine_gets_the_cpu_in_the_environment(engine_on: EngineOn, arm64: TargetProfile) -> None:
     launch = decide_launch(engine_on(Architecture.AMD64, shares_kernel=False), arm64, CORTEX)
     assert isinstance(launch, Launch)
     assert launch.environment == {"QEMU_CPU": "cortex-a53"}
@@ -64,7 +64,7 @@ def test_a_foreign_target_without_an_engine_is_not_runnable(arm64: TargetProfile
 
 
 @pytest.mark.skipif(Architecture.host() is not Architecture.AMD64, reason="Haswell is an x86 CPU")
-def test_user_mode_on_this_host_uses_the_program_in_place(program: Program, amd64: TargetProfile) -> None:
+def test_user_mode_on_this_host_uses_the_installed_program(program: Program, amd64: TargetProfile) -> None:
     qemu = program("qemu-x86_64-static", QEMU_10)
     launch = decide_launch(None, amd64, HASWELL)
     assert launch == Launch(runner="QEMU 10.0.2 (user mode)", prefix=(str(qemu), "-cpu", "Haswell"))
@@ -72,7 +72,7 @@ def test_user_mode_on_this_host_uses_the_program_in_place(program: Program, amd6
 
 @pytest.mark.skipif(shutil.which("qemu-x86_64-static") is None, reason="needs qemu-user-static")
 @pytest.mark.skipif(Architecture.host() is not Architecture.AMD64, reason="qemu-x86_64-static has to be for the engine")
-def test_user_mode_in_a_container_brings_the_program_along(engine_on: EngineOn, amd64: TargetProfile) -> None:
+def test_user_mode_in_a_container_copies_the_program(engine_on: EngineOn, amd64: TargetProfile) -> None:
     launch = decide_launch(engine_on(Architecture.AMD64), amd64, HASWELL)
     assert isinstance(launch, Launch), launch
     assert launch.prefix == ("/qemu-x86_64-static", "-cpu", "Haswell")
@@ -92,7 +92,7 @@ def test_an_old_qemu_is_refused_with_its_version(program: Program, engine_on: En
     program("qemu-x86_64-static", 'echo "qemu-x86_64 version 7.2.22 (Debian 1:7.2)"')
     verdict = decide_launch(engine_on(Architecture.AMD64), amd64, HASWELL)
     assert isinstance(verdict, NotRunnable)
-    assert "QEMU 7.2.22; older ones than 10.0" in verdict.reason
+    assert "QEMU 7.2.22; 10.0 or newer is required" in verdict.reason
 
 
 def test_a_program_that_needs_libraries_is_not_copied_into_a_container(
@@ -109,11 +109,11 @@ def test_a_program_that_needs_libraries_is_not_copied_into_a_container(
     [(0x3E, False, True), (0xB7, False, False), (0x3E, True, False)],
     ids=["static", "of another architecture", "dynamic"],
 )
-def test_only_static_programs_of_the_engine_run_alone(tmp_path: Path, machine: int, dynamic: bool, alone: bool) -> None:
-    from bundler.engines.emulation import _runs_alone
+def test_only_elf_programs_without_a_loader_are_static(tmp_path: Path, machine: int, dynamic: bool, alone: bool) -> None:
+    from bundler.engines.emulation import _is_static
 
     path = _static_program(tmp_path / "qemu", machine=machine, dynamic=dynamic)
-    assert _runs_alone(path, Architecture.AMD64) is alone
+    assert _is_static(path, Architecture.AMD64) is alone
 
 
 def _register(binfmt: Path, interpreter: Path, *, state: str = "enabled", flags: str = "POF") -> None:
@@ -128,7 +128,7 @@ def problem(engine_on: EngineOn, tmp_path: Path) -> Problem:
     return lambda: emulator_problem(engine, Architecture.ARM64, Version("10.0"), binfmt=tmp_path / "binfmt")
 
 
-def test_a_good_handler_is_no_problem(problem: Problem, program: Program, tmp_path: Path) -> None:
+def test_a_valid_handler_is_no_problem(problem: Problem, program: Program, tmp_path: Path) -> None:
     _register(tmp_path / "binfmt", program("qemu-aarch64-static", QEMU_10))
     assert problem() is None
     handler = binfmt_handler(Architecture.ARM64, binfmt=tmp_path / "binfmt")
@@ -142,7 +142,7 @@ def test_no_handler_is_named(problem: Problem) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"state": "disabled"}, "is disabled"), ({"flags": "PO"}, "without the flag F")],
+    [({"state": "disabled"}, "is disabled"), ({"flags": "PO"}, "without flag F")],
 )
 def test_a_handler_that_containers_cannot_use_is_named(
     problem: Problem, program: Program, tmp_path: Path, changes: dict[str, str], words: str
@@ -151,23 +151,23 @@ def test_a_handler_that_containers_cannot_use_is_named(
     assert words in str(problem())
 
 
-def test_an_upgrade_after_the_registration_is_named(problem: Problem, program: Program, tmp_path: Path) -> None:
+def test_an_upgrade_after_the_registration_is_detected(problem: Problem, program: Program, tmp_path: Path) -> None:
     interpreter = program("qemu-aarch64-static", QEMU_10)
     _register(tmp_path / "binfmt", interpreter)
     os.utime(tmp_path / "binfmt" / "qemu-aarch64", (1, 1))
     assert "upgraded after its registration" in str(problem())
 
 
-def test_an_old_registered_emulator_is_named(problem: Problem, program: Program, tmp_path: Path) -> None:
+def test_an_old_registered_emulator_is_detected(problem: Problem, program: Program, tmp_path: Path) -> None:
     _register(tmp_path / "binfmt", program("qemu-aarch64-static", 'echo "qemu-aarch64 version 8.2.2"'))
     assert "QEMU 8.2.2" in str(problem())
 
 
-def test_an_interpreter_that_is_not_on_this_disk_is_left_to_the_probe(problem: Problem, tmp_path: Path) -> None:
+def test_an_interpreter_on_another_file_system_is_accepted_here(problem: Problem, tmp_path: Path) -> None:
     _register(tmp_path / "binfmt", Path("/usr/bin/of-another-container"))
     assert problem() is None
 
 
-def test_the_kernel_of_a_remote_engine_is_not_ours_to_judge(engine_on: EngineOn, tmp_path: Path) -> None:
+def test_the_handlers_of_a_remote_engine_are_not_checked_here(engine_on: EngineOn, tmp_path: Path) -> None:
     remote = engine_on(Architecture.AMD64, shares_kernel=False)
     assert emulator_problem(remote, Architecture.ARM64, Version("10.0"), binfmt=tmp_path) is None

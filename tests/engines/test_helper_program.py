@@ -25,17 +25,17 @@ def _wait_for(path: Path) -> int:
     return int(path.read_text())
 
 
-def test_output_and_exit_code_come_back() -> None:
+def test_output_and_exit_code_are_returned() -> None:
     run = run_helper(["sh", "-c", "echo a; echo b >&2; cat; exit 3"], seconds=30)
     assert (run.returncode, run.stdout, run.stderr) == (3, "a\n", "b\n")
 
 
-def test_a_helper_that_signals_its_process_group_does_not_reach_us() -> None:
-    """mmdebstrap does that on a full disk."""
+def test_a_helper_that_signals_its_process_group_does_not_signal_this_process() -> None:
+    """mmdebstrap does this on a full disk."""
     assert run_helper(["sh", "-c", "kill -HUP 0"], seconds=30).returncode == -signal.SIGHUP
 
 
-def test_the_time_limit_ends_all_that_the_helper_started(tmp_path: Path) -> None:
+def test_the_time_limit_terminates_the_children_too(tmp_path: Path) -> None:
     child = tmp_path / "child"
     start = time.monotonic()
     with pytest.raises(subprocess.TimeoutExpired):
@@ -45,7 +45,7 @@ def test_the_time_limit_ends_all_that_the_helper_started(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interruption_ends_all_that_the_helper_started(tmp_path: Path, number: int) -> None:
+def test_an_interruption_terminates_the_children_too(tmp_path: Path, number: int) -> None:
     child = tmp_path / "child"
     program = (
         "import sys\nfrom bundler.engines.helper_program import run_helper\n"
@@ -69,6 +69,6 @@ def test_files_do_not_depend_on_the_umask(tmp_path: Path) -> None:
     assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o755
 
 
-def test_a_full_disk_is_told_from_other_failures(tmp_path: Path) -> None:
+def test_a_full_disk_is_distinguished_from_other_failures(tmp_path: Path) -> None:
     assert full_disk("E: cannot write: No space left on device", (tmp_path,)) == tmp_path
     assert full_disk("E: no such package", (tmp_path,)) is None

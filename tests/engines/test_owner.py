@@ -35,7 +35,7 @@ def test_a_zombie_is_not_alive() -> None:
     process.wait()
 
 
-def test_what_cannot_be_seen_from_here_is_not_called_dead() -> None:
+def test_the_state_of_a_process_elsewhere_is_unknown() -> None:
     mine = Owner.current()
     assert mine.is_alive() is True
     assert replace(mine, machine="00000000").is_alive() is None
@@ -44,11 +44,11 @@ def test_what_cannot_be_seen_from_here_is_not_called_dead() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "run", "1.2.3.4.5", "0123abcd.0123abcd.1.2", "0123abcd.0123abcd.1.2.3.4", "../x"])
-def test_another_text_is_no_owner(text: str) -> None:
+def test_other_texts_are_no_owner(text: str) -> None:
     assert Owner.parse(text) is None
 
 
-def test_a_temporary_image_has_a_valid_name_that_tells_its_owner() -> None:
+def test_a_temporary_reference_is_valid_and_contains_its_owner() -> None:
     reference = temporary_reference("arm64-qnnpack")
     name, _, tag = reference.partition(":")
     assert name == "edge-bundler-temporary/arm64-qnnpack"

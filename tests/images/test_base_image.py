@@ -16,7 +16,7 @@ Program = Callable[[str, str], Path]
 
 @pytest.fixture
 def unpacked(tmp_path: Path) -> Path:
-    """What mmdebstrap would write: folders, a link, a hard link, a device, and things that nobody needs."""
+    """Write a tar like that of mmdebstrap: directories, a symbolic and a hard link, a device, and files to exclude."""
     path = tmp_path / "unpacked.tar"
     with tarfile.open(path, "w") as tar:
 
@@ -39,7 +39,9 @@ def unpacked(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_layer_is_what_the_cut_list_leaves(cache: Path, unpacked: Path, program: Program, arm64: TargetProfile) -> None:
+def test_the_layer_has_the_files_that_are_not_excluded(
+    cache: Path, unpacked: Path, program: Program, arm64: TargetProfile
+) -> None:
     program("mmdebstrap", f'for last in "$@"; do :; done; echo "$@" >"{cache.parent}/asked"; cp "{unpacked}" "$last"')
     layer = base_layer(arm64)
     with tarfile.open(layer.path) as tar:
@@ -58,7 +60,7 @@ def test_the_layer_is_what_the_cut_list_leaves(cache: Path, unpacked: Path, prog
     assert " bookworm " in asked
 
 
-def test_the_second_call_takes_it_from_the_cache(cache: Path, unpacked: Path, program: Program, arm64: TargetProfile) -> None:
+def test_the_second_call_uses_the_cache(cache: Path, unpacked: Path, program: Program, arm64: TargetProfile) -> None:
     program("mmdebstrap", f'for last in "$@"; do :; done; cp "{unpacked}" "$last"')
     first = base_layer(arm64)
     program("mmdebstrap", "exit 1")
@@ -66,7 +68,7 @@ def test_the_second_call_takes_it_from_the_cache(cache: Path, unpacked: Path, pr
     assert first.path.is_relative_to(cache)
 
 
-def test_each_target_and_package_list_has_a_layer_of_its_own(
+def test_each_target_and_package_list_has_its_own_layer(
     cache: Path, unpacked: Path, program: Program, arm64: TargetProfile, amd64: TargetProfile
 ) -> None:
     program("mmdebstrap", f'for last in "$@"; do :; done; cp "{unpacked}" "$last"')
@@ -78,14 +80,14 @@ def test_each_target_and_package_list_has_a_layer_of_its_own(
 
 
 @pytest.mark.usefixtures("program")
-def test_missing_mmdebstrap_says_what_to_install(cache: Path, arm64: TargetProfile) -> None:
+def test_the_error_for_missing_mmdebstrap_names_the_package(cache: Path, arm64: TargetProfile) -> None:
     with pytest.raises(ImageError, match="mmdebstrap") as caught:
         base_layer(arm64)
     assert "--base-image" in caught.value.next_step
     assert list(cache.iterdir()) == []
 
 
-def test_a_failing_mmdebstrap_is_quoted(cache: Path, program: Program, arm64: TargetProfile) -> None:
+def test_the_error_of_mmdebstrap_is_quoted(cache: Path, program: Program, arm64: TargetProfile) -> None:
     program("mmdebstrap", 'echo "I: running" >&2; echo "E: Unable to locate package python3" >&2; exit 100')
     with pytest.raises(ImageError, match="E: Unable to locate package python3"):
         base_layer(arm64)

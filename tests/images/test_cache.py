@@ -15,7 +15,7 @@ from bundler.images.cache import cached_folder, find_partial_entries, remove_par
 from bundler.images.layers import read_layer
 
 
-def test_a_folder_is_made_once_for_the_same_facts(cache: Path) -> None:
+def test_an_entry_is_made_once_for_equal_facts(cache: Path) -> None:
     made = []
 
     def make(folder: Path) -> None:
@@ -31,13 +31,13 @@ def test_a_folder_is_made_once_for_the_same_facts(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("changed", [{"suite": "trixie", "packages": ["a"]}, {"suite": "bookworm", "packages": ["a", "b"]}])
-def test_other_facts_get_another_folder(cache: Path, changed: dict[str, object]) -> None:
+def test_other_facts_give_another_entry(cache: Path, changed: dict[str, object]) -> None:
     first = cached_folder("base", {"suite": "bookworm", "packages": ["a"]}, lambda _folder: None)
     assert cached_folder("base", changed, lambda _folder: None) != first
     assert len(list(cache.iterdir())) == 2
 
 
-def test_a_failure_leaves_nothing_to_be_taken_for_good(cache: Path) -> None:
+def test_a_failure_leaves_no_entry(cache: Path) -> None:
     def fail(folder: Path) -> None:
         (folder / "layer.tar").write_bytes(b"half")
         raise RuntimeError
@@ -69,14 +69,14 @@ def _making(number: int = 0) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_of_processes_that_want_the_same_folder_one_makes_it(cache: Path) -> None:
+def test_of_concurrent_processes_one_makes_the_entry(cache: Path) -> None:
     outputs = [process.communicate(timeout=60) for process in [_making() for _ in range(4)]]
     assert sorted(stdout for stdout, _ in outputs) == ["making\nx\n", "x\n", "x\n", "x\n"], outputs
     assert len(list(cache.iterdir())) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_what_a_killed_process_left_is_found_and_does_not_disturb(cache: Path, number: int) -> None:
+def test_a_partial_entry_of_a_killed_process_is_found_and_does_not_matter(cache: Path, number: int) -> None:
     _making(number).communicate(timeout=60)
     partial = find_partial_entries()
     assert bool(partial) == (number == signal.SIGKILL)
@@ -86,7 +86,7 @@ def test_what_a_killed_process_left_is_found_and_does_not_disturb(cache: Path, n
     assert [path.name[:5] for path in cache.iterdir()] == ["base-"]
 
 
-def test_what_is_being_made_is_no_leftover(cache: Path) -> None:
+def test_an_entry_that_is_being_made_is_no_leftover(cache: Path) -> None:
     def make(folder: Path) -> None:
         assert find_partial_entries() == ()
         assert not remove_partial_entry(folder.parent)
@@ -142,7 +142,7 @@ DAMAGES: list[Callable[[Path], object]] = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_folder_is_made_again_with_one_warning(
+def test_a_damaged_entry_is_made_again_with_one_warning(
     cache: Path, damage: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = cached_folder("base", {}, _fill)
@@ -165,11 +165,11 @@ def test_a_layer_has_the_digest_of_its_bytes(cache: Path) -> None:
 def test_a_cache_that_is_a_file_is_named(cache: Path) -> None:
     cache.parent.mkdir()
     cache.write_bytes(b"")
-    with pytest.raises(OutputError, match=r"the cache .*edge-bundler cannot be made: File exists"):
+    with pytest.raises(OutputError, match=r"the cache .*edge-bundler cannot be created: File exists"):
         cached_folder("base", {}, _fill)
 
 
-def test_a_user_without_a_home_directory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_directory_gets_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 54321)  # one without an entry in the list of users
@@ -180,7 +180,7 @@ def test_a_user_without_a_home_directory_is_told(monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def disk(cache: Path) -> Iterator[Callable[[str], None]]:
-    """Mount a small disk as the cache, and remount it with other options."""
+    """Mount a small file system as the cache; the fixture remounts it with other options."""
     if os.geteuid() != 0:
         pytest.skip("mounting a disk needs root")
     cache.mkdir(parents=True)
@@ -196,7 +196,7 @@ def _remount(cache: Path, options: str) -> None:
 
 
 @pytest.mark.usefixtures("disk")
-def test_a_full_disk_is_named_and_nothing_half_made_stays(cache: Path) -> None:
+def test_a_full_disk_is_named_and_no_partial_entry_stays(cache: Path) -> None:
     with pytest.raises(OutOfSpaceError, match=str(cache)):
         cached_folder("base", {}, lambda folder: (folder / "layer.tar").write_bytes(bytes(100_000)))
     assert list(cache.iterdir()) == []
@@ -210,7 +210,7 @@ def test_a_disk_that_was_full_before_is_named(cache: Path) -> None:
         cached_folder("base", {}, _fill)
 
 
-def test_a_read_only_cache_is_read_and_where_it_is_damaged_it_is_named(cache: Path, disk: Callable[[str], None]) -> None:
+def test_a_read_only_cache_is_read_and_a_damaged_entry_in_it_is_an_error(cache: Path, disk: Callable[[str], None]) -> None:
     first = cached_folder("base", {}, _fill)
     disk("ro")
     assert cached_folder("base", {}, lambda _folder: pytest.fail("it was good")) == first

@@ -3,15 +3,17 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bundler.errors import EngineUnavailableError
+from bundler.files.tar_files import Member
 from bundler.images import device_image as image
-from bundler.images.device_image import ImageArchive, assemble_image
-from bundler.images.layers import Member, write_layer
+from bundler.images.device_image import ImageArchive, ImageRequest, assemble_image
+from bundler.images.layers import write_layer
 from bundler.images.runtime_layer import RuntimeLayer, Wheel
 from bundler.targets import TargetProfile
 
@@ -20,7 +22,7 @@ REFERENCE = "mobilenet_v2:arm64-qnnpack"
 
 @pytest.fixture(autouse=True)
 def small_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real layers of a few bytes in the place of Debian's packages and the wheels (tests/integration has those)."""
+    """Use layers of a few bytes instead of Debian's packages and the wheels (tests/integration uses those)."""
     base = write_layer(tmp_path / "base.tar", [Member(name="usr/bin/python3", mode=0o755, source=b"python")])
     runtime = write_layer(tmp_path / "runtime.tar", [Member(name="opt/runtime/numpy.py", mode=0o644)])
     wheels = (Wheel(file="numpy.whl", sha256="0" * 64),)
@@ -32,16 +34,13 @@ def _assemble(profile: TargetProfile, folder: Path, **changes: Any) -> ImageArch
     bundle = folder / "bundle"
     bundle.mkdir(parents=True)
     (bundle / "runner.py").write_text("print('hello')")
-    arguments = {
-        "bundle": bundle,
-        "files": ["runner.py"],
-        "reference": REFERENCE,
-        "labels": {"org.opencontainers.image.title": "MobileNetV2"},
-        "base_image": None,
-        "engine": None,
-        "workspace": folder / "workspace",
-    }
-    return assemble_image(profile, **(arguments | changes))
+    request = ImageRequest(
+        bundle=bundle,
+        files=["runner.py"],
+        reference=REFERENCE,
+        labels={"org.opencontainers.image.title": "MobileNetV2"},
+    )
+    return assemble_image(profile, replace(request, **changes), engine=None, workspace=folder / "workspace")
 
 
 def _read(archive: ImageArchive, name: str) -> Any:
@@ -51,14 +50,14 @@ def _read(archive: ImageArchive, name: str) -> Any:
         return json.load(content)
 
 
-def test_assembled_twice_the_archives_are_equal_byte_for_byte(arm64: TargetProfile, tmp_path: Path) -> None:
+def test_two_assemblies_give_the_same_bytes(arm64: TargetProfile, tmp_path: Path) -> None:
     first = _assemble(arm64, tmp_path / "a")
     second = _assemble(arm64, tmp_path / "b")
     assert first.path.read_bytes() == second.path.read_bytes()
     assert first.digest == second.digest
 
 
-def test_the_configuration_says_who_runs_what_where(arm64: TargetProfile, tmp_path: Path) -> None:
+def test_the_config_has_user_entry_point_environment_and_labels(arm64: TargetProfile, tmp_path: Path) -> None:
     archive = _assemble(arm64, tmp_path)
     config = _read(archive, _read(archive, "manifest.json")[0]["Config"])
     assert (config["architecture"], config["os"], config["created"]) == ("arm64", "linux", "1970-01-01T00:00:00Z")
@@ -75,7 +74,7 @@ def test_the_configuration_says_who_runs_what_where(arm64: TargetProfile, tmp_pa
     assert len(config["history"]) == len(archive.diff_ids)
 
 
-def test_every_blob_is_named_for_its_bytes_and_described_with_its_size(arm64: TargetProfile, tmp_path: Path) -> None:
+def test_blobs_and_descriptors_match_in_digest_and_size(arm64: TargetProfile, tmp_path: Path) -> None:
     archive = _assemble(arm64, tmp_path)
     sizes = {}
     with tarfile.open(archive.path) as tar:
@@ -105,7 +104,9 @@ def test_every_blob_is_named_for_its_bytes_and_described_with_its_size(arm64: Ta
         ("ghcr.io/acme/resnet18:1", "ghcr.io/acme/resnet18:1"),
     ],
 )
-def test_containerd_gets_the_full_name(arm64: TargetProfile, tmp_path: Path, reference: str, full: str) -> None:
+def test_the_index_has_the_full_reference_for_containerd(
+    arm64: TargetProfile, tmp_path: Path, reference: str, full: str
+) -> None:
     (described,) = _read(_assemble(arm64, tmp_path, reference=reference), "index.json")["manifests"]
     assert described["annotations"] == {
         "io.containerd.image.name": full,

@@ -25,7 +25,7 @@ FILES = {
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package index of one wheel for arm64, and nothing else for pip to find."""
+    """A package index with one wheel for arm64; pip finds no other index."""
     folder = tmp_path / "index"
     folder.mkdir()
     with zipfile.ZipFile(folder / "demo-1.0-cp311-cp311-manylinux_2_28_aarch64.whl", "w") as wheel:
@@ -41,7 +41,7 @@ def _wanting(profile: TargetProfile, *requirements: str) -> TargetProfile:
     return profile.model_copy(update={"runtime": profile.runtime.model_copy(update={"requirements": requirements})})
 
 
-def test_wheels_are_laid_out_as_an_installer_does_and_pruned(cache: Path, index: Path, arm64: TargetProfile) -> None:
+def test_wheels_are_installed_without_excluded_files(cache: Path, index: Path, arm64: TargetProfile) -> None:
     runtime = runtime_layer(_wanting(arm64, "demo==1.0"))
     with tarfile.open(runtime.layer.path) as tar:
         files = {entry.name for entry in tar if entry.isfile()}
@@ -59,7 +59,7 @@ def test_wheels_are_laid_out_as_an_installer_does_and_pruned(cache: Path, index:
     assert {path.name for path in cache.glob("*/*")} == {"checksums.json", "layer.tar", "wheels.json"}
 
 
-def test_the_second_use_needs_no_index(cache: Path, index: Path, arm64: TargetProfile) -> None:
+def test_the_second_call_needs_no_index(cache: Path, index: Path, arm64: TargetProfile) -> None:
     first = runtime_layer(_wanting(arm64, "demo==1.0"))
     for wheel in index.iterdir():
         wheel.unlink()
@@ -68,9 +68,7 @@ def test_the_second_use_needs_no_index(cache: Path, index: Path, arm64: TargetPr
 
 
 @pytest.mark.usefixtures("cache", "index")
-def test_built_twice_from_the_same_wheels_the_bytes_are_equal(
-    arm64: TargetProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equal_wheels_give_equal_bytes(arm64: TargetProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = runtime_layer(_wanting(arm64, "demo==1.0"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     second = runtime_layer(_wanting(arm64, "demo==1.0"))
@@ -79,7 +77,7 @@ def test_built_twice_from_the_same_wheels_the_bytes_are_equal(
 
 
 @pytest.mark.usefixtures("index")
-def test_a_wheel_of_another_platform_is_not_taken(cache: Path, amd64: TargetProfile) -> None:
+def test_a_wheel_for_another_platform_is_not_used(cache: Path, amd64: TargetProfile) -> None:
     with pytest.raises(ImageError, match=r"demo==1\.0 for manylinux_2_28_x86_64.*No matching distribution"):
         runtime_layer(_wanting(amd64, "demo==1.0"))
     assert list(cache.iterdir()) == []

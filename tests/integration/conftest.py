@@ -39,10 +39,10 @@ def engine() -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="session")
-def arm64_engine(engine: Engine) -> Engine:
+def arm64_engine(engine: Engine, arm64: TargetProfile) -> Engine:
     """The engine, where it runs arm64 programs. A test that takes it is marked `emulation`."""
     if engine.architecture is not Architecture.ARM64:
-        problem = emulator_problem(engine, Architecture.ARM64, Version("10.0"))
+        problem = emulator_problem(engine, Architecture.ARM64, Version(arm64.verification.emulator_minimum))
         if problem:
             _give_up(problem)
     return engine

@@ -1,4 +1,4 @@
-"""A small whole bundle, without the time that a network takes."""
+"""A small complete bundle with placeholder models, which takes no time to build."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bundler.files.sha256 import sha256_of
 from bundler.manifest import read_manifest
-from bundler.packaging.checksums import sha256_of
 from bundler.packaging.documents import write_papers
 from bundler.resources import resource
 from bundler.targets import find_target
@@ -20,7 +20,7 @@ DATA = Path(__file__).parents[1] / "fixtures"
 
 @pytest.fixture(scope="session")
 def whole_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder that is like a bundle in everything but what its models hold; tests change copies of it."""
+    """Return a bundle that is valid except for the contents of its models; tests change copies of it."""
     bundle = tmp_path_factory.mktemp("whole") / "mobilenet_v2"
     for folder in ("models", "golden"):
         (bundle / folder).mkdir(parents=True)

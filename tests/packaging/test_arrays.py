@@ -1,4 +1,4 @@
-"""Arrays of others: numbers, as many as their headers say, and bounded."""
+"""Untrusted arrays: numbers only, with the size of their headers, within limits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def npy(array: Any) -> bytes:
     return content.getvalue()
 
 
-def test_what_numpy_wrote_is_read() -> None:
+def test_archives_of_numpy_are_read() -> None:
     content = io.BytesIO()
     np.savez_compressed(content, a=np.arange(6, dtype=np.uint8).reshape(2, 3), b=np.float32([1.5]))
     found = read_arrays(content.getvalue())
@@ -40,14 +40,14 @@ def test_what_numpy_wrote_is_read() -> None:
     [
         (lambda: b"", "not a .npz archive"),
         (lambda: archive(a=bytes(300 * 2**20)), "268,435,456 bytes"),
-        (lambda: archive(a=npy(np.array([{}], dtype=object))), "holds object, not numbers"),
+        (lambda: archive(a=npy(np.array([{}], dtype=object))), "contains object, not numbers"),
         (lambda: archive(a=npy(np.array(["x"]))), "not numbers"),
-        (lambda: archive(a=npy(np.zeros(3))[:-1]), "which is not what float64"),
+        (lambda: archive(a=npy(np.zeros(3))[:-1]), "which does not match float64"),
         (lambda: archive(a=npy(np.zeros(3)).replace(b"(3,)", b"(10**9,)")), "not a numpy array"),
         (lambda: archive(a=npy(np.zeros(30)).replace(b"(30,),", b"(9**9),")), "not a numpy array"),
-        (lambda: archive(a=npy(np.zeros(30)).replace(b"(30,)", b"(-1,)")), "which is not what"),
+        (lambda: archive(a=npy(np.zeros(30)).replace(b"(30,)", b"(-1,)")), "which does not match"),
     ],
 )
-def test_what_is_something_else_is_refused(make: Callable[[], bytes], words: str) -> None:
+def test_other_archives_and_arrays_are_refused(make: Callable[[], bytes], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         read_arrays(make())

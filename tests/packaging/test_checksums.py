@@ -1,4 +1,4 @@
-"""SHA256SUMS: readable by `sha256sum`, and read in the one form in which it is written."""
+"""SHA256SUMS: readable by `sha256sum`, and parsed in one form only."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from bundler.packaging.reading import check_bundle
 DIGEST = "0123456789abcdef" * 4
 
 
-def test_sha256sum_reads_it_and_finds_every_file(bundle: Path) -> None:
+def test_sha256sum_verifies_every_file(bundle: Path) -> None:
     write_checksums(bundle)
     run = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=bundle, capture_output=True, text=True, check=True)
     assert len(run.stdout.splitlines()) == len(parse_checksums((bundle / "SHA256SUMS").read_bytes()))
 
 
-def test_writing_it_again_changes_nothing(bundle: Path) -> None:
+def test_writing_the_list_again_gives_the_same_bytes(bundle: Path) -> None:
     before = (bundle / "SHA256SUMS").read_bytes()
     write_checksums(bundle)
     assert (bundle / "SHA256SUMS").read_bytes() == before
@@ -36,20 +36,20 @@ def test_writing_it_again_changes_nothing(bundle: Path) -> None:
         (f"{DIGEST} *a\n", "line 1 is not"),
         (f"{DIGEST}  a\r\n", "line 1 is not"),
         (f"\\{DIGEST}  a\\nb\n", "line 1 is not"),
-        (f"{DIGEST}  a", "its last line does not end"),
+        (f"{DIGEST}  a", "its last line is incomplete"),
         (f"{DIGEST}  a\n\n", "line 2 is not"),
         (f"{DIGEST}  ../a\n", "line 1 is not"),
         (f"{DIGEST}  /a\n", "line 1 is not"),
         (f"{DIGEST}  a//b\n", "line 1 is not"),
         (f"{DIGEST}  a/../b\n", "line 1 is not"),
         (f"{DIGEST}  -a\n", "line 1 is not"),
-        (f"{DIGEST}  SHA256SUMS\n", "it lists itself"),
+        (f"{DIGEST}  SHA256SUMS\n", "it contains itself"),
         (f"{DIGEST[:-1]}  a\n", "line 1 is not"),
         (f"{DIGEST}  \u0430\n", "line 1 is not"),
         ("one word\n", "line 1 is not"),
     ],
 )
-def test_another_form_is_refused(text: str, words: str) -> None:
+def test_any_other_form_is_refused(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse_checksums(text.encode())
 
@@ -85,7 +85,7 @@ def test_a_difference_is_named(bundle: Path, damage: Callable[[Path], object], w
     assert caught.value.next_step
 
 
-def test_every_byte_of_the_list_counts(bundle: Path) -> None:
+def test_a_change_of_any_byte_of_the_list_is_detected(bundle: Path) -> None:
     listed = parse_checksums((bundle / "SHA256SUMS").read_bytes())
     content = (bundle / "SHA256SUMS").read_bytes()
     for position, bits in itertools.product(range(len(content)), (0x01, 0x07, 0x20)):

@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from bundler.files.sha256 import sha256_of
 from bundler.manifest import AccuracyRecord, Manifest, read_manifest
-from bundler.packaging.checksums import sha256_of
 from bundler.packaging.documents import write_papers
 from bundler.packaging.rendering import markdown
 from bundler.targets import find_target

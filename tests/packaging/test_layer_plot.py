@@ -1,4 +1,4 @@
-"""The plot of layers: higher is better, in the order of execution, and what has no figure is left out."""
+"""The plot of layers: execution order from left to right, a higher SQNR is higher, missing values are omitted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def layer(name: str, outputs: float | None, weights: float | None = None) -> Lay
     return LayerRecord(name=name, output_sqnr_db=outputs, weight_sqnr_db=weights)
 
 
-def test_layers_stand_side_by_side_and_more_decibels_higher() -> None:
+def test_layers_are_in_execution_order_and_a_higher_sqnr_is_higher() -> None:
     plot = plot_layers([layer("a", 45.0, 40.0), layer("b", 20.0), layer("c", None, 35.0)])
     assert [mark.name for mark in plot.marks] == ["a", "b", "c"]
     first, second, third = plot.marks
@@ -29,7 +29,7 @@ def test_layers_stand_side_by_side_and_more_decibels_higher() -> None:
 @pytest.mark.parametrize(
     ("figures", "grid"), [((45.0, 20.0), [0, 10, 20, 30, 40, 50]), ((-3.0, 8.0), [-10, 0, 10]), ((), [0, 10])]
 )
-def test_the_grid_spans_every_figure(figures: tuple[float, ...], grid: list[int]) -> None:
+def test_the_grid_covers_every_value(figures: tuple[float, ...], grid: list[int]) -> None:
     plot = plot_layers([layer(str(figure), figure) for figure in figures])
     assert [value for value, _ in plot.grid] == grid
     heights = [y for _, y in plot.grid]

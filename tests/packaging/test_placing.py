@@ -1,4 +1,4 @@
-"""A bundle takes its place as a whole or not at all."""
+"""The installation of a bundle is atomic, also when it is killed, interrupted or concurrent."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def finished(folder: Path, text: str) -> Path:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A good bundle in its place, with its archive."""
+    """An installed bundle with its archive."""
     (tmp_path / "model.tar.gz").write_text("old archive")
     return finished(tmp_path / "model", "old")
 
@@ -33,7 +34,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_workshop_goes_however_the_block_ends(tmp_path: Path) -> None:
+def test_the_staging_directory_is_removed_also_after_an_error(tmp_path: Path) -> None:
     directory = tmp_path / "dist" / "model"
     with workshop(directory) as folder:
         assert folder.parent == directory.parent
@@ -53,7 +54,7 @@ def test_a_bundle_replaces_an_earlier_one_as_a_whole(directory: Path, tmp_path: 
     assert names(tmp_path) == ["model", "model.tar.gz"]
 
 
-def test_the_earlier_one_is_put_back_when_the_new_one_cannot_be_moved(directory: Path, tmp_path: Path) -> None:
+def test_the_earlier_bundle_is_restored_when_the_new_one_cannot_be_moved(directory: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="No such file"):
         place(tmp_path / "nothing", directory)
     assert (directory / "file").read_text() == "old"
@@ -61,7 +62,7 @@ def test_the_earlier_one_is_put_back_when_the_new_one_cannot_be_moved(directory:
 
 
 @pytest.mark.parametrize("earlier", [True, False], ids=["with an earlier bundle", "the first bundle"])
-def test_both_stay_as_they_were_when_the_archive_cannot_be_placed(tmp_path: Path, earlier: bool) -> None:
+def test_bundle_and_archive_are_unchanged_when_the_archive_cannot_be_installed(tmp_path: Path, earlier: bool) -> None:
     directory, archive, in_the_way = tmp_path / "model", tmp_path / "new.tar.gz", tmp_path / "model.tar.gz"
     if earlier:
         finished(directory, "old")
@@ -76,7 +77,7 @@ def test_both_stay_as_they_were_when_the_archive_cannot_be_placed(tmp_path: Path
 
 
 class Interrupted(type(Path())):  # type: ignore[misc]
-    """A path whose move is made, and at that moment Ctrl-C arrives."""
+    """A path whose rename is followed by KeyboardInterrupt."""
 
     def rename(self, target: Path) -> Path:
         super().rename(target)
@@ -84,7 +85,7 @@ class Interrupted(type(Path())):  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("moment", ["the earlier one is aside", "the new one is in place"])
-def test_an_interruption_between_the_moves_leaves_the_earlier_bundle(directory: Path, tmp_path: Path, moment: str) -> None:
+def test_an_interruption_between_the_renames_leaves_the_earlier_bundle(directory: Path, tmp_path: Path, moment: str) -> None:
     with workshop(directory) as folder:
         bundle, place_of_it, archive = finished(folder / "new", "new"), directory, folder / "new.tar.gz"
         archive.write_text("new archive")
@@ -99,7 +100,7 @@ def test_an_interruption_between_the_moves_leaves_the_earlier_bundle(directory: 
     assert names(tmp_path) == ["model", "model.tar.gz"]
 
 
-def test_a_finished_bundle_can_be_read_by_others(tmp_path: Path) -> None:
+def test_an_installed_bundle_is_readable_by_all_users(tmp_path: Path) -> None:
     with workshop(tmp_path / "model") as folder:
         assert folder.stat().st_mode & 0o777 == 0o700
         bundle = finished(folder / "model", "new")
@@ -108,14 +109,14 @@ def test_a_finished_bundle_can_be_read_by_others(tmp_path: Path) -> None:
     assert (tmp_path / "model").stat().st_mode & 0o777 == 0o755
 
 
-def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
+def test_an_output_directory_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="cannot be written to"), workshop(tmp_path / "file" / "dist" / "model"):
         pass
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a disk needs root")
-def test_a_read_only_disk_is_refused(tmp_path: Path) -> None:
+def test_a_read_only_file_system_is_refused(tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=64k", "tmpfs", str(tmp_path)], check=True)
     try:
         with pytest.raises(OutputError, match="cannot be written to: Read-only"), workshop(tmp_path / "model"):
@@ -124,36 +125,60 @@ def test_a_read_only_disk_is_refused(tmp_path: Path) -> None:
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-# Places `new` at `model` and ends by the signal just before the n-th of its operations on files.
-PLACING = """
+# For each line FOLDER, N, SIGNAL of stdin, a forked process installs `new` at `FOLDER/model`, and gets the signal just before
+# its Nth operation on files; the exit code is written to stdout. Starting an interpreter each time would take much longer.
+INSTALLING = """
 import os, sys
 from pathlib import Path
 from bundler.interruption import end_by_signals
 from bundler.packaging.placing import place, workshop
-folder, last, number = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-count = 0
-def watch(event, arguments):
-    global count
-    changes = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "fcntl.flock")
-    if changes or event == "open" and str(arguments[0]).startswith(str(folder)):
-        count += 1
-        if count == last:
-            os.kill(os.getpid(), number)
-end_by_signals()
-with workshop(folder / "model") as work:
-    (work / "model").mkdir()
-    (work / "model" / "file").write_text("new")
-    (work / "model" / "manifest.json").write_text("{}")
-    (work / "model.tar.gz").write_text("new archive")
-    sys.addaudithook(watch)
-    place(work / "model", folder / "model", archive=work / "model.tar.gz", archive_path=folder / "model.tar.gz")
-print(count)
+def install(folder, last, number):
+    count = 0
+    def watch(event, arguments):
+        nonlocal count
+        changes = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "fcntl.flock")
+        if changes or event == "open" and str(arguments[0]).startswith(str(folder)):
+            count += 1
+            if count == last:
+                os.kill(os.getpid(), number)
+    end_by_signals()
+    with workshop(folder / "model") as work:
+        (work / "model").mkdir()
+        (work / "model" / "file").write_text("new")
+        (work / "model" / "manifest.json").write_text("{}")
+        (work / "model.tar.gz").write_text("new archive")
+        sys.addaudithook(watch)
+        place(work / "model", folder / "model", archive=work / "model.tar.gz", archive_path=folder / "model.tar.gz")
+for line in sys.stdin:
+    folder, last, number = line.rstrip("\\n").split("\\t")
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            install(Path(folder), int(last), int(number))
+            code = 0
+        finally:
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
+Install = Callable[..., int]
 
-def placing(folder: Path, last: int = 0, number: int = signal.SIGKILL) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", PLACING, str(folder), str(last), str(int(number))]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+@pytest.fixture(scope="module")
+def install() -> Iterator[Install]:
+    """Install a bundle in another process that gets a signal, and return its exit code."""
+    command = [sys.executable, "-c", INSTALLING]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin is not None
+        assert stdout is not None
+
+        def run(folder: Path, last: int, number: int = signal.SIGKILL) -> int:
+            print(folder, last, int(number), sep="\t", file=stdin, flush=True)
+            return int(stdout.readline())
+
+        yield run
 
 
 def contents(folder: Path) -> tuple[str | None, str | None]:
@@ -162,7 +187,9 @@ def contents(folder: Path) -> tuple[str | None, str | None]:
 
 
 @pytest.mark.parametrize("earlier", [True, False], ids=["with an earlier bundle", "the first bundle"])
-def test_a_kill_at_any_step_leaves_the_old_or_the_new_bundle_after_the_next_command(tmp_path: Path, earlier: bool) -> None:
+def test_a_kill_at_any_step_leaves_the_old_or_the_new_bundle_after_the_next_command(
+    tmp_path: Path, install: Install, earlier: bool
+) -> None:
     old = ("old", "old archive") if earlier else (None, None)
     seen = set()
     last = 0
@@ -172,7 +199,7 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_bundle_after_the_next_comm
         if earlier:
             finished(folder / "model", "old")
             (folder / "model.tar.gz").write_text("old archive")
-        if placing(folder, last).returncode == 0:
+        if install(folder, last) == 0:
             break
         between = contents(folder)
         recover(folder / "model")
@@ -189,27 +216,29 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_bundle_after_the_next_comm
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_at_any_step_leaves_one_whole_bundle_and_nothing_else(tmp_path: Path, number: int) -> None:
+def test_a_signal_at_any_step_leaves_one_complete_bundle_and_nothing_else(
+    tmp_path: Path, install: Install, number: int
+) -> None:
     last = 0
-    for last in range(1, 200, 6):
+    for last in range(1, 200):
         folder = tmp_path / str(last)
         folder.mkdir()
         finished(folder / "model", "old")
         (folder / "model.tar.gz").write_text("old archive")
-        if placing(folder, last, number).returncode == 0:
+        if install(folder, last, number) == 0:
             break
         assert contents(folder) in (("old", "old archive"), ("new", "new archive")), last
         assert names(folder) == ["model", "model.tar.gz"], last
     assert last > 20
 
 
-def test_a_kill_between_the_moves_is_found_where_the_folder_is_gone(tmp_path: Path) -> None:
-    """`bundler verify` looks for bundles in a folder that holds none, for the moment."""
+def test_an_interrupted_installation_is_completed_when_no_bundle_is_at_its_path(tmp_path: Path, install: Install) -> None:
+    """`bundler verify` searches a folder for bundles while the only one has been renamed."""
     for last in range(1, 200):
         folder = tmp_path / str(last)
         folder.mkdir()
         finished(folder / "model", "old")
-        if placing(folder, last).returncode == 0:
+        if install(folder, last) == 0:
             pytest.fail("it was never seen without a bundle")
         if not (folder / "model").exists():
             recover_all(folder)
@@ -217,7 +246,7 @@ def test_a_kill_between_the_moves_is_found_where_the_folder_is_gone(tmp_path: Pa
             return
 
 
-def test_a_transaction_that_cannot_be_completed_is_taken_back(tmp_path: Path, directory: Path) -> None:
+def test_a_transaction_that_cannot_be_completed_is_reverted(tmp_path: Path, directory: Path) -> None:
     work = tmp_path / ".model-00000000.work"
     finished(work, "x")
     finished(work / "new", "new")
@@ -244,7 +273,7 @@ def test_a_transaction_that_cannot_be_completed_is_taken_back(tmp_path: Path, di
         '{"schema": "edge-bundler/placing/1", "directory": ["model"], "archive": 3}',
     ],
 )
-def test_a_journal_of_a_stranger_moves_nothing(tmp_path: Path, directory: Path, journal: str) -> None:
+def test_a_journal_that_is_not_valid_is_ignored(tmp_path: Path, directory: Path, journal: str) -> None:
     work = tmp_path / ".model-00000000.work"
     work.mkdir()
     finished(work / "new", "new")
@@ -262,17 +291,21 @@ def test_a_journal_that_is_a_fifo_is_not_waited_for(tmp_path: Path, directory: P
     assert (directory / "file").read_text() == "old"
 
 
-def test_processes_that_place_at_once_end_well_and_one_bundle_is_whole(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", PLACING, str(tmp_path), "0", "9"]
-    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(6)]
+def test_concurrent_installations_succeed_and_leave_one_complete_bundle(tmp_path: Path) -> None:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes = [subprocess.Popen([sys.executable, "-c", INSTALLING], text=True, **pipes) for _ in range(6)]
     for process in processes:
-        _, stderr = process.communicate(timeout=60)
-        assert process.returncode == 0, stderr
+        assert process.stdin is not None
+        process.stdin.write(f"{tmp_path}\t0\t9\n" * 3)
+        process.stdin.flush()
+    for process in processes:
+        stdout, stderr = process.communicate(timeout=60)
+        assert stdout == "0\n" * 3, stderr
     assert contents(tmp_path) == ("new", "new archive")
     assert names(tmp_path) == ["model", "model.tar.gz"]
 
 
-def test_the_folder_of_a_living_process_is_no_leftover(tmp_path: Path) -> None:
+def test_the_directory_of_a_running_process_is_no_leftover(tmp_path: Path) -> None:
     with workshop(tmp_path / "model") as folder:
         assert find_leftovers(tmp_path) == ()
         program = (
@@ -284,7 +317,7 @@ def test_the_folder_of_a_living_process_is_no_leftover(tmp_path: Path) -> None:
         assert folder.is_dir()
 
 
-def test_the_folder_of_a_killed_process_is_a_leftover(tmp_path: Path) -> None:
+def test_the_directory_of_a_killed_process_is_a_leftover(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from bundler.packaging.placing import workshop\n"
         "with workshop(Path(sys.argv[1])) as folder:\n    print(folder, flush=True); time.sleep(60)"
@@ -302,7 +335,7 @@ def test_the_folder_of_a_killed_process_is_a_leftover(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_leftovers_of_older_versions_are_known_by_what_is_in_them(tmp_path: Path) -> None:
+def test_leftovers_of_older_versions_are_recognized_by_their_contents(tmp_path: Path) -> None:
     (tmp_path / ".model-abcd_123" / "model" / "models").mkdir(parents=True)
     (tmp_path / ".model-old-abcdefgh" / "model").mkdir(parents=True)
     (tmp_path / ".model-old-abcdefgh" / "model" / "manifest.json").write_text("{}")
@@ -314,12 +347,13 @@ def test_leftovers_of_older_versions_are_known_by_what_is_in_them(tmp_path: Path
     assert (tmp_path / "model" / "manifest.json").read_text() == "{}"
 
 
-def test_a_name_as_long_as_a_file_system_allows(tmp_path: Path) -> None:
+def test_a_name_of_the_maximum_length_is_installed(tmp_path: Path) -> None:
     name = "m" * 248
     archive = tmp_path / "a"
     archive.write_text("archive")
     with workshop(tmp_path / name) as folder:
-        place(finished(folder / "new", "new"), tmp_path / name, archive=archive, archive_path=tmp_path / f"{name}.tar.gz")
+        new = finished(folder / "new", "new")
+        place(new, tmp_path / name, archive=archive, archive_path=tmp_path / f"{name}.tar.gz")
     assert names(tmp_path) == [name, f"{name}.tar.gz"]
 
 

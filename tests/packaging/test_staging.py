@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bundler.files.sha256 import sha256_of
 from bundler.graphs.comparison import sqnr_db
 from bundler.graphs.exported_graph import ExportedGraph
 from bundler.graphs.passes.integer_outputs import LogitsRounding
-from bundler.packaging.checksums import sha256_of
 from bundler.packaging.staging import GoldenMode, StagedBundle, stage
 from bundler.targets import find_target
 

@@ -1,4 +1,4 @@
-"""Archives of bundles: what was packed comes out, and nothing leaves the temporary folder or fills the disk."""
+"""Archives of bundles are unpacked unchanged; nothing is written outside the temporary directory or beyond the limits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def archive(path: Path, *entries: tarfile.TarInfo, format: int = tarfile.USTAR_F
     return path
 
 
-def test_what_was_packed_is_the_bundle_again(bundle: Path, tmp_path: Path) -> None:
+def test_an_archive_gives_the_bundle_back(bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "net.tar.gz"
     write_archive(bundle, path, root="mobilenet_v2-arm64-qnnpack")
     assert is_archive(path)
@@ -46,7 +46,7 @@ def dated(info: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
-def test_what_tar_packed_is_the_bundle_too(bundle: Path, tmp_path: Path, format: int) -> None:  # noqa: A002
+def test_archives_of_tar_are_unpacked_too(bundle: Path, tmp_path: Path, format: int) -> None:  # noqa: A002
     path = tmp_path / "net.tar.gz"
     with tarfile.open(path, "w:gz", format=format) as tar:
         tar.add(bundle, "net", filter=dated)
@@ -67,14 +67,16 @@ def test_what_tar_packed_is_the_bundle_too(bundle: Path, tmp_path: Path, format:
         ([entry("net/x", kind=tarfile.CHRTYPE)], "net/x is a character device"),
         ([entry("net/x", kind=tarfile.CONTTYPE)], "net/x is an entry of type b'7'"),
         ([entry("net/x", size=1), entry("net/x", size=2)], "x occurs twice"),
-        ([entry("net/x", size=1), entry("other/x", size=2)], "other/x does not lie in the one folder"),
-        ([entry("x", size=1)], "x does not lie in the one folder"),
+        ([entry("net/x", size=1), entry("other/x", size=2)], "other/x is not in the one folder"),
+        ([entry("x", size=1)], "x is not in the one folder"),
         ([entry(f"net/{number}") for number in range(300)], "more than 200 files"),
-        ([entry("net", kind=tarfile.DIRTYPE)], "holds no file"),
-        ([], "holds no folder"),
+        ([entry("net", kind=tarfile.DIRTYPE)], "contains no file"),
+        ([], "contains no folder"),
     ],
 )
-def test_what_is_no_plain_file_is_refused(tmp_path: Path, entries: list[tarfile.TarInfo], words: str) -> None:
+def test_anything_but_regular_files_in_one_folder_is_refused(
+    tmp_path: Path, entries: list[tarfile.TarInfo], words: str
+) -> None:
     path = archive(tmp_path / "net.tar.gz", *entries)
     with pytest.raises(BundleDamagedError, match=words), unpacked(path):
         pass
@@ -88,23 +90,23 @@ def gzipped(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: b"", "holds no folder|cut off|empty header"),
+        (lambda: b"", "contains no folder|truncated|empty header"),
         (lambda: b"PK\x03\x04", "Not a gzipped file"),
         (lambda: gzipped(b"x" * 600), "header"),
         (lambda: gzipped(entry("net/x", size=2**33 - 1).tobuf(tarfile.USTAR_FORMAT)), "too large"),
-        (lambda: gzipped(entry("net/x", size=2**30).tobuf(tarfile.USTAR_FORMAT) + bytes(1000)), "cut off"),
+        (lambda: gzipped(entry("net/x", size=2**30).tobuf(tarfile.USTAR_FORMAT) + bytes(1000)), "truncated"),
         (lambda: gzipped(entry("net/x", size=1000).tobuf(tarfile.USTAR_FORMAT) + bytes(2000))[:-20], "ended before|CRC|Error"),
         (lambda: gzipped(entry("x" * 300, size=1).tobuf(tarfile.PAX_FORMAT)), "is not a path|type b'x'"),
     ],
     ids=["empty", "zip", "no tar", "huge", "cut off", "half a gzip", "pax"],
 )
-def test_what_is_no_such_archive_is_refused(tmp_path: Path, make: Callable[[], bytes], words: str) -> None:
+def test_files_that_are_no_archive_are_refused(tmp_path: Path, make: Callable[[], bytes], words: str) -> None:
     path = tmp_path / "net.tar.gz"
     path.write_bytes(make())
     with pytest.raises(BundleDamagedError, match=words), unpacked(path):
         pass
 
 
-def test_a_fifo_of_that_name_is_no_archive(tmp_path: Path) -> None:
+def test_a_fifo_is_not_an_archive(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "net.tar.gz")
     assert not is_archive(tmp_path / "net.tar.gz")

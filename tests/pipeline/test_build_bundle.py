@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 import pytest
 
+from bundler.files.sha256 import sha256_of
 from bundler.manifest import json_schema, read_manifest
-from bundler.packaging.checksums import sha256_of
 from tests.command_line import BUNDLER, NOWHERE, Run
 
 FILES = {

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from bundler.files.sha256 import sha256_of
 from bundler.manifest import judge_mode, read_manifest, write_manifest
-from bundler.packaging.checksums import sha256_of, write_checksums
+from bundler.packaging.checksums import write_checksums
 from tests.command_line import Run
 
 

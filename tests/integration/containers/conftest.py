@@ -1,4 +1,4 @@
-"""Device images with a runner that does what the test asks: once for each architecture."""
+"""Device images whose program executes the Python text of a test, one per architecture."""
 
 from __future__ import annotations
 
@@ -10,10 +10,18 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from bundler.engines.container import RunResult, run_container
+from bundler.engines.container import ContainerRequest, RunResult, run_container
 from bundler.engines.container_engine import Engine
 from bundler.engines.emulation import Launch, decide_launch
-from bundler.images.device_image import DeviceImage, ImageArchive, assemble_image, loaded_image, tag_image, untag_image
+from bundler.images.device_image import (
+    DeviceImage,
+    ImageArchive,
+    ImageRequest,
+    assemble_image,
+    loaded_image,
+    tag_image,
+    untag_image,
+)
 from bundler.targets import CpuProfile, TargetProfile
 
 # `selftest` executes the Python text that follows it: tests say in place what happens in the container.
@@ -42,11 +50,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assemble(profile: TargetProfile, bundle: Path, workspace: Path) -> ImageArchive:
     return assemble_image(
         profile,
-        bundle=bundle,
-        files=FILES,
-        reference=f"edge-bundler-test:{profile.name}",
-        labels={"org.opencontainers.image.title": "a test"},
-        base_image=None,
+        ImageRequest(
+            bundle=bundle,
+            files=FILES,
+            reference=f"edge-bundler-test:{profile.name}",
+            labels={"org.opencontainers.image.title": "a test"},
+        ),
         engine=None,
         workspace=workspace,
     )
@@ -76,7 +85,7 @@ def amd64_image(engine: Engine, amd64_archive: ImageArchive) -> Iterator[DeviceI
 
 @contextmanager
 def _kept(engine: Engine, image: DeviceImage) -> Iterator[None]:
-    """Give a shared image a second name, so that it stays when a test loads and removes the same archive."""
+    """Give a shared image a second tag, so that it stays when a test loads and removes the same archive."""
     reference = f"edge-bundler-test:kept-{image.architecture.value}"
     tag_image(engine, image, reference)
     try:
@@ -93,7 +102,7 @@ def native_run(engine: Engine, amd64_image: DeviceImage) -> Run:
 
 @pytest.fixture
 def arm64_run(arm64_engine: Engine, arm64_image: DeviceImage, arm64: TargetProfile) -> Run:
-    """Run Python text in an arm64 container that is a Cortex-A53."""
+    """Run Python text in an arm64 container that emulates a Cortex-A53."""
     launch = decide_launch(arm64_engine, arm64, CpuProfile(name="cortex-a53", present=(), absent=()))
     assert isinstance(launch, Launch), launch
     return _runner(arm64_engine, arm64_image, launch)
@@ -110,12 +119,14 @@ def _runner(engine: Engine, image: DeviceImage, launch: Launch) -> Run:
     ) -> RunResult:
         return run_container(
             engine,
-            image.id,
-            ["selftest", text],
-            launch=launch,
-            timeout_seconds=timeout_seconds,
-            memory_mib=memory_mib,
-            labels={"edge-bundler-test": token},
+            ContainerRequest(
+                image=image.id,
+                command=["selftest", text],
+                launch=launch,
+                timeout_seconds=timeout_seconds,
+                memory_mib=memory_mib,
+                labels={"edge-bundler-test": token},
+            ),
             on_stderr_line=on_stderr_line,
         )
 

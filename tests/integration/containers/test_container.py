@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from bundler.engines.container import RunResult, run_container
+from bundler.engines.container import ContainerRequest, RunResult, run_container
 from bundler.engines.container_engine import Engine, connect
 from bundler.engines.emulation import Launch, decide_launch
 from bundler.errors import ContainerTimeoutError, EmulatorError, EngineError
@@ -87,12 +87,13 @@ def _run_as(engine: Engine, image: DeviceImage, profile: TargetProfile, cpu: Cpu
     assert isinstance(launch, Launch), launch
     run = run_container(
         engine,
-        image.id,
-        ["selftest", text],
-        launch=launch,
-        timeout_seconds=120,
-        memory_mib=1024,
-        labels={},
+        ContainerRequest(
+            image=image.id,
+            command=["selftest", text],
+            launch=launch,
+            timeout_seconds=120,
+            memory_mib=1024,
+        ),
         on_stderr_line=lambda _line: None,
     )
     assert run.exit_code == 0, run
@@ -151,7 +152,7 @@ def test_an_emulated_crash_ends_at_once_and_is_explained(arm64_run: Run) -> None
 def test_the_memory_limit_is_explained(native_run: Run) -> None:
     run = native_run("blocks = [bytearray(10_000_000) for _ in range(100)]", memory_mib=200)
     assert run.exit_code == 137
-    assert run.death == "out of memory: it needed more than 200 MiB"
+    assert run.death == "out of memory (limit: 200 MiB)"
 
 
 def test_a_callback_that_gives_up_leaves_no_container(native_run: Run, engine: Engine, token: str) -> None:
@@ -168,12 +169,14 @@ def test_a_container_that_does_not_start_is_removed(engine: Engine, amd64_image:
     with pytest.raises(EngineError, match=r"[Mm]emory limit"):
         run_container(
             engine,
-            amd64_image.id,
-            [],
-            launch=Launch(runner="native"),
-            timeout_seconds=60,
-            memory_mib=1,
-            labels={"edge-bundler-test": token},
+            ContainerRequest(
+                image=amd64_image.id,
+                command=[],
+                launch=Launch(runner="native"),
+                timeout_seconds=60,
+                memory_mib=1,
+                labels={"edge-bundler-test": token},
+            ),
             on_stderr_line=lambda _line: None,
         )
     assert _left_over(engine, token) == []
@@ -181,13 +184,14 @@ def test_a_container_that_does_not_start_is_removed(engine: Engine, amd64_image:
 
 def test_ctrl_c_leaves_no_container(engine: Engine, amd64_image: DeviceImage, token: str) -> None:
     program = textwrap.dedent(f"""
-        from bundler.engines.container import run_container
+        from bundler.engines.container import ContainerRequest, run_container
         from bundler.engines.emulation import Launch
         from bundler.engines.container_engine import connect
         with connect() as engine:
-            run_container(engine, {amd64_image.id!r}, ["selftest", {SLEEP!r}], launch=Launch(runner="native"),
-                          timeout_seconds=300, memory_mib=512, labels={{"edge-bundler-test": {token!r}}},
-                          on_stderr_line=lambda line: print(line, flush=True))
+            request = ContainerRequest(image={amd64_image.id!r}, command=["selftest", {SLEEP!r}],
+                                       launch=Launch(runner="native"), timeout_seconds=300, memory_mib=512,
+                                       labels={{"edge-bundler-test": {token!r}}})
+            run_container(engine, request, on_stderr_line=lambda line: print(line, flush=True))
     """)
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -209,18 +213,19 @@ def test_programs_of_an_unknown_architecture_are_an_emulator_error(
     with pytest.raises(EmulatorError, match="cannot execute the programs in sha256:"):
         run_container(
             engine,
-            amd64_image.id,
-            [],
-            launch=Launch(runner="nothing", prefix=("/program",), programs={"/program": riscv}),
-            timeout_seconds=60,
-            memory_mib=512,
-            labels={},
+            ContainerRequest(
+                image=amd64_image.id,
+                command=[],
+                launch=Launch(runner="nothing", prefix=("/program",), programs={"/program": riscv}),
+                timeout_seconds=60,
+                memory_mib=512,
+            ),
             on_stderr_line=lambda _line: None,
         )
 
 
 class FragileSocket:
-    """A socket that leads to the real engine and can be torn out: a client then sees what it sees when the engine dies."""
+    """A proxy socket of the real engine that can be closed, which a client sees as the end of the engine."""
 
     def __init__(self, path: Path, target: str) -> None:
         self.path = path
@@ -275,22 +280,24 @@ def fragile_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def _message_of_a_death(fragile: FragileSocket, image: DeviceImage, token: str) -> str:
-    """Run until the container speaks, lose the engine at that moment, and return what is said about it."""
+    """Close the socket at the container's first output, and return the message of the error."""
     try:
         with connect() as engine:
             run_container(
                 engine,
-                image.id,
-                ["selftest", SLEEP],
-                launch=Launch(runner="native"),
-                timeout_seconds=120,
-                memory_mib=512,
-                labels={"edge-bundler-test": token},
+                ContainerRequest(
+                    image=image.id,
+                    command=["selftest", SLEEP],
+                    launch=Launch(runner="native"),
+                    timeout_seconds=120,
+                    memory_mib=512,
+                    labels={"edge-bundler-test": token},
+                ),
                 on_stderr_line=lambda _line: fragile.tear_out(),
             )
     except EngineError as error:
         return error.message
-    pytest.fail("the run went on without an engine")
+    pytest.fail("the run continued without an engine")
 
 
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # the SDK leaves them open when nobody listens

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from bundler.architecture import Architecture
-from bundler.engines.container import RunResult, run_container
+from bundler.engines.container import ContainerRequest, RunResult, run_container
 from bundler.engines.container_engine import Engine
 from bundler.engines.emulation import Launch
 from bundler.errors import ImageError
 from bundler.images.base_image import base_layer
-from bundler.images.device_image import DeviceImage, ImageArchive, assemble_image, loaded_image
+from bundler.images.device_image import DeviceImage, ImageArchive, ImageRequest, assemble_image, loaded_image
 from bundler.targets import TargetProfile
 
 pytestmark = pytest.mark.engine
@@ -49,11 +49,12 @@ def test_two_assemblies_have_one_digest(
 ) -> None:
     again = assemble_image(
         amd64,
-        bundle=bundle,
-        files=("models/double.onnx", "runner.py"),
-        reference=amd64_archive.reference,
-        labels={"org.opencontainers.image.title": "a test"},
-        base_image=None,
+        ImageRequest(
+            bundle=bundle,
+            files=("models/double.onnx", "runner.py"),
+            reference=amd64_archive.reference,
+            labels={"org.opencontainers.image.title": "a test"},
+        ),
         engine=None,
         workspace=tmp_path,
     )
@@ -70,12 +71,12 @@ def test_the_engine_holds_what_was_assembled(engine: Engine, amd64_archive: Imag
 
 
 def test_an_image_changed_behind_our_back_is_noticed(engine: Engine, amd64_archive: ImageArchive) -> None:
-    with pytest.raises(ImageError, match="other layers under"):
+    with pytest.raises(ImageError, match="has other layers than the archive"):
         _load(engine, replace(amd64_archive, diff_ids=("sha256:0",)))
 
 
 def test_an_image_for_another_architecture_is_noticed(engine: Engine, amd64_archive: ImageArchive) -> None:
-    with pytest.raises(ImageError, match="for amd64, not for linux/arm64"):
+    with pytest.raises(ImageError, match="for linux/amd64, not for linux/arm64"):
         _load(engine, replace(amd64_archive, architecture=Architecture.ARM64))
 
 
@@ -123,7 +124,7 @@ def _is_right(run: RunResult, machine: str, profile: TargetProfile) -> None:
 
 @pytest.fixture
 def debian(engine: Engine, amd64: TargetProfile) -> Iterator[str]:
-    """An image as a user would have one: our own base imported into the engine, with a PATH of its own."""
+    """An image like one of a user: our base imported into the engine, with another PATH."""
     reference = "edge-bundler-test:own-base"
     layer = base_layer(amd64)
     engine.client.api.import_image_from_file(
@@ -136,11 +137,13 @@ def debian(engine: Engine, amd64: TargetProfile) -> Iterator[str]:
 def _on(base_image: str, profile: TargetProfile, bundle: Path, engine: Engine, workspace: Path) -> ImageArchive:
     return assemble_image(
         profile,
-        bundle=bundle,
-        files=("runner.py", "models/double.onnx"),
-        reference="edge-bundler-test:on-own-base",
-        labels={},
-        base_image=base_image,
+        ImageRequest(
+            bundle=bundle,
+            files=("runner.py", "models/double.onnx"),
+            reference="edge-bundler-test:on-own-base",
+            labels={},
+            base_image=base_image,
+        ),
         engine=engine,
         workspace=workspace,
     )
@@ -155,12 +158,13 @@ def test_a_base_image_of_the_users_own(debian: str, engine: Engine, amd64: Targe
         assert {"PATH=/usr/bin:/own", "LANG=C.UTF-8", "PYTHONPATH=/opt/runtime"} <= set(environment)
         run = run_container(
             engine,
-            image.id,
-            ["selftest", INFERENCE],
-            launch=Launch(runner="native"),
-            timeout_seconds=60,
-            memory_mib=1024,
-            labels={},
+            ContainerRequest(
+                image=image.id,
+                command=["selftest", INFERENCE],
+                launch=Launch(runner="native"),
+                timeout_seconds=60,
+                memory_mib=1024,
+            ),
             on_stderr_line=lambda _line: None,
         )
         _is_right(run, "x86_64", amd64)
@@ -170,7 +174,7 @@ def test_a_base_image_for_another_architecture_is_refused_by_name(
     debian: str, engine: Engine, arm64: TargetProfile, bundle: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(
-        ImageError, match="edge-bundler-test:own-base is an image for linux/amd64; this target needs linux/arm64"
+        ImageError, match="edge-bundler-test:own-base is an image for linux/amd64; this target requires linux/arm64"
     ):
         _on(debian, arm64, bundle, engine, tmp_path)
 

@@ -24,13 +24,14 @@ def test_the_container_of_a_killed_process_is_found_and_that_of_a_living_one_is_
 ) -> None:
     token = uuid.uuid4().hex
     program = textwrap.dedent(f"""
-        from bundler.engines.container import run_container
+        from bundler.engines.container import ContainerRequest, run_container
         from bundler.engines.emulation import Launch
         from bundler.engines.container_engine import connect
         with connect() as engine:
-            run_container(engine, {amd64_image.id!r}, ["selftest", {SLEEP!r}], launch=Launch(runner="native"),
-                          timeout_seconds=300, memory_mib=512, labels={{"edge-bundler-test": {token!r}}},
-                          on_stderr_line=lambda line: print(line, flush=True))
+            request = ContainerRequest(image={amd64_image.id!r}, command=["selftest", {SLEEP!r}],
+                                       launch=Launch(runner="native"), timeout_seconds=300, memory_mib=512,
+                                       labels={{"edge-bundler-test": {token!r}}})
+            run_container(engine, request, on_stderr_line=lambda line: print(line, flush=True))
     """)
 
     def container() -> str:

@@ -1,4 +1,4 @@
-"""An engine that freezes, at each request of a run: a process between us and the real one, which stops itself."""
+"""An engine that stops answering at each request of a run: a proxy process of the real engine that stops itself."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import textwrap
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from bundler.engines import container_engine as engine_module
-from bundler.engines.container import run_container
+from bundler.engines.container import ContainerRequest, run_container
 from bundler.engines.container_engine import Engine, connect
 from bundler.engines.emulation import Launch
 from bundler.errors import EngineError, EngineUnavailableError
@@ -57,7 +58,7 @@ Freezing = Callable[[str], subprocess.Popen[str]]
 
 @pytest.fixture
 def frozen_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Freezing]:
-    """Start a proxy that freezes when a request holds a word, and make it the engine."""
+    """Start a proxy that stops when a request contains the given word, and set DOCKER_HOST to it."""
     target = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
     if not Path(target).is_socket():
         pytest.skip("the engine is not behind a socket of this machine")
@@ -126,16 +127,15 @@ def test_a_freeze_at_any_request_of_a_run_is_an_engine_error(
 
     start = time.monotonic()
     with connect() as engine:
-        run = lambda: run_container(  # noqa: E731
-            engine,
-            amd64_image.id,
-            ["selftest", text],
+        request = ContainerRequest(
+            image=amd64_image.id,
+            command=["selftest", text],
             launch=Launch(runner="native"),
             timeout_seconds=60,
             memory_mib=512,
             labels={"edge-bundler-test": token},
-            on_stderr_line=on_line,
         )
+        run = partial(run_container, engine, request, on_stderr_line=on_line)
         if word == "DELETE":
             run()  # the result is there; what cannot be removed is named
         else:
@@ -149,16 +149,17 @@ def test_ctrl_c_ends_the_waiting_for_a_frozen_engine(frozen_at: Freezing, amd64_
     proxy = frozen_at("no such word")
     program = textwrap.dedent(f"""
         from bundler.engines import container_engine as module
-        from bundler.engines.container import run_container
+        from bundler.engines.container import ContainerRequest, run_container
         from bundler.engines.emulation import Launch
         from bundler.engines.container_engine import connect
         from bundler.interruption import end_by_signals
         module._PING_SECONDS = 1
         end_by_signals()
         with connect() as engine:
-            run_container(engine, {amd64_image.id!r}, ["selftest", {SLEEP!r}], launch=Launch(runner="native"),
-                          timeout_seconds=300, memory_mib=512, labels={{"edge-bundler-test": {token!r}}},
-                          on_stderr_line=lambda line: print(line, flush=True))
+            request = ContainerRequest(image={amd64_image.id!r}, command=["selftest", {SLEEP!r}],
+                                       launch=Launch(runner="native"), timeout_seconds=300, memory_mib=512,
+                                       labels={{"edge-bundler-test": {token!r}}})
+            run_container(engine, request, on_stderr_line=lambda line: print(line, flush=True))
     """)
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

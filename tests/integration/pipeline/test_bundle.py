@@ -27,8 +27,9 @@ import docker
 from bundler.engines.container_engine import connect
 from bundler.engines.engine_leftovers import find_engine_leftovers
 from bundler.engines.owner import OWNER_LABEL, Owner
+from bundler.files.sha256 import sha256_of
 from bundler.manifest import read_manifest
-from bundler.packaging.checksums import sha256_of, write_checksums
+from bundler.packaging.checksums import write_checksums
 
 pytestmark = [pytest.mark.engine, pytest.mark.emulation]
 

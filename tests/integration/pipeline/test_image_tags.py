@@ -17,9 +17,10 @@ import pytest
 import docker
 from bundler.engines.container_engine import connect
 from bundler.engines.engine_leftovers import find_engine_leftovers
+from bundler.files.sha256 import sha256_of
 from bundler.images.device_image import BUNDLE_LABEL
 from bundler.manifest import read_manifest
-from bundler.packaging.checksums import sha256_of, write_checksums
+from bundler.packaging.checksums import write_checksums
 
 pytestmark = pytest.mark.engine
 

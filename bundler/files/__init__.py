@@ -1,0 +1,1 @@
+"""Files: reproducible tar files, atomic writes and SHA-256 digests."""
