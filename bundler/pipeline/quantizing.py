@@ -146,7 +146,7 @@ def checkpoint_of(job: BuildJob, material: Material) -> Path:
 
 def _equalized(job: BuildJob, model: nn.Module, pictures: Dataset, profile: QuantizationProfile) -> Mapping[str, Tensor]:
     """Return the weights that are quantized: where the profile asks for it, with channels that one scale fits."""
-    if "equalized-channels" not in profile.refinements:
+    if "cross-layer-equalization" not in profile.options:
         return model.state_dict()
     equal = copy.deepcopy(model)
     with console.progress("measuring channels", len(pictures)) as advance:
@@ -168,7 +168,7 @@ def _calibrate(job: BuildJob, prepared: nn.Module, pictures: Dataset, profile: Q
 
 
 def _round(job: BuildJob, prepared: nn.Module, pictures: Dataset, profile: QuantizationProfile) -> None:
-    chosen = {name: name in profile.refinements for name in ("compensated-rounding", "corrected-biases")}
+    chosen = {name: name in profile.options for name in ("gptq", "bias-correction")}
     if not any(chosen.values()):
         return
     console.step(f"Rounding the weights, layer after layer: {', '.join(name for name, asked in chosen.items() if asked)}")
@@ -177,8 +177,8 @@ def _round(job: BuildJob, prepared: nn.Module, pictures: Dataset, profile: Quant
         round_weights(
             prepared,
             batches,
-            compensated=chosen["compensated-rounding"],
-            corrected=chosen["corrected-biases"],
+            gptq=chosen["gptq"],
+            bias_correction=chosen["bias-correction"],
             seed=job.seed,
             on_layer=lambda: advance(1),
         )

@@ -32,21 +32,21 @@ def get_platform_aware_qconfig(target: QuantizationProfile | None = None) -> Qua
     if target is not None:
         return target
     backend = "fbgemm" if platform.machine().lower() in ("x86_64", "amd64") else "qnnpack"
-    return QuantizationProfile.model_validate({"engine": backend, "qconfig": backend, "refinements": (), "recovery": ()})
+    return QuantizationProfile.model_validate({"engine": backend, "qconfig": backend, "options": (), "fallback": ()})
 
 
 def torch_qconfig(target: QuantizationProfile, *, is_qat: bool) -> QConfig:
     """Return torch's default qconfig of that name, for PTQ or for QAT, with the profile's refinements."""
     qconfig: QConfig = get_default_qat_qconfig(target.qconfig) if is_qat else get_default_qconfig(target.qconfig)
     activation, weight = qconfig.activation, qconfig.weight
-    if "8-bit-activations" in target.refinements:
+    if "8-bit-activations" in target.options:
         activation = _with(activation, reduce_range=False)
     if target.ranges is not None and not is_qat:  # training moves the ranges by itself
         activation = RANGE_OBSERVERS[target.ranges].with_args(**activation.p.keywords)
-    if "saturation-free-weights" in target.refinements:
-        whole = "per-channel-weights" not in target.refinements
+    if "saturation-free-weights" in target.options:
+        whole = "per-channel-weights" not in target.options
         weight = _saturation_free(whole=whole, is_qat=is_qat)
-    elif "per-channel-weights" in target.refinements:
+    elif "per-channel-weights" in target.options:
         weight = _per_channel(is_qat=is_qat)
     return QConfig(activation=activation, weight=weight)
 
@@ -55,10 +55,10 @@ def assign_qconfigs(model: nn.Module, target: QuantizationProfile, *, is_qat: bo
     """Give a fused model its qconfigs, in place; a depthwise convolution, whose products are never paired, keeps its range."""
     qconfig = torch_qconfig(target, is_qat=is_qat)
     model.qconfig = qconfig  # type: ignore[assignment]
-    if "saturation-free-weights" not in target.refinements:
+    if "saturation-free-weights" not in target.options:
         return
-    unlimited = tuple(item for item in target.refinements if item not in ("saturation-free-weights", "compensated-rounding"))
-    weight = torch_qconfig(target.model_copy(update={"refinements": unlimited}), is_qat=is_qat).weight
+    unlimited = tuple(item for item in target.options if item not in ("saturation-free-weights", "gptq"))
+    weight = torch_qconfig(target.model_copy(update={"options": unlimited}), is_qat=is_qat).weight
     for module in model.modules():
         # A fused module holds its convolution first; PTQ asks the convolution for its qconfig, QAT the whole.
         layer = module[0] if isinstance(module, _FUSED) else module

@@ -47,8 +47,8 @@ def round_weights(
     prepared: nn.Module,
     batches: Iterable[Tensor],
     *,
-    compensated: bool = True,
-    corrected: bool = True,
+    gptq: bool = True,
+    bias_correction: bool = True,
     seed: int = 0,
     on_layer: Callable[[], None] = lambda: None,
 ) -> None:
@@ -57,9 +57,9 @@ def round_weights(
     Args:
         prepared: as `load_fuse_prepare` returns it, after `calibrate`.
         batches: float32 [N, 3, H, W] each, normalised: what the errors are measured on. Of large pictures, fewer are used.
-        compensated: whether weights make up for each other's errors (GPTQ); otherwise each goes to the nearest value, and the
+        gptq: whether weights make up for each other's errors (GPTQ); otherwise each goes to the nearest value, and the
             conversion does it.
-        corrected: whether biases make up for what then differs on average.
+        bias_correction: whether biases make up for what then differs on average.
         seed: of the positions in the pictures that are drawn.
         on_layer: called when a layer is done.
     """
@@ -71,7 +71,7 @@ def round_weights(
     def run(layer: Layer, x: Tensor) -> Tensor:
         if layer in done:  # a layer that runs more than once, with one set of weights
             return _products(layer, x, done[layer].weight, done[layer].bias)
-        weight, scale = round_for_inputs(layer, x, generator) if compensated else (_nearest(layer), None)
+        weight, scale = round_for_inputs(layer, x, generator) if gptq else (_nearest(layer), None)
         outputs, bias = _products(layer, x, weight, layer.bias), layer.bias
         if layer in wanted and bias is not None:
             missing = wanted[layer] - _channel_means(outputs)
@@ -82,7 +82,7 @@ def round_weights(
         return outputs
 
     with double_precision(prepared), torch.no_grad():
-        wanted = _wanted_means(prepared, pictures) if corrected else {}
+        wanted = _wanted_means(prepared, pictures) if bias_correction else {}
         with _replaced(prepared, run, _quantized):
             prepared(pictures)
     for layer, rounded in done.items():

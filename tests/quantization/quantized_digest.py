@@ -39,7 +39,7 @@ def main() -> None:
     model = mobilenet_v3_small(weights=weights, num_classes=10)
     equalize_channels(model, pictures.split(4))
     for ranges in ("minmax-ranges", "mse-ranges"):
-        target = profile.refined(ranges)
+        target = profile.with_option(ranges)
         prepared = mobilenet_v3_small(weights=model.state_dict(), num_classes=10, quantize=True, target=target)
         calibrate(prepared, pictures.split(4))
         round_weights(prepared, [pictures])

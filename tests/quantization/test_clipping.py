@@ -35,7 +35,7 @@ def target(request: pytest.FixtureRequest, unrefined: Callable[[TargetProfile], 
 
 
 def _seven_bits(target: TargetProfile) -> bool:
-    return target.quantization.qconfig == "fbgemm" and "8-bit-activations" not in target.quantization.refinements
+    return target.quantization.qconfig == "fbgemm" and "8-bit-activations" not in target.quantization.options
 
 
 @pytest.fixture(scope="module")

@@ -89,5 +89,5 @@ def test_depthwise_convolutions_keep_their_range(target: TargetProfile) -> None:
 
 
 def test_rounding_with_compensation_needs_scales_that_cannot_saturate() -> None:
-    with pytest.raises(ValidationError, match="compensated-rounding needs per-channel-weights and saturation-free-weights"):
-        QuantizationProfile(engine="fbgemm", qconfig="fbgemm", refinements=("compensated-rounding",), recovery=())
+    with pytest.raises(ValidationError, match="gptq requires per-channel-weights and saturation-free-weights"):
+        QuantizationProfile(engine="fbgemm", qconfig="fbgemm", options=("gptq",), fallback=())

@@ -75,9 +75,9 @@ def test_a_profile_chooses_the_ranges_of_a_whole_network(
         assert all(isinstance(item, RANGE_OBSERVERS[quantization.ranges]) for item in observers)
         return [float(item.calculate_qparams()[0]) for item in observers]
 
-    refined = profile.refined(ranges)
+    refined = profile.with_option(ranges)
     assert refined.ranges == ranges
-    chosen, own = scales(refined), scales(profile.refined("minmax-ranges" if ranges == "mse-ranges" else "mse-ranges"))
+    chosen, own = scales(refined), scales(profile.with_option("minmax-ranges" if ranges == "mse-ranges" else "mse-ranges"))
     assert len(chosen) == len(own) > 50
     assert all(math.isfinite(scale) and scale > 0 for scale in chosen)
     different = sum(not math.isclose(a, b, rel_tol=1e-3) for a, b in zip(chosen, own, strict=True))

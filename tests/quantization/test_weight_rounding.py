@@ -17,7 +17,7 @@ from bundler.quantization.weight_rounding import PIXELS
 from bundler.targets import QuantizationProfile, TargetProfile, find_target
 
 # A scale for all channels, so that rounding shifts the small ones visibly.
-COARSE = QuantizationProfile(engine="qnnpack", qconfig="qnnpack", refinements=(), recovery=())
+COARSE = QuantizationProfile(engine="qnnpack", qconfig="qnnpack", options=(), fallback=())
 
 
 @pytest.mark.parametrize(("name", "alias"), [("mobilenet_v2", "x86"), ("resnet18", "arm64")])
@@ -77,7 +77,7 @@ def test_biases_alone_take_up_what_the_nearest_weights_shift(
     exact = copy.deepcopy(_of_the_first(prepared))
     weights = {key: value.clone() for key, value in prepared.state_dict().items() if key.endswith(".weight")}
     rounded = list[int]()
-    round_weights(prepared, [calibration], compensated=False, on_layer=lambda: rounded.append(1))
+    round_weights(prepared, [calibration], gptq=False, on_layer=lambda: rounded.append(1))
     assert len(rounded) == count_layers(prepared)
     assert all(torch.equal(prepared.state_dict()[key], value) for key, value in weights.items())  # torch will round them
     layer = next(part for part in convert(prepared, COARSE).modules() if callable(getattr(part, "set_weight_bias", None)))
