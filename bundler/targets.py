@@ -255,9 +255,12 @@ def _renamed(document: Mapping[str, Any]) -> list[str]:
     quantization = document.get("quantization")
     for key in ("refinements", "options", "recovery", "fallback"):
         values = quantization.get(key) if isinstance(quantization, dict) else None
-        for value in values if isinstance(values, list) else ():
-            if isinstance(value, str) and value in _RENAMED_VALUES:
-                found.append(f'quantization.{key}: "{value}" was renamed to "{_RENAMED_VALUES[value]}"')
+        strings = [value for value in values if isinstance(value, str)] if isinstance(values, list) else []
+        found += [
+            f'quantization.{key}: "{value}" was renamed to "{_RENAMED_VALUES[value]}"'
+            for value in strings
+            if value in _RENAMED_VALUES
+        ]
     return found
 
 

@@ -13,7 +13,7 @@ __all__ = ["command"]
 @click.command("targets")
 @click.option("--json", "as_json", is_flag=True, help="Print the profiles as JSON.")
 def command(*, as_json: bool) -> None:
-    """List the targets with their aliases, quantized engine, and the CPUs each bundle is proved on."""
+    """List the targets with their aliases, platform, quantized engine, and the CPUs that bundles are verified on."""
     targets = load_targets()
     if as_json:
         console.json_result([target.model_dump(mode="json") for target in targets])
@@ -29,4 +29,4 @@ def command(*, as_json: bool) -> None:
         )
         for target in targets
     ]
-    console.table(("target", "aliases", "platform", "engine", "proved on", "for"), rows)
+    console.table(("target", "aliases", "platform", "engine", "verified on", "summary"), rows)

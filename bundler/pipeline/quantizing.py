@@ -59,11 +59,9 @@ def calibrated(job: BuildJob, network: Network, *, pictures: Dataset, profile: Q
     weights = _equalized(job, network.float_model, pictures, profile)
     prepared = network.prepared(weights, profile)
     _calibrate(job, prepared, pictures, profile)
-    reference = copy.deepcopy(prepared)
-    _round(job, prepared, pictures, profile)
     return QuantizedModel(
-        converted=convert(prepared, profile),
-        reference=reference,
+        converted=convert(_rounded(job, prepared, pictures, profile), profile),
+        reference=prepared,
         weights=weights,
         profile=profile,
         layers=count_layers(prepared),
@@ -167,14 +165,14 @@ def _calibrate(job: BuildJob, prepared: nn.Module, pictures: Dataset, profile: Q
         calibrate(prepared, _counted(pictures, job.calibration.batch_size, advance))
 
 
-def _round(job: BuildJob, prepared: nn.Module, pictures: Dataset, profile: QuantizationProfile) -> None:
+def _rounded(job: BuildJob, prepared: nn.Module, pictures: Dataset, profile: QuantizationProfile) -> nn.Module:
     chosen = {name: name in profile.options for name in ("gptq", "bias-correction")}
     if not any(chosen.values()):
-        return
+        return prepared
     console.step(f"Rounding the weights, layer after layer: {', '.join(name for name, asked in chosen.items() if asked)}")
     batches = (torch.from_numpy(batch) for batch in pictures.batches(job.calibration.batch_size))
     with console.progress("rounding", count_layers(prepared)) as advance:
-        round_weights(
+        return round_weights(
             prepared,
             batches,
             gptq=chosen["gptq"],

@@ -16,9 +16,9 @@ from bundler.graphs.comparison import informative_problem
 from bundler.graphs.exporter import export_onnx
 from bundler.models.mobilenet_v2 import mobilenet_v2
 from bundler.quantization import calibrate, convert, quantized_engine
-from bundler.quantization.activations import QuantizableHardswish
 from bundler.quantization.clipping import QuantizableReLU6, clip_observers
 from bundler.quantization.qconfig import torch_qconfig
+from bundler.quantization.quantizable_modules import QuantizableHardswish
 from bundler.targets import TargetProfile, find_target
 
 import torchvision

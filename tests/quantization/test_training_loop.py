@@ -215,10 +215,10 @@ def test_with_other_settings_it_goes_on_with_as_many_threads_and_a_warning(
     assert record == whole[1]
     assert record.numerics["threads"] == str(threads)
     assert "other settings" not in capsys.readouterr().err
-    monkeypatch.setattr("bundler.quantization.numerics._cpu", lambda: "another CPU")
+    monkeypatch.setattr("bundler.quantization.training_numerics._cpu", lambda: "another CPU")
     _, record = run()
     assert record.numerics["cpu"].endswith(" then another CPU")
-    assert "begun with other settings (cpu)" in " ".join(capsys.readouterr().err.split())
+    assert "started with other settings (cpu)" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounting a small disk needs root")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bundler.models.registry import find_model, load_parser
 from bundler.quantization import LayerNoise, calibrate, convert, measure_layers, quantized_engine
-from bundler.quantization.output_observers import output_layers
+from bundler.quantization.eager import output_layers
 from bundler.targets import find_target
 
 TARGET = find_target("x86").quantization
