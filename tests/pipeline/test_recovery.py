@@ -15,7 +15,7 @@ from torch import Tensor
 from bundler.data.preprocessing import Preprocessing
 from bundler.manifest import ModeRecord, read_manifest
 from bundler.models.registry import find_model, load_parser
-from bundler.quantization.equalization import channel_streams
+from bundler.quantization.equalization import equalization_groups
 from tests.command_line import Run
 
 PICTURES = 60
@@ -27,7 +27,7 @@ def ill_scaled(weights_of: Callable[[str], Mapping[str, Tensor]], tmp_path_facto
     """A ResNet18 whose channels differ by factors up to 400, which float does not notice."""
     model = load_parser(find_model("resnet18")[1])(weights=weights_of("resnet18"), num_classes=CLASSES)
     generator = torch.Generator().manual_seed(0)
-    for stream in channel_streams(model, torch.zeros(1, 3, 64, 64)):
+    for stream in equalization_groups(model, torch.zeros(1, 3, 64, 64)):
         if len(stream.writers) == len(stream.readers) == 1:
             stream.divide(torch.exp(torch.empty(len(stream.writers[0].weight)).uniform_(-3, 3, generator=generator)))
     path = tmp_path_factory.mktemp("weights") / "ill.pth"
