@@ -89,7 +89,7 @@ class QuantizationProfile(_Profile):
 
     @property
     def ranges(self) -> Ranges | None:
-        """The option that estimates activation ranges; None stands for torch's observer of the qconfig."""
+        """The option that estimates activation ranges; None for the observer of torch's qconfig."""
         chosen = (ranges for ranges in _RANGES if ranges in self.options)
         return next(chosen, None)
 

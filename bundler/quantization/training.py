@@ -105,7 +105,7 @@ class TrainingRecord:
 
 def train(
     prepared: nn.Module,
-    pictures: Pictures,
+    data: Pictures,
     objective: Objective,
     options: TrainingRecipe,
     *,
@@ -123,7 +123,7 @@ def train(
 
     Args:
         prepared: the result of `load_fuse_prepare` for QAT, in train mode.
-        pictures: the images to train on.
+        data: the images to train on.
         objective: loss and score.
         options: epochs, batch size and learning rate.
         checkpoint: the file to resume from and to write.
@@ -136,13 +136,13 @@ def train(
     """
     with torch.random.fork_rng(devices=[]), _restored_threads():
         torch.manual_seed(seed)
-        steps = math.ceil(len(pictures) / options.batch_size)
+        steps = math.ceil(len(data) / options.batch_size)
         optimizer = torch.optim.SGD(_groups(prepared, options), lr=options.learning_rate, momentum=options.momentum)
-        state = _State(fingerprint=_fingerprint(prepared, pictures, objective.validation, options, seed))
+        state = _State(fingerprint=_fingerprint(prepared, data, objective.validation, options, seed))
         if state.load(checkpoint, prepared, optimizer):
             console.detail(f"resuming from {checkpoint}: epoch {state.epoch + 1}, after {state.step} of {steps} steps")
         else:
-            _calibrate(prepared, pictures, options)
+            _calibrate(prepared, data, options)
             state.record_epoch(prepared, _score(prepared, objective, frozen=False), epoch=0)
             on_epoch(0, state.scores[0])
         timer = _SaveTimer()
@@ -151,7 +151,7 @@ def train(
                 while state.epoch < options.epochs:
                     _set_modes(prepared, state.epoch, options)
                     order = seed * 1_000_003 + state.epoch
-                    for batch in pictures.batches(options.batch_size, seed=order, skip=state.step):
+                    for batch in data.batches(options.batch_size, seed=order, skip=state.step):
                         _set_learning_rate(optimizer, options, (state.epoch * steps + state.step) / (options.epochs * steps))
                         with state.changing():
                             loss, score = _step(prepared, objective, optimizer, *map(torch.from_numpy, batch))
@@ -174,7 +174,7 @@ def train(
     prepared.load_state_dict(state.best)
     prepared.eval()
     return TrainingRecord(
-        pictures=len(pictures),
+        pictures=len(data),
         validation_pictures=len(objective.validation),
         score_before=state.scores[0],
         scores=tuple(state.scores[1:]),
@@ -303,11 +303,11 @@ class _SaveTimer:
         return True
 
 
-def _calibrate(model: nn.Module, pictures: Pictures, options: TrainingRecipe) -> None:
+def _calibrate(model: nn.Module, data: Pictures, options: TrainingRecipe) -> None:
     """Run some images through the observers; fake quantization supports float32 only."""
     model.eval()
     with torch.no_grad():
-        for index, (images, *_) in enumerate(pictures.batches(options.batch_size, seed=0)):
+        for index, (images, *_) in enumerate(data.batches(options.batch_size, seed=0)):
             model(torch.from_numpy(images))
             if index == CALIBRATION_BATCHES - 1:
                 break
@@ -322,9 +322,9 @@ def _groups(model: nn.Module, options: TrainingRecipe) -> list[dict[str, Any]]:
     ]
 
 
-def _fingerprint(model: nn.Module, pictures: Pictures, validation: Pictures, options: TrainingRecipe, seed: int) -> str:
+def _fingerprint(model: nn.Module, data: Pictures, validation: Pictures, options: TrainingRecipe, seed: int) -> str:
     """Return a digest of everything that the result of a training depends on."""
-    parts = [asdict(options), seed, pictures.sha256, validation.sha256, bundler.__version__, str(torch.__version__)]
+    parts = [asdict(options), seed, data.sha256, validation.sha256, bundler.__version__, str(torch.__version__)]
     digest = hashlib.sha256(json.dumps(parts).encode())
     for key, value in model.state_dict().items():
         digest.update(key.encode())

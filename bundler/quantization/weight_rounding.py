@@ -100,7 +100,7 @@ def round_weights(
 
 
 class _FixedScaleObserver(PerChannelMinMaxObserver):
-    """An observer of int8 weights that returns the given scales [O] and zero points of 0, whatever it observes."""
+    """An observer of int8 weights that returns the given scales [O] and zero points of 0."""
 
     def __init__(self, *, scale: Tensor, **kwargs: Any) -> None:
         super().__init__(ch_axis=0, dtype=torch.qint8, qscheme=torch.per_channel_symmetric, **kwargs)
