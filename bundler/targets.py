@@ -1,11 +1,12 @@
-"""TargetProfile: the whole truth about a target, read from one TOML file."""
+"""TargetProfile: a build target (platform, quantization, runtime, device image, CPUs to verify on), read from one TOML file."""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -18,12 +19,12 @@ from bundler.resources import resource
 __all__ = [
     "CpuName",
     "CpuProfile",
+    "FallbackStep",
     "Name",
     "OptimizationLevel",
+    "QuantizationOption",
     "QuantizationProfile",
     "Ranges",
-    "RecoveryStep",
-    "Refinement",
     "TargetProfile",
     "Tolerances",
     "find_target",
@@ -33,8 +34,8 @@ __all__ = [
 
 OptimizationLevel = Literal["disabled", "basic", "extended", "all"]
 
-# Every field of a profile has an alphabet and a bound: other programs get them as arguments.
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]  # also the tag of an image
+# Every text field has a pattern and every field a bound, because the values become arguments of other programs.
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]  # also a tag of the device image
 CpuName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,=+-]*$", max_length=200)]  # QEMU: `max,sve=off`
 Feature = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_length=64)]
 Package = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$", max_length=128)]  # Debian Policy 5.6.1
@@ -44,69 +45,75 @@ Requirement = Annotated[  # PEP 508's name and PEP 440's version, pinned
 ]
 WheelPlatform = Annotated[str, Field(pattern=r"^[a-z0-9]+(?:_[a-z0-9]+)+$", max_length=64)]
 Decibel = Annotated[float, Field(ge=-1000, le=1000)]
-_PROFILE_BYTES: Final = 256 * 2**10  # at most; ours have 4 KB
+_MAX_PROFILE_BYTES: Final = 256 * 2**10  # the profiles in targets/ have about 5 KB
 
 
 class _Profile(BaseModel):
-    """Frozen, and strict about its keys: one that is missing or unknown is an error, never a default."""
+    """A frozen table of a profile in which every key is required and no other key is allowed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 Ranges = Literal["minmax-ranges", "mse-ranges", "percentile-ranges", "entropy-ranges"]
-Refinement = (
+QuantizationOption = (
     Literal[
         "8-bit-activations",
         "per-channel-weights",
         "saturation-free-weights",
-        "equalized-channels",
-        "compensated-rounding",
-        "corrected-biases",
+        "cross-layer-equalization",
+        "gptq",
+        "bias-correction",
     ]
     | Ranges
 )
-RecoveryStep = Refinement | Literal["more-pictures", "float-layers"]
+FallbackStep = QuantizationOption | Literal["more-calibration-images", "mixed-precision"]
 
 _RANGES: tuple[Ranges, ...] = get_args(Ranges)
-_NEEDED: dict[str, tuple[Refinement, ...]] = {"compensated-rounding": ("per-channel-weights", "saturation-free-weights")}
+_REQUIRED: dict[str, tuple[QuantizationOption, ...]] = {"gptq": ("per-channel-weights", "saturation-free-weights")}
 
 
 class QuantizationProfile(_Profile):
-    """What picks torch's engine and qconfig (specification, `get_platform_aware_qconfig`), and what is changed in that qconfig.
+    """The quantized engine and qconfig of torch, and what is done beyond that qconfig.
 
-    Without `refinements` it is torch's default of that name. `recovery` is what may be tried beyond them, in that order, where
-    INT8 loses more accuracy than is allowed.
+    Args:
+        engine: `torch.backends.quantized.engine` for conversion and execution.
+        qconfig: backend name for torch's `get_default_qconfig` and `get_default_qat_qconfig`.
+        options: changes to that qconfig and further algorithms; empty for torch's default.
+        fallback: accuracy fallback: what is tried, in this order, if INT8 loses more accuracy than is allowed.
     """
 
     engine: Literal["fbgemm", "qnnpack"]
     qconfig: Literal["fbgemm", "qnnpack"]
-    refinements: tuple[Refinement, ...]
-    recovery: tuple[RecoveryStep, ...]
+    options: tuple[QuantizationOption, ...]
+    fallback: tuple[FallbackStep, ...]
 
     @property
     def ranges(self) -> Ranges | None:
-        """How the ranges of activations are chosen; None is torch's own, as `mse-ranges`."""
-        chosen = (ranges for ranges in _RANGES if ranges in self.refinements)
+        """The option that estimates activation ranges; None for the observer of torch's qconfig."""
+        chosen = (ranges for ranges in _RANGES if ranges in self.options)
         return next(chosen, None)
 
-    def refined(self, refinement: Refinement) -> QuantizationProfile:
-        """Return the profile with one refinement more, and what that needs; of two ways to choose ranges, the new one."""
-        kept = [item for item in self.refinements if refinement not in _RANGES or item not in _RANGES]
-        added = [item for item in (*_NEEDED.get(refinement, ()), refinement) if item not in kept]
-        return self.model_copy(update={"refinements": (*kept, *added)})
+    def with_option(self, option: QuantizationOption) -> QuantizationProfile:
+        """Return a copy with one option and those that it requires added; a range option replaces the present one."""
+        kept = [item for item in self.options if option not in _RANGES or item not in _RANGES]
+        added = [item for item in (*_REQUIRED.get(option, ()), option) if item not in kept]
+        return self.model_copy(update={"options": (*kept, *added)})
 
     @model_validator(mode="after")
-    def _fits_together(self) -> QuantizationProfile:
-        for item in self.refinements:
-            lacking = [needed for needed in _NEEDED.get(item, ()) if needed not in self.refinements]
-            if lacking:
-                raise ValueError(f"{item} needs {' and '.join(lacking)}")
-        if sum(item in _RANGES for item in self.refinements) > 1:
-            raise ValueError("ranges can be chosen in one way only")
+    def _is_consistent(self) -> QuantizationProfile:
+        for item in self.options:
+            missing = [required for required in _REQUIRED.get(item, ()) if required not in self.options]
+            if missing:
+                raise ValueError(f"{item} requires {' and '.join(missing)}")
+        chosen = [item for item in self.options if item in _RANGES]
+        if len(chosen) > 1:
+            raise ValueError(f"only one of the range options can be used (got {', '.join(chosen)})")
         return self
 
 
 class ExportProfile(_Profile):
+    """The ONNX opset, and the tolerances of ONNX Runtime against torch on the build host."""
+
     opset: Annotated[int, Field(ge=13, le=100)]
     torch_max_steps: Annotated[int, Field(ge=1, le=255)]
     torch_sqnr_loss_db: Annotated[float, Field(ge=0, le=1000)]
@@ -114,7 +121,7 @@ class ExportProfile(_Profile):
 
 
 class RuntimeProfile(_Profile):
-    """What is laid into the image to run the models."""
+    """What is installed in the device image to run the models."""
 
     python: Annotated[str, Field(pattern=r"^3\.[0-9]{1,2}$")]
     requirements: Annotated[tuple[Requirement, ...], Field(min_length=1, max_length=50)]
@@ -123,19 +130,23 @@ class RuntimeProfile(_Profile):
 
 
 class ImageProfile(_Profile):
+    """The Debian base of the device image, and the `uid:gid` that it runs as."""
+
     suite: Suite
     packages: Annotated[tuple[Package, ...], Field(max_length=500)]
     user: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}:[1-9][0-9]{0,8}$")]
 
 
 class Tolerances(_Profile):
+    """The largest allowed difference between the outputs on a target CPU and the golden outputs."""
+
     max_steps: Annotated[int, Field(ge=0, le=255)]
     sqnr_loss_db: Annotated[float, Field(ge=0, le=1000)]
     fp32_min_sqnr_db: Decibel
 
 
 class CpuProfile(_Profile):
-    """A CPU to prove: `native`, or a name that QEMU's `-cpu` takes."""
+    """A CPU to verify on: `native`, or a value of QEMU's `-cpu`, with the CPU features it must and must not report."""
 
     name: CpuName
     present: Annotated[tuple[Feature, ...], Field(max_length=200)]
@@ -143,12 +154,14 @@ class CpuProfile(_Profile):
 
 
 class VerificationProfile(_Profile):
+    """How a bundle is executed on the CPUs of its target, and on those of other targets."""
+
     timeout_seconds: Annotated[int, Field(ge=1, le=7 * 24 * 3600)]
     memory_mib: Annotated[int, Field(ge=64, le=2**20)]
     emulator_minimum: Annotated[str, Field(pattern=r"^[0-9][0-9A-Za-z.]*$", max_length=30)]
     golden_inputs: Annotated[int, Field(ge=2, le=1000)]
     golden_inputs_fp32: Annotated[int, Field(ge=1, le=1000)]
-    fleet: Annotated[tuple[Name, ...], Field(max_length=20)]
+    also_verify_on: Annotated[tuple[Name, ...], Field(max_length=20)]
     tolerances: Tolerances
     cpus: Annotated[tuple[CpuProfile, ...], Field(min_length=1, max_length=50)]
 
@@ -160,7 +173,7 @@ class VerificationProfile(_Profile):
 
 
 class TargetProfile(_Profile):
-    """A target: platform, quantized engine, runtime, image, and the CPUs on which a bundle proves itself."""
+    """A target: platform, quantization, ONNX export, runtime, device image, and verification."""
 
     name: Name
     aliases: Annotated[tuple[Name, ...], Field(max_length=20)]
@@ -189,15 +202,35 @@ class TargetProfile(_Profile):
         return Architecture.parse(self.platform)
 
 
+# Names that were replaced, for profiles written for an older version: table, old key, new key.
+_RENAMED_KEYS: Final = (
+    ("quantization", "refinements", "options"),
+    ("quantization", "recovery", "fallback"),
+    ("verification", "fleet", "also_verify_on"),
+)
+_RENAMED_VALUES: Final = {
+    "equalized-channels": "cross-layer-equalization",
+    "compensated-rounding": "gptq",
+    "corrected-biases": "bias-correction",
+    "more-pictures": "more-calibration-images",
+    "float-layers": "mixed-precision",
+}
+
+
 def load_target(path: Path) -> TargetProfile:
     """Read and validate one profile.
 
     Raises:
-        TargetProfileError: the file cannot be read, is not TOML, or a key is missing, unknown or out of range.
+        TargetProfileError: the file cannot be read, is not TOML, uses names of an older version, or a key is missing, unknown
+            or out of range.
     """
     try:
-        text = read_regular(path, limit=_PROFILE_BYTES, follow_links=True).decode()
-        return TargetProfile.model_validate(tomllib.loads(text))
+        text = read_regular(path, limit=_MAX_PROFILE_BYTES, follow_links=True).decode()
+        document = tomllib.loads(text)
+        renamed = _renamed(document)
+        if renamed:
+            raise TargetProfileError(path, "; ".join(renamed))
+        return TargetProfile.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -212,16 +245,36 @@ def load_target(path: Path) -> TargetProfile:
         raise TargetProfileError(path, str(error)) from error
 
 
+def _renamed(document: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each name in the document that has been replaced."""
+    found = []
+    for table, old, new in _RENAMED_KEYS:
+        content = document.get(table)
+        if isinstance(content, dict) and old in content:
+            found.append(f"{table}.{old} was renamed to {table}.{new}")
+    quantization = document.get("quantization")
+    for key in ("refinements", "options", "recovery", "fallback"):
+        values = quantization.get(key) if isinstance(quantization, dict) else None
+        strings = [value for value in values if isinstance(value, str)] if isinstance(values, list) else []
+        found += [
+            f'quantization.{key}: "{value}" was renamed to "{_RENAMED_VALUES[value]}"'
+            for value in strings
+            if value in _RENAMED_VALUES
+        ]
+    return found
+
+
 def load_targets() -> tuple[TargetProfile, ...]:
-    """Return every profile of `targets/`, by name."""
+    """Return the profiles of `targets/`, sorted by file name."""
     return tuple(load_target(path) for path in sorted(resource("targets").glob("*.toml")))
 
 
 def find_target(name: str) -> TargetProfile:
-    """Return the target of that name or alias, or the one in that TOML file.
+    """Return the target with this name or alias, or the one in the TOML file at this path.
 
     Raises:
-        UnknownTargetError: no target is called that; it carries the nearest names.
+        UnknownTargetError: no target has this name; the error suggests similar names.
+        TargetProfileError: the file is not a valid profile.
     """
     if re.search(r"[/\\]|\.toml$", name):
         return load_target(Path(name))

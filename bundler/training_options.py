@@ -1,4 +1,4 @@
-"""TrainingRecipe: how a network is trained for INT8."""
+"""TrainingRecipe: the options of quantization-aware training."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ __all__ = ["CLASSIFIERS", "DETECTORS", "TrainingRecipe"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
-    """SGD with momentum and a learning rate that falls like a cosine; shares are of the epochs, but the teacher's of the loss.
+    """Options of SGD with momentum and cosine annealing of the learning rate.
 
-    As torchvision trains its quantized models (references/classification/train_quantization.py): BatchNorm statistics are
-    frozen after three eighths of the epochs, observers after half.
+    The defaults follow torchvision's training of quantized models (references/classification/train_quantization.py), in which
+    BatchNorm statistics are frozen after 3/8 of the epochs, and observers after half of them.
+
+    Args:
+        epochs: number of epochs.
+        batch_size: in images.
+        learning_rate: of the first step; it falls to 0.
+        momentum: of SGD.
+        weight_decay: of weights; biases and BatchNorms have none.
+        statistics_share: share of the epochs after which BatchNorm statistics are frozen; 0 freezes them from the start.
+        observers_share: share of the epochs after which observers are frozen.
+        teacher_share: share of the loss that compares outputs with those of the float network (knowledge distillation).
     """
 
     epochs: int = 8
@@ -26,15 +36,15 @@ class TrainingRecipe:
 
     @property
     def statistics_epochs(self) -> int:
-        """For how many epochs BatchNorm statistics follow the pictures."""
+        """Number of epochs in which BatchNorm statistics are updated."""
         return max(round(self.epochs * self.statistics_share), 1) if self.statistics_share else 0
 
     @property
     def observers_epochs(self) -> int:
-        """For how many epochs the ranges of activations do."""
+        """Number of epochs in which observers record activation ranges."""
         return max(round(self.epochs * self.observers_share), 1)
 
 
 CLASSIFIERS = TrainingRecipe()
-# Large inputs make small batches, whose statistics would not be those that the teacher works with.
+# Detectors have large inputs and small batches, whose statistics would differ too much from those of the float network.
 DETECTORS = TrainingRecipe(batch_size=8, learning_rate=1e-4, statistics_share=0.0)

@@ -48,7 +48,7 @@ def unproved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A profile like arm64's whose INT8 is not looked at on other targets: for tests of what comes before."""
     path = tmp_path_factory.mktemp("targets") / "unproved.toml"
     text = (Path(__file__).parents[1] / "targets" / "arm64-qnnpack.toml").read_text(encoding="utf-8")
-    path.write_text(re.sub(r"^fleet = .*$", "fleet = []", text, flags=re.MULTILINE), encoding="utf-8")
+    path.write_text(re.sub(r"^also_verify_on = .*$", "also_verify_on = []", text, flags=re.MULTILINE), encoding="utf-8")
     return path
 
 

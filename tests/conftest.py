@@ -136,7 +136,7 @@ def unrefined() -> Callable[[TargetProfile], TargetProfile]:
     """Give a target that quantizes as torch's default qconfig of its name does."""
 
     def without_refinements(target: TargetProfile) -> TargetProfile:
-        quantization = target.quantization.model_copy(update={"refinements": ()})
+        quantization = target.quantization.model_copy(update={"options": ()})
         return target.model_copy(update={"quantization": quantization})
 
     return without_refinements

@@ -1,7 +1,8 @@
-"""Target profiles: complete, found by any of their names, and refused with the key at fault."""
+"""Target profiles: lookup by name, alias and path; rejection of missing, unknown, renamed and out-of-range values."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bundler.errors import TargetProfileError, UnknownTargetError
+from bundler.manifest import read_manifest
 from bundler.resources import resource
 from bundler.targets import find_target, load_target, load_targets
 
@@ -16,7 +18,7 @@ TEXT = resource("targets", "x86-fbgemm.toml").read_text(encoding="utf-8")
 KEYS = re.findall(r"^(\w+) = ", TEXT, re.MULTILINE)
 
 
-def test_every_target_is_found_by_its_name_and_aliases() -> None:
+def test_a_target_is_found_by_name_and_alias() -> None:
     targets = load_targets()
     assert [target.name for target in targets] == ["arm64-qnnpack", "x86-fbgemm"]
     for target in targets:
@@ -24,7 +26,7 @@ def test_every_target_is_found_by_its_name_and_aliases() -> None:
             assert find_target(name) == target
 
 
-def test_a_file_is_a_target_too(tmp_path: Path) -> None:
+def test_a_target_is_read_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(TEXT.replace('name = "x86-fbgemm"', 'name = "mine"', 1))
     assert find_target(str(path)).name == "mine"
@@ -50,7 +52,7 @@ def test_every_key_is_required(tmp_path: Path, key: str) -> None:
         ("[quantization]", "[quantization", "Expected"),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_key(tmp_path: Path, old: str, new: str, words: str) -> None:
+def test_an_invalid_value_is_rejected_with_its_key(tmp_path: Path, old: str, new: str, words: str) -> None:
     assert old in TEXT
     path = tmp_path / "mine.toml"
     path.write_text(TEXT.replace(old, new, 1))
@@ -58,13 +60,105 @@ def test_a_wrong_value_is_refused_with_its_key(tmp_path: Path, old: str, new: st
         load_target(path)
 
 
-def test_an_unknown_name_gets_the_nearest() -> None:
+# The [quantization] table and the key of [verification] as they were named in version 0.1.
+OLD_QUANTIZATION = """[quantization]
+engine = "fbgemm"
+qconfig = "fbgemm"
+refinements = ["per-channel-weights", "saturation-free-weights", "equalized-channels", "compensated-rounding"]
+recovery = ["more-pictures", "corrected-biases", "float-layers"]
+
+"""
+
+
+def test_every_renamed_key_and_value_of_an_old_profile_is_reported_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    text = re.sub(r"^\[quantization\].*?(?=^\[export\])", OLD_QUANTIZATION, TEXT, flags=re.DOTALL | re.MULTILINE)
+    path.write_text(text.replace("also_verify_on = ", "fleet = "))
+    with pytest.raises(TargetProfileError) as caught:
+        load_target(path)
+    message = caught.value.message
+    assert str(path) in message
+    assert [part.strip() for part in message.partition(": ")[2].split(";")] == [
+        "quantization.refinements was renamed to quantization.options",
+        "quantization.recovery was renamed to quantization.fallback",
+        "verification.fleet was renamed to verification.also_verify_on",
+        'quantization.refinements: "equalized-channels" was renamed to "cross-layer-equalization"',
+        'quantization.refinements: "compensated-rounding" was renamed to "gptq"',
+        'quantization.recovery: "more-pictures" was renamed to "more-calibration-images"',
+        'quantization.recovery: "corrected-biases" was renamed to "bias-correction"',
+        'quantization.recovery: "float-layers" was renamed to "mixed-precision"',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('    "gptq", ', '    "compensated-rounding", ', 'quantization.options: "compensated-rounding" was renamed to "gptq"'),
+        (
+            '    "mixed-precision", ',
+            '    "float-layers", ',
+            'quantization.fallback: "float-layers" was renamed to "mixed-precision"',
+        ),
+        ("[verification]\n", "[verification]\nfleet = []\n", "verification.fleet was renamed to verification.also_verify_on"),
+    ],
+)
+def test_one_old_name_in_a_new_profile_is_reported(tmp_path: Path, old: str, new: str, words: str) -> None:
+    assert old in TEXT
+    path = tmp_path / "mine.toml"
+    path.write_text(TEXT.replace(old, new, 1))
+    with pytest.raises(TargetProfileError, match=re.escape(words)):
+        load_target(path)
+
+
+@pytest.mark.parametrize(
+    "content", ["quantization = 1", "quantization = []", "verification = 'x'", "[quantization]\noptions = 'gptq'"]
+)
+def test_a_profile_with_other_types_is_rejected_by_validation(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(content)
+    with pytest.raises(TargetProfileError, match="Field required"):
+        load_target(path)
+
+
+def test_a_manifest_with_the_option_names_of_an_older_version_is_readable(tmp_path: Path) -> None:
+    document = json.loads((Path(__file__).parent / "fixtures" / "manifest.json").read_text(encoding="utf-8"))
+    quantization = next(mode["quantization"] for mode in document["modes"] if mode["quantization"])
+    quantization["refinements"] = ["equalized-channels", "compensated-rounding", "corrected-biases"]
+    quantization["recovery"][0]["step"] = "float-layers"
+    (tmp_path / "manifest.json").write_text(json.dumps(document), encoding="utf-8")
+    record = next(mode.quantization for mode in read_manifest(tmp_path).modes if mode.quantization)
+    assert record.refinements == ("equalized-channels", "compensated-rounding", "corrected-biases")
+    assert record.recovery[0].step == "float-layers"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ('"gptq"', "gptq requires per-channel-weights and saturation-free-weights"),
+        ('"mse-ranges", "minmax-ranges"', r"only one of the range options can be used \(got mse-ranges, minmax-ranges\)"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_rejected(tmp_path: Path, options: str, words: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(re.sub(r"^options = \[.*?^\]$", f"options = [{options}]", TEXT, flags=re.DOTALL | re.MULTILINE))
+    with pytest.raises(TargetProfileError, match=words):
+        load_target(path)
+
+
+def test_adding_an_option_adds_what_it_requires_and_replaces_the_range_option() -> None:
+    profile = find_target("x86").quantization.model_copy(update={"options": ("mse-ranges",)})
+    assert profile.with_option("gptq").options == ("mse-ranges", "per-channel-weights", "saturation-free-weights", "gptq")
+    assert profile.with_option("entropy-ranges").options == ("entropy-ranges",)
+    assert profile.options == ("mse-ranges",)
+
+
+def test_an_unknown_name_suggests_the_most_similar_one() -> None:
     with pytest.raises(UnknownTargetError) as caught:
         find_target("arm-64")
     assert "Did you mean arm64" in caught.value.next_step
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(TargetProfileError, match="No such file"):
         find_target(str(tmp_path / "nothing.toml"))
 
@@ -97,13 +191,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("sqnr_loss_db = 1.0", "sqnr_loss_db = inf", "sqnr_loss_db"),
         ("fp32_min_sqnr_db = 80.0 ", "fp32_min_sqnr_db = nan ", "fp32_min_sqnr_db"),
         ('emulator_minimum = "10.0"', 'emulator_minimum = "10.0\\u001b[31m"', "emulator_minimum"),
-        ('fleet = ["arm64-qnnpack"]', 'fleet = ["/etc/x.toml"]', r"verification\.fleet\.0"),
+        ('also_verify_on = ["arm64-qnnpack"]', 'also_verify_on = ["/etc/x.toml"]', r"verification\.also_verify_on\.0"),
         ('engine = "fbgemm"', "engine = 1979-05-27", r"quantization\.engine"),
         ("opset = 13", "opset = " + "9" * 5000, "digit"),
     ],
 )  # fmt: skip
-def test_every_field_has_an_alphabet_and_a_bound(tmp_path: Path, old: str, new: str, words: str) -> None:
-    """Other programs get these as arguments: mmdebstrap, pip, QEMU, and the engine."""
+def test_every_value_is_restricted_in_characters_and_size(tmp_path: Path, old: str, new: str, words: str) -> None:
+    """The values become arguments of mmdebstrap, pip, QEMU and the container engine."""
     assert old in TEXT
     path = tmp_path / "mine.toml"
     path.write_text(TEXT.replace(old, new, 1))
@@ -111,7 +205,7 @@ def test_every_field_has_an_alphabet_and_a_bound(tmp_path: Path, old: str, new: 
         load_target(path)
 
 
-def test_a_fifo_a_device_a_folder_and_a_large_file_are_named(tmp_path: Path) -> None:
+def test_a_fifo_a_device_a_folder_and_a_large_file_are_rejected(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.toml")
     with (tmp_path / "large.toml").open("wb") as file:
         file.truncate(2**33)
@@ -131,7 +225,7 @@ def test_a_fifo_a_device_a_folder_and_a_large_file_are_named(tmp_path: Path) -> 
         find_target("/dev/zero")
 
 
-def test_a_profile_may_be_reached_through_a_link(tmp_path: Path) -> None:
+def test_a_symbolic_link_to_a_profile_is_followed(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(TEXT)
     (tmp_path / "link.toml").symlink_to("mine.toml")
     assert find_target(str(tmp_path / "link.toml")) == find_target(str(tmp_path / "mine.toml"))

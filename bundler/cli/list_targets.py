@@ -32,4 +32,4 @@ def command(*, as_json: bool) -> None:
         )
         for target in targets
     ]
-    console.table(("target", "aliases", "platform", "engine", "proved on", "for"), rows)
+    console.table(("target", "aliases", "platform", "engine", "verified on", "summary"), rows)

@@ -156,7 +156,7 @@ def quantization_record(job: BuildJob, material: Material, built: BuiltModes, mo
         float_operators=graph.float_operators,
         torch_max_steps=agreement.max_steps,
         torch_equal_share=agreement.equal_share,
-        refinements=attempt.model.profile.refinements,
+        refinements=attempt.model.profile.options,
         recovery=attempt.steps,
         optimization_levels={str(level): digest for level, digest in quantized.levels.items()},
         saturation=tuple(

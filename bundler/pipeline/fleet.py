@@ -50,7 +50,7 @@ def prove_in_the_fleet(
     """
     pictures = sum(samples[mode] for mode in modes)
     records: dict[str, list[FleetRecord]] = {mode: [] for mode in modes}
-    for other in (find_target(name) for name in target.verification.fleet) if modes else ():
+    for other in (find_target(name) for name in target.verification.also_verify_on) if modes else ():
         console.step(f"Looking for the same bits on the CPUs of {other.name}")
         try:
             with image_for(
@@ -88,7 +88,7 @@ def foreign_image(
     Raises:
         EngineError: the engine failed, or the image cannot be made.
     """
-    others = (find_target(name) for name in target.verification.fleet)
+    others = (find_target(name) for name in target.verification.also_verify_on)
     foreign = (other for other in (target, *others) if other.architecture.machine != platform.machine())
     other = next(foreign, target)
     if other == target:

@@ -59,11 +59,9 @@ def calibrated(job: BuildJob, network: Network, *, pictures: Dataset, profile: Q
     weights = _equalized(job, network.float_model, pictures, profile)
     prepared = network.prepared(weights, profile)
     _calibrate(job, prepared, pictures, profile)
-    reference = copy.deepcopy(prepared)
-    _round(job, prepared, pictures, profile)
     return QuantizedModel(
-        converted=convert(prepared, profile),
-        reference=reference,
+        converted=convert(_rounded(job, prepared, pictures, profile), profile),
+        reference=prepared,
         weights=weights,
         profile=profile,
         layers=count_layers(prepared),
@@ -146,7 +144,7 @@ def checkpoint_of(job: BuildJob, material: Material) -> Path:
 
 def _equalized(job: BuildJob, model: nn.Module, pictures: Dataset, profile: QuantizationProfile) -> Mapping[str, Tensor]:
     """Return the weights that are quantized: where the profile asks for it, with channels that one scale fits."""
-    if "equalized-channels" not in profile.refinements:
+    if "cross-layer-equalization" not in profile.options:
         return model.state_dict()
     equal = copy.deepcopy(model)
     with console.progress("measuring channels", len(pictures)) as advance:
@@ -167,18 +165,18 @@ def _calibrate(job: BuildJob, prepared: nn.Module, pictures: Dataset, profile: Q
         calibrate(prepared, _counted(pictures, job.calibration.batch_size, advance))
 
 
-def _round(job: BuildJob, prepared: nn.Module, pictures: Dataset, profile: QuantizationProfile) -> None:
-    chosen = {name: name in profile.refinements for name in ("compensated-rounding", "corrected-biases")}
+def _rounded(job: BuildJob, prepared: nn.Module, pictures: Dataset, profile: QuantizationProfile) -> nn.Module:
+    chosen = {name: name in profile.options for name in ("gptq", "bias-correction")}
     if not any(chosen.values()):
-        return
+        return prepared
     console.step(f"Rounding the weights, layer after layer: {', '.join(name for name, asked in chosen.items() if asked)}")
     batches = (torch.from_numpy(batch) for batch in pictures.batches(job.calibration.batch_size))
     with console.progress("rounding", count_layers(prepared)) as advance:
-        round_weights(
+        return round_weights(
             prepared,
             batches,
-            compensated=chosen["compensated-rounding"],
-            corrected=chosen["corrected-biases"],
+            gptq=chosen["gptq"],
+            bias_correction=chosen["bias-correction"],
             seed=job.seed,
             on_layer=lambda: advance(1),
         )

@@ -67,26 +67,26 @@ def recover(
     step; whether it is good enough is for the caller to say.
     """
     best = first
-    for step in job.target.quantization.recovery:
+    for step in job.target.quantization.fallback:
         if best.lost_points <= max_drop:
             break
         console.step(f"{best.lost_points:.2f} points are lost and {max_drop:g} allowed: trying {step}")
-        if step == "float-layers":
+        if step == "mixed-precision":
             best = _with_float_layers(best, network, test=test, max_drop=max_drop, export=export)
             continue
         pictures, profile = best.calibration, best.model.profile
-        if step == "more-pictures":
+        if step == "more-calibration-images":
             found = more_pictures(job, material)
             if found is None:
                 best = _noted(best, step, "there are no more pictures")
                 continue
             pictures = found
-        elif step in profile.refinements:
+        elif step in profile.options:
             best = _noted(best, step, "it is in use already")
             continue
         else:
-            profile = profile.refined(step)
-        detail = f"{len(pictures)} pictures" if step == "more-pictures" else ""
+            profile = profile.with_option(step)
+        detail = f"{len(pictures)} pictures" if step == "more-calibration-images" else ""
         model = calibrated(job, network, pictures=pictures, profile=profile)
         best = _better(best, step, detail, model, pictures, test, export)
     return best
@@ -133,7 +133,7 @@ def _with_float_layers(best: Attempt, network: Network, *, test: AccuracyTest, m
             mixed = with_float_blocks(whole.converted, float_model, chosen)
         model = replace(whole, converted=mixed, float_layers=sum(block.layers for block in chosen))
         names = ", ".join(block.name for block in chosen)
-        best = _better(best, "float-layers", names, model, best.calibration, test, export)
+        best = _better(best, "mixed-precision", names, model, best.calibration, test, export)
     return best
 
 

@@ -1,7 +1,7 @@
-"""A BatchNorm that no convolution can take in, as the pointwise depthwise convolution that it is.
+"""BatchNorm and ReLU without a preceding convolution, converted to an INT8 depthwise 1x1 convolution.
 
-DenseNet normalises before it convolves, so nothing stands in front to fold the BatchNorm into. Torch's own quantized BatchNorm
-has no ONNX form; a depthwise convolution stays in INT8 everywhere.
+In a DenseNet, BatchNorm precedes the convolution and cannot be folded into it. Torch's quantized BatchNorm has no ONNX form; a
+depthwise convolution is computed in INT8 by torch and by ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from torch.ao.quantization import ObserverBase
 
 __all__ = ["QuantizableBatchNormReLU", "QuantizedBatchNormReLU"]
 
-# A channel has a single weight, which any integer times its own scale gives exactly. At 64, even a sum of two products with
-# 8-bit activations (2 · 255 · 64) stays within int16, where processors without a dot product would saturate.
+# Each channel has one weight, which a scale of its own represents exactly with any integer. With 64, the sum of two products
+# with 8-bit activations (2 · 255 · 64) fits into int16, so that CPUs without VNNI do not saturate.
 WEIGHT = 64
-# A channel that is all bias: its scale, and with it the bias in int32, keeps within reach of the input's scale.
-LEAST_SCALE = 2.0**-16
+# Smallest scale of a weight relative to the bias, for channels whose weight is near zero: the int32 bias must not overflow.
+MIN_SCALE = 2.0**-16
 
 
 class QuantizableBatchNormReLU(BNReLU2d):
-    """relu(BatchNorm(x)) of float32 [N, C, H, W], as fusing leaves it; torch's own type has another converted form."""
+    """relu(BatchNorm(x)) of float32 [N, C, H, W], as made by `fuse_modules`; torch converts its base class differently."""
 
 
 class QuantizedBatchNormReLU(ConvReLU2d):
-    """relu(BatchNorm(x)) of quint8 [N, C, H, W], with weight / sqrt(variance + eps) as the weights of a convolution."""
+    """relu(BatchNorm(x)) of quint8 [N, C, H, W], as a depthwise convolution with the weight `gamma / sqrt(variance + eps)`."""
 
     @classmethod
     def from_float(cls, observed: BNReLU2d) -> QuantizedBatchNormReLU:  # type: ignore[override]
@@ -45,7 +45,7 @@ class QuantizedBatchNormReLU(ConvReLU2d):
 
 
 def _quantized(weight: Tensor, bias: Tensor) -> Tensor:
-    scales = torch.maximum(weight.abs() / WEIGHT, bias.abs() * LEAST_SCALE).clamp(min=torch.finfo(torch.float32).tiny)
+    """Return the weights [C] as qint8 [C, 1, 1, 1]."""
+    scales = torch.maximum(weight.abs() / WEIGHT, bias.abs() * MIN_SCALE).clamp(min=torch.finfo(torch.float32).tiny)
     zero_points = torch.zeros(len(weight), dtype=torch.int64)
-    shaped = weight.reshape(-1, 1, 1, 1)
-    return torch.quantize_per_channel(shaped, scales.double(), zero_points, 0, torch.qint8)
+    return torch.quantize_per_channel(weight.reshape(-1, 1, 1, 1), scales.double(), zero_points, 0, torch.qint8)

@@ -1,7 +1,7 @@
-"""Activations that clip: the observer in front of one sees only what the activation tells apart.
+"""Observers before saturating activations: observed ranges are clamped to the interval where the activation is not constant.
 
-ReLU6 answers the same for everything above 6 and below 0, Hardswish for everything below -3, Hardsigmoid beyond ±3. With the
-observed range cut there, all 256 values lie where they make a difference, and the quantization itself does the clipping.
+ReLU6 is constant above 6 and below 0, Hardswish below -3, Hardsigmoid outside of [-3, 3]. With the range of the preceding layer
+clamped to that interval, all 256 values are used within it, and the quantization itself clips.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization import QConfig
 
-from bundler.quantization.activations import QuantizableHardswish
+from bundler.quantization.quantizable_modules import QuantizableHardswish
 
 __all__ = ["Chained", "QuantizableReLU6", "clip_observers"]
 
@@ -28,17 +28,21 @@ _BOUNDS: dict[type[nn.Module], Bounds] = {
 
 @runtime_checkable
 class Chained(Protocol):
-    """A module that is no Sequential and names those of its children that read each other's result and nobody else's."""
+    """A module, not a Sequential, with children that are executed in sequence.
+
+    `chain` has their names, in order: each reads the result of the one before it, and nothing else reads that result.
+    """
 
     chain: ClassVar[tuple[str, ...]]
 
 
 class QuantizableReLU6(nn.ReLU6):
-    """ReLU6 that costs nothing on a quantized tensor whose range ends at 6.
+    """ReLU6 that returns a quantized tensor unchanged if its range ends at 6.
 
-    With all 256 values in use, the clipped observer's scale is at most 6/255 and the convolution's own quantization has clipped
-    already. Where the top of the range is left free (fbgemm's 7-bit activations), values above 6 exist and are clipped here, in
-    integers. Torch's qnnpack kernel answers wrongly for a bound beyond the range, so the redundant call is avoided.
+    If all 256 values are used, the scale of the clamped observer is at most 6/255, and the quantization of the preceding
+    convolution has clipped already. If the upper half of the values is unused (fbgemm's 7-bit activations), values above 6
+    exist and are clipped as integers. Torch's qnnpack kernel returns wrong values for a bound outside of the range of the
+    tensor, so it is not called when it is not needed.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,10 +55,10 @@ class QuantizableReLU6(nn.ReLU6):
 
 
 class _Clipped(nn.Module):
-    """Clips before the observer or fake quantization that it is mixed into.
+    """Mixin for an observer or fake quantization that clamps its input first.
 
-    The activation behind it answers the same with and without, bit for bit, so a prepared model still computes what the float
-    model does.
+    The activation that follows gives the same result for the clamped tensor, bit for bit, so that a prepared model still
+    computes the same values as the float model.
     """
 
     bounds: ClassVar[Bounds]
@@ -72,18 +76,21 @@ def _clipped(qconfig: QConfig, bounds: Bounds) -> QConfig:
 
 
 def clip_observers(model: nn.Module) -> None:
-    """Clip the observer of each convolution or linear layer whose only reader clips, in place.
+    """Clamp the observer of each convolution or linear layer whose only consumer is a saturating activation, in place.
 
-    Such a layer stands in a `Sequential` or a `chain` in front of its reader, with nothing but what fusing left (`Identity`)
-    between them. Call it on a fused model that has its qconfigs, before `prepare`.
+    The layer must precede the activation in a `Sequential` or a `chain`, with nothing but the `Identity` modules of fusing
+    between them.
+
+    Args:
+        model: fused and with qconfigs, before `prepare`.
     """
-    whole = cast("QConfig", model.qconfig)
+    default = cast("QConfig", model.qconfig)
     for parent in model.modules():
         layers = [(name, layer) for name, layer in _chain(parent) if type(layer) is not nn.Identity]
-        for (_, layer), (name, reader) in pairwise(layers):
-            if type(reader) in _BOUNDS and isinstance(layer, nn.Conv2d | nn.Linear | torch.ao.nn.intrinsic.ConvBn2d):
-                layer.qconfig = _clipped(getattr(layer, "qconfig", whole), _BOUNDS[type(reader)])  # type: ignore[assignment]
-                if type(reader) is nn.ReLU6:
+        for (_, layer), (name, activation) in pairwise(layers):
+            if type(activation) in _BOUNDS and isinstance(layer, nn.Conv2d | nn.Linear | torch.ao.nn.intrinsic.ConvBn2d):
+                layer.qconfig = _clipped(getattr(layer, "qconfig", default), _BOUNDS[type(activation)])  # type: ignore[assignment]
+                if type(activation) is nn.ReLU6:
                     setattr(parent, name, QuantizableReLU6())
 
 

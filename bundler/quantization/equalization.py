@@ -1,9 +1,10 @@
-"""Channels of neighbouring layers brought to one size, so that one scale fits them all (cross-layer equalization).
+"""Cross-layer equalization: channels between layers are scaled so that one scale fits all channels of an activation.
 
-Nagel et al. 2019 (arXiv:1906.04721), section 4.1: where only a ReLU lies between two layers, a channel may be divided by a
-number in front of it and multiplied behind it. Additions and pooling pass such a factor on as well, so that all that write to
-a residual connection and all that read from it share theirs. Where concatenated tensors are normalised next, as in a DenseNet,
-the BatchNorm takes the factor in. How large a channel becomes is measured, not guessed.
+Nagel et al. 2019 (arXiv:1906.04721), section 4.1: if only a ReLU is between two layers, a channel can be divided by a positive
+factor in the first layer and multiplied by it in the second. Additions and pooling preserve such factors, so that all layers
+that write to a residual connection, and all that read from it, form a group with one factor per channel. A BatchNorm that reads
+concatenated tensors, as in a DenseNet, compensates the factors. They are computed from activations of calibration images and
+from the weights of the reading layers.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from bundler.quantization.precision import double_precision
 
-__all__ = ["Stream", "channel_streams", "equalize_channels"]
+__all__ = ["EqualizationGroup", "equalization_groups", "equalize_channels"]
 
-PASSING = {  # operators with f(s x) = s f(x) for s > 0, channel by channel
+HOMOGENEOUS = {  # operators with f(s x) = s f(x) for s > 0, channel by channel
     "relu",
     "leaky_relu",
     "add",
@@ -33,7 +35,7 @@ PASSING = {  # operators with f(s x) = s f(x) for s > 0, channel by channel
     "view",
     "_unsafe_view",
 }
-SMALLEST = 1e-3  # of the largest channel: one that hardly shows in the pictures must have room on the device
+MIN_SIZE = 1e-3  # of a channel, relative to the largest: values outside of the calibration images must not be clipped
 
 Writer = nn.Conv2d | nn.BatchNorm2d
 Product = nn.Conv2d | nn.Linear
@@ -41,19 +43,19 @@ Product = nn.Conv2d | nn.Linear
 
 @dataclass(frozen=True, kw_only=True)
 class NormPart:
-    """The channels from `first` on of a BatchNorm that reads concatenated tensors, in eval mode."""
+    """The channels of a BatchNorm, in eval mode, that read one of several concatenated tensors; they begin with `first`."""
 
     norm: nn.BatchNorm2d
     first: int
 
     def multiply(self, factors: Tensor) -> None:
-        """Let the BatchNorm answer to channels that were divided by these factors as it did before; positive factors [C]."""
+        """Compensate, in place, that the input channels were divided by these positive factors [C]."""
         channels = slice(self.first, self.first + len(factors))
         mean, variance = cast("Tensor", self.norm.running_mean)[channels], cast("Tensor", self.norm.running_var)[channels]
         before = variance + self.norm.eps
         mean.div_(factors)
         variance.copy_((before / factors.square() - self.norm.eps).clamp(min=0))
-        # 1, but where the epsilon is larger than what the variance became
+        # The product is 1 unless the variance was clamped, because epsilon alone exceeds the scaled variance.
         self.norm.weight.data[channels] *= factors * ((variance + self.norm.eps) / before).sqrt()
 
 
@@ -61,11 +63,13 @@ Reader = Product | NormPart
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stream:
-    """Tensors that share their channels' factors: the layers that write them, and the layers that read them.
+class EqualizationGroup:
+    """The layers that write and read tensors whose channels have common factors.
 
-    With a BatchNorm, it writes for the convolution before it. `operators` are those whose results will be quantized, numbered
-    in the order of execution. Tensors that are concatenated with others have BatchNorms as readers, and no others.
+    Args:
+        writers: of a convolution with a BatchNorm, the BatchNorm.
+        readers: convolutions and linear layers; or only BatchNorms, if the tensors are concatenated.
+        operators: those whose results will be quantized, as indices in the order of execution.
     """
 
     writers: tuple[Writer, ...]
@@ -77,7 +81,7 @@ class Stream:
         return tuple(reader for reader in self.readers if not isinstance(reader, NormPart))
 
     def divide(self, factors: Tensor) -> None:
-        """Divide each channel by its factor where it is written, and multiply where it is read; positive factors [C]."""
+        """Divide the channels in the writers by positive factors [C], and multiply them in the readers, in place."""
         for writer in self.writers:
             writer.weight.data.div_(factors.reshape(-1, *[1] * (writer.weight.ndim - 1)))
             if writer.bias is not None:
@@ -91,41 +95,43 @@ class Stream:
 
 
 def equalize_channels(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Equalize a float model in place, before its layers are fused; it computes what it did, up to rounding in float.
+    """Equalize a float model in place, before it is fused; its outputs stay the same up to float rounding.
 
-    Sizes and factors are computed in float64, and the weights rounded to float32 at the end.
+    Everything is computed in float64, and the weights are rounded to float32 at the end.
 
     Args:
         model: in eval mode.
-        batches: pictures that show how large each channel becomes, float32 [N, 3, H, W].
+        batches: normalized images, float32 [N, 3, H, W], from which the size of each channel is measured.
 
     Returns:
-        How many streams were equalized.
+        The number of groups of layers that were equalized.
     """
-    pictures = list(batches)
+    images = list(batches)
     with double_precision(model):
-        streams = channel_streams(model, pictures[0][:1].double())
-        sizes = _measure(model, pictures, {index for stream in streams for index in stream.operators})
-        for stream in streams:
-            stream.divide(_factors(stream, sizes))
-    return len(streams)
+        groups = equalization_groups(model, images[0][:1].double())
+        sizes = _measure(model, images, {index for group in groups for index in group.operators})
+        for group in groups:
+            group.divide(_factors(group, sizes))
+    return len(groups)
 
 
-def channel_streams(model: nn.Module, sample: Tensor) -> tuple[Stream, ...]:
-    """Return the streams of a float model in eval mode, found by watching which results reach which operator.
+def equalization_groups(model: nn.Module, sample: Tensor) -> tuple[EqualizationGroup, ...]:
+    """Return the groups of a float model, found by recording which results are inputs of which operators.
+
+    See docs/decisions/equalization-tracker.md for the comparison with a traced graph.
 
     Args:
-        model: whose layers are watched.
-        sample: a picture, float32 [1, 3, H, W].
+        model: in eval mode.
+        sample: a normalized image, float32 or float64 [1, 3, H, W], as the model.
     """
-    watch = _Dataflow(model)
-    with torch.no_grad(), watch:
+    dataflow = _Dataflow(model)
+    with torch.no_grad(), dataflow:
         outputs = model(sample)
-    return watch.streams(outputs)
+    return dataflow.groups(outputs)
 
 
 class _Dataflow(TorchDispatchMode):
-    """Records each operator with what it reads, while a model runs, and joins those whose results share their channels."""
+    """Records the operators of a model and their inputs while it runs, and joins those whose results have common factors."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -134,28 +140,28 @@ class _Dataflow(TorchDispatchMode):
             for module in model.modules()
             if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear) and module.weight is not None
         }
-        self._kept: list[Any] = []  # a tensor that is freed would give its identity to another
-        self._written_by: dict[int, int] = {}
-        self._joined: list[int] = []  # each operator's representative, or that one's
+        self._written_by = WeakTensorKeyDictionary()  # tensor: index of the operator that wrote it last
+        self._joined: list[int] = []  # union-find: for each operator, itself or the index of another one of its group
         self._names: list[str] = []
         self._written: dict[int, nn.Module] = {}
         self._read: list[tuple[int, nn.Module | NormPart]] = []
-        self._parts: dict[int, list[tuple[int, int]]] = {}  # of a concatenation: what wrote each part, and its first channel
+        self._parts: dict[
+            int, list[tuple[int, int]]
+        ] = {}  # of a concatenation: the operators of its inputs, and their first channels
         self._readers: dict[int, list[int]] = {}
-        self._fixed: set[int] = set()  # whose results' size matters to someone
+        self._fixed: set[int] = set()  # operators whose results cannot be scaled
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         index, name = len(self._names), func.overloadpacket.__name__.rstrip("_")
         tensors = [item for item in tree_leaves((args, kwargs)) if isinstance(item, Tensor)]
         layer = next((self._layers[item.data_ptr()] for item in tensors if item.data_ptr() in self._layers), None)
-        sources = [self._written_by[id(item)] for item in tensors if id(item) in self._written_by]
-        shapes = {item.shape[:2] for item in tensors if id(item) in self._written_by}
+        sources = [self._written_by[item] for item in tensors if item in self._written_by]
+        shapes = {item.shape[:2] for item in tensors if item in self._written_by}
         self._names.append(name)
         self._joined.append(index)
         for source in sources:
             self._readers.setdefault(source, []).append(index)
         results = func(*args, **(kwargs or {}))
-        self._kept += [tensors, results]
         written = [item for item in tree_leaves(results) if isinstance(item, Tensor)]
         if layer is not None:
             if name == "t":  # of a Linear's weight
@@ -166,7 +172,7 @@ class _Dataflow(TorchDispatchMode):
         elif name == "cat" and len(sources) == len(tensors) and args[1:] == (1,) and self._parts.keys().isdisjoint(sources):
             firsts = accumulate((item.shape[1] for item in tensors), initial=0)
             self._parts[index] = list(zip(sources, firsts, strict=False))
-        elif self._passes(name, tensors, sources, shapes | {written[0].shape[:2]}):
+        elif written and self._is_homogeneous(name, tensors, sources, shapes | {written[0].shape[:2]}):
             for source in sources:
                 self._joined[self._root(source)] = index
             if name == "add" and len(sources) != 2:
@@ -174,12 +180,14 @@ class _Dataflow(TorchDispatchMode):
         else:
             self._fixed.update((*sources, index))
         for item in written:
-            self._written_by[id(item)] = index
+            self._written_by[item] = index
         return results
 
-    def _passes(self, name: str, tensors: list[Tensor], sources: list[int], shapes: set[torch.Size]) -> bool:
-        """Return whether an operator's result has the channels' factors of all that it reads, one shape [N, C] for all."""
-        return name in PASSING and len(sources) == len(tensors) and len(shapes) == 1 and self._parts.keys().isdisjoint(sources)
+    def _is_homogeneous(self, name: str, tensors: list[Tensor], sources: list[int], shapes: set[torch.Size]) -> bool:
+        """Return whether the result of an operator has the factors of all its inputs, which have its own [N, C]."""
+        return (
+            name in HOMOGENEOUS and len(sources) == len(tensors) and len(shapes) == 1 and self._parts.keys().isdisjoint(sources)
+        )
 
     def _read_by(self, layer: nn.Module, source: int) -> None:
         if source not in self._parts:
@@ -189,9 +197,10 @@ class _Dataflow(TorchDispatchMode):
         else:
             self._fixed.add(source)
 
-    def streams(self, outputs: Any) -> tuple[Stream, ...]:
-        """Return what may be equalized; the model's outputs may not be."""
-        self._fixed.update(self._written_by[id(item)] for item in tree_leaves(outputs) if id(item) in self._written_by)
+    def groups(self, outputs: Any) -> tuple[EqualizationGroup, ...]:
+        """Return the groups that can be equalized; the outputs of the model are not changed."""
+        results = [item for item in tree_leaves(outputs) if isinstance(item, Tensor)]
+        self._fixed.update(self._written_by[item] for item in results if item in self._written_by)
         self._fixed.update(part for index in self._fixed & self._parts.keys() for part, _ in self._parts[index])
         fixed = {self._root(index) for index in self._fixed}
         layers = [*self._written.values()]
@@ -200,7 +209,7 @@ class _Dataflow(TorchDispatchMode):
             members = [index for index in range(len(self._names)) if self._root(index) == root]
             writers = [self._written[index] for index in members if index in self._written]
             readers = [layer for source, layer in self._read if self._root(source) == root]
-            # A layer that runs more than once, with one set of weights, has more neighbours than these.
+            # A layer that is executed more than once has the same weights in several places.
             run = [*writers, *(reader.norm if isinstance(reader, NormPart) else reader for reader in readers)]
             once = all(layers.count(layer) == 1 for layer in run)
             norms = sum(isinstance(reader, NormPart) for reader in readers)
@@ -208,11 +217,11 @@ class _Dataflow(TorchDispatchMode):
                 continue
             if all(isinstance(layer, Writer) for layer in writers) and all(isinstance(layer, Reader) for layer in readers):
                 quantized = tuple(index for index in members if not self._is_fused(index))
-                found.append(Stream(writers=tuple(writers), readers=tuple(readers), operators=quantized))  # type: ignore[arg-type]
-        return tuple(sorted(found, key=lambda stream: stream.operators))
+                found.append(EqualizationGroup(writers=tuple(writers), readers=tuple(readers), operators=quantized))  # type: ignore[arg-type]
+        return tuple(sorted(found, key=lambda group: group.operators))
 
     def _is_fused(self, index: int) -> bool:
-        """Return whether nothing but a ReLU sees the result."""
+        """Return whether a ReLU is the only consumer of the result, so that only the result of the ReLU will be quantized."""
         readers = self._readers.get(index, [])
         return len(readers) == 1 and self._names[readers[0]] == "relu"
 
@@ -223,7 +232,7 @@ class _Dataflow(TorchDispatchMode):
 
 
 class _Sizes(TorchDispatchMode):
-    """Keeps the largest magnitude of each channel in the results of some operators, over every run of the model."""
+    """Records the largest magnitude of each channel in the results of some operators, over all runs of the model."""
 
     def __init__(self, operators: set[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -248,38 +257,41 @@ class _Sizes(TorchDispatchMode):
 def _measure(model: nn.Module, batches: Sequence[Tensor], operators: set[int]) -> dict[int, Tensor]:
     sizes = _Sizes(operators)
     for batch in batches:
-        pictures = batch.double()
+        images = batch.double()
         sizes.begin()
         with torch.no_grad(), sizes:
-            model(pictures)
+            model(images)
     return sizes.largest
 
 
-def _factors(stream: Stream, sizes: dict[int, Tensor]) -> Tensor:
-    """Return by what each channel is divided in front: the root of its size there over its size behind, and 1 on average."""
-    if not stream.products:  # whatever is concatenated becomes 1 at most, and what a BatchNorm is multiplied with costs nothing
-        largest = torch.stack([sizes[index] for index in stream.operators]).amax(0)
-        return largest.clamp(min=max(SMALLEST * float(largest.amax()), torch.finfo(torch.float32).tiny))
-    front = torch.stack([_share(sizes[index]) for index in stream.operators]).amax(0)
-    behind = torch.stack([_size_behind(reader) for reader in stream.products]).amax(0)
-    exponents = (front.log2() - behind.log2()) / 2
+def _factors(group: EqualizationGroup, sizes: dict[int, Tensor]) -> Tensor:
+    """Return the factors [C]: the root of written size over read size of each channel, with a geometric mean of 1.
+
+    Concatenated tensors, which BatchNorms read, are scaled to a maximum of 1: the factors of a BatchNorm cost no accuracy.
+    """
+    if not group.products:
+        largest = torch.stack([sizes[index] for index in group.operators]).amax(0)
+        return largest.clamp(min=max(MIN_SIZE * float(largest.amax()), torch.finfo(torch.float32).tiny))
+    written = torch.stack([_relative(sizes[index]) for index in group.operators]).amax(0)
+    read = torch.stack([_read_size(reader) for reader in group.products]).amax(0)
+    exponents = (written.log2() - read.log2()) / 2
     return torch.exp2(exponents - exponents.mean())
 
 
-def _share(sizes: Tensor) -> Tensor:
-    """Return sizes as shares of the largest, and none below what leaves room."""
-    return (sizes / sizes.amax().clamp(min=torch.finfo(torch.float32).tiny)).clamp(min=SMALLEST)
+def _relative(sizes: Tensor) -> Tensor:
+    """Return sizes relative to the largest, MIN_SIZE at least."""
+    return (sizes / sizes.amax().clamp(min=torch.finfo(torch.float32).tiny)).clamp(min=MIN_SIZE)
 
 
-def _size_behind(reader: Product) -> Tensor:
-    """Return the largest weight of each input channel, of output channels that have one scale each and so count alike."""
+def _read_size(reader: Product) -> Tensor:
+    """Return the largest weight of each input channel, relative to the largest weight of each output channel."""
     weight = _by_input_channel(reader).abs()
     largest = weight.amax((2, 3, 4), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    return _share((weight / largest).amax((1, 3, 4)).flatten())
+    return _relative((weight / largest).amax((1, 3, 4)).flatten())
 
 
 def _by_input_channel(layer: Product) -> Tensor:
-    """Return a view of the weights, [groups, outputs of a group, inputs of a group, kH, kW]."""
+    """Return a view of the weights, [groups, outputs per group, inputs per group, kH, kW]."""
     weight = layer.weight.data
     if isinstance(layer, nn.Linear):
         return weight.view(1, *weight.shape, 1, 1)

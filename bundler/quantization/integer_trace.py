@@ -1,4 +1,4 @@
-"""The integers that torch computes, tensor by tensor, as they are executed (issue 4, the ledger)."""
+"""The integer values of every quantized tensor that torch computes, for the layer-wise comparison with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ __all__ = ["TorchTensor", "trace_integers"]
 
 @dataclass(frozen=True, kw_only=True)
 class TorchTensor:
-    """A quantized tensor: uint8 values of any shape, and what one step is worth."""
+    """A quint8 tensor: its integer values, uint8 of any shape, with scale and zero point."""
 
     scale: float
     zero_point: int
     values: NDArray[np.uint8]
 
 
-def trace_integers(converted: nn.Module, picture: Tensor) -> tuple[TorchTensor, ...]:
-    """Run one picture (float32 [1, 3, H, W], normalised) and return every quantized tensor; the engine must be set."""
+def trace_integers(converted: nn.Module, image: Tensor) -> tuple[TorchTensor, ...]:
+    """Run one image and return every per-tensor quantized tensor, in order of execution.
+
+    Args:
+        converted: an INT8 network; call this inside `quantized_engine`.
+        image: a normalized image, float32 [1, 3, H, W].
+    """
     with torch.no_grad(), _Recorder() as recorder:
-        converted(picture)
+        converted(image)
     return tuple(recorder.tensors)
 
 

@@ -1,4 +1,4 @@
-"""Which keys of a checkpoint are a network's: found by its own keys and shapes, whatever prefix stands before them."""
+"""Finds the keys of a network in a checkpoint, by names and shapes, with any prefix."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from bundler.quantization.weight_names import Naming, Shapes, is_optional
 
 __all__ = ["KeyMatch", "find_matches"]
 
-_MOST_SHOWN = 3
+_MAX_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeyMatch:
-    """A network in a checkpoint.
+    """The keys of a network in a checkpoint.
 
     Args:
-        naming: the form that its keys have.
-        keys: the checkpoint's key for each of the naming's.
-        prefix: what stands before most of the keys, with its dot at the end.
-        parts: other prefixes, by the network's child that has them.
-        renamed: keys of the last layer, where the checkpoint has it under another name.
+        naming: the naming that matched.
+        keys: the checkpoint's key for each key of the naming.
+        prefix: of most keys, with a trailing dot.
+        parts: other prefixes, by child of the network.
+        renamed: keys of the last layer, if it has another name in the checkpoint.
     """
 
     naming: Naming
@@ -32,16 +32,16 @@ class KeyMatch:
     renamed: Mapping[str, str]
 
     def others(self, given: Iterable[str]) -> list[str]:
-        """Return the keys of the checkpoint that are not the network's."""
+        """Return the keys of the checkpoint that do not belong to the network."""
         used = set(self.keys.values())
         return [key for key in given if key not in used]
 
 
 def find_matches(naming: Naming, given: Shapes) -> list[KeyMatch]:
-    """Return each place of a checkpoint where all keys of a network are, whatever the shapes; the shortest prefix first.
+    """Return a match for each prefix under which the checkpoint has all keys of the network; the shortest prefix first.
 
-    Where no prefix has all of them, parts of the network may have different ones (`backbone.` and `head.`), and a last linear
-    layer another name.
+    Shapes are not compared. If no prefix has all keys, children of the network may have different prefixes (`backbone.` and
+    `head.`), and the last linear layer another name; this gives one match at most.
     """
     hits = _hits(naming, given)
     required = [key for key in naming.shapes if not is_optional(key)]
@@ -55,7 +55,7 @@ def find_matches(naming: Naming, given: Shapes) -> list[KeyMatch]:
 
 
 def _hits(naming: Naming, given: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Return, for each prefix, the checkpoint's key of each of the network's keys that is found behind it."""
+    """Return, for each prefix, the network's keys that the checkpoint has under it, with the checkpoint's keys."""
     known: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for key, names in naming.names.items():
         for rank, name in enumerate(names):
@@ -117,7 +117,7 @@ def _in_parts(naming: Naming, given: Shapes, hits: Mapping[str, Mapping[str, str
 
 
 def _renamed_layer(naming: Naming, given: Shapes, keys: list[str], used: set[str]) -> dict[str, str] | None:
-    """Return the one layer of a checkpoint that can be the network's last linear layer, by shape; None if it is not alone."""
+    """Return the keys of the only unused layer of the checkpoint that has the shape of the network's last linear layer."""
     last = keys[-1].rpartition(".")[0]
     weight, bias = f"{last}.weight", f"{last}.bias"
     others = [key for key in keys if key not in (weight, bias)]
@@ -137,6 +137,6 @@ def _renamed_layer(naming: Naming, given: Shapes, keys: list[str], used: set[str
 
 
 def shown(keys: Iterable[str]) -> str:
-    """Return the first few keys, with dots where there are more."""
+    """Return the first three keys, followed by an ellipsis if there are more."""
     listed = list(keys)
-    return ", ".join(listed[:_MOST_SHOWN]) + (", …" if len(listed) > _MOST_SHOWN else "")
+    return ", ".join(listed[:_MAX_SHOWN]) + (", …" if len(listed) > _MAX_SHOWN else "")

@@ -1,9 +1,9 @@
-"""Double precision for whatever decides a bit of an INT8 network, so that the CPU and the number of threads do not.
+"""Float64 computation of everything that the integers of an INT8 network depend on.
 
-Sums in float32 differ in their last bits with the order of the summands, which depends on the number of threads, the vector
-instructions and the libraries of a machine; a weight in the middle between two integers is then rounded either way. In
-float64 the same differences are eight orders of magnitude smaller than those between two float32 values, to which every
-result is rounded at the end.
+In float32, the last bits of a sum depend on the order of its terms, which depends on the number of threads, the vector
+instructions and the libraries of the machine. A weight halfway between two integers can then be rounded either way. In float64
+these differences are about 2^29 times smaller than the distance between adjacent float32 values, to which results are rounded
+at the end, so that every machine gets the same INT8 network.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ from bundler.errors import BundlerError
 
 __all__ = ["double_precision"]
 
-# Of a model that converts its activations to float32 by itself: "expected m1 and m2 to have the same dtype, but got: float !=
+# Torch's messages if a model converts activations to float32: "expected m1 and m2 to have the same dtype, but got: float !=
 # double", "expected scalar type Double but found Float", "Input type (float) and bias type (double) should be the same".
-_MIXED = re.compile(r"(?i)(dtype|type).*\b(float|double)\b.*\b(float|double)\b")
+_MIXED_DTYPES = re.compile(r"(?i)(dtype|type).*\b(float|double)\b.*\b(float|double)\b")
 
 
 @contextmanager
 def double_precision(model: nn.Module | None = None) -> Iterator[None]:
-    """Let a float32 model, and every tensor that is made without a type, be float64 while the block runs.
+    """Convert a float32 model to float64, and make float64 torch's default dtype, while the block runs.
 
-    Afterwards the model is float32 again. Its parameters and buffers get new storage; those that were handed out before keep
-    their values.
+    Afterwards the model is float32 again. Its parameters and buffers then have new storage; tensors that shared the old
+    storage keep their values.
+
+    Raises:
+        BundlerError: the model mixes float32 and float64.
     """
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
@@ -38,11 +41,11 @@ def double_precision(model: nn.Module | None = None) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not _MIXED.search(str(error)):
+        if not _MIXED_DTYPES.search(str(error)):
             raise
         raise BundlerError(
-            f"{type(model).__name__} cannot be run in float64, in which INT8 is calibrated: {str(error).splitlines()[0]}",
-            next_step="In the model's `forward`, make tensors with the type of its input (`x.dtype`) instead of float32.",
+            f"{type(model).__name__} cannot be run in float64, which calibration requires: {str(error).splitlines()[0]}",
+            next_step="In the model's `forward`, create tensors with the dtype of its input (`x.dtype`) instead of float32.",
         ) from error
     finally:
         torch.set_default_dtype(before)
@@ -51,6 +54,6 @@ def double_precision(model: nn.Module | None = None) -> Iterator[None]:
 
 
 def _convert(model: nn.Module, dtype: torch.dtype) -> None:
-    """Convert in the mode in which the tensors were made: of the inference mode, they could not be trained."""
+    """Convert parameters and buffers; inference tensors stay such, and others trainable."""
     with torch.inference_mode(any(tensor.is_inference() for tensor in model.parameters())):
         model.to(dtype)

@@ -1,6 +1,6 @@
-"""Ways to choose the range of an activation: torch's, which looks for the smallest squared error, and others (issue 4).
+"""Observers that estimate the range of an activation: minimum to maximum, percentile, entropy, and mean squared error.
 
-Each reads the histogram of 2048 bins that torch's observer keeps.
+Each evaluates the histogram of 2048 bins that torch's `HistogramObserver` records.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from bundler.targets import Ranges
 
 __all__ = ["RANGE_OBSERVERS", "EntropyObserver", "MinMaxRangeObserver", "PercentileObserver", "SquaredErrorObserver"]
 
-CUT = 1e-4  # share of the values that a percentile leaves out, half of them at each end
-CANDIDATES = 96  # ranges that are tried for the smallest divergence, from all of the histogram down to an eighth of it
-NARROWEST = 1 / 8
-FLOOR = 1e-4  # share of the values that stands for "almost none": the divergence from none at all is infinite
+EXCLUDED = 1e-4  # share of the values outside of the percentile range, half of them at each end
+CANDIDATES = 96  # ranges that are compared by their divergence, from the whole histogram down to SMALLEST_RANGE of it
+SMALLEST_RANGE = 1 / 8
+MIN_PROBABILITY = 1e-4  # times the average probability of a bin: replaces zeros, for which the divergence is infinite
 
 Range = tuple[Tensor, Tensor]
 
 
 class MinMaxRangeObserver(HistogramObserver):
-    """Everything that was seen."""
+    """Minimum to maximum of the observed values."""
 
     def _non_linear_param_search(self) -> Range:
         return self.min_val, self.max_val
 
 
 class SquaredErrorObserver(HistogramObserver):
-    """Torch's own search, with its sums in float64: in float32 they depend on the CPU, and with them where the search ends."""
+    """Torch's search for the smallest mean squared error, computed in float64, so that its result is the same on every CPU."""
 
     def _non_linear_param_search(self) -> Range:
         counts = self.histogram
@@ -46,28 +46,28 @@ class SquaredErrorObserver(HistogramObserver):
 
 
 class PercentileObserver(HistogramObserver):
-    """All but the rarest values (Wu et al. 2020, arXiv:2004.09602, section 3.1)."""
+    """The percentile range, 99.99 % of the values (Wu et al. 2020, arXiv:2004.09602, section 3.1)."""
 
     def _non_linear_param_search(self) -> Range:
         share = self.histogram.double().cumsum(0) / self.histogram.double().sum()
         edges = torch.linspace(float(self.min_val), float(self.max_val), self.bins + 1)
-        low = int(torch.searchsorted(share, CUT / 2))
-        high = int(torch.searchsorted(share, 1 - CUT / 2))
+        low = int(torch.searchsorted(share, EXCLUDED / 2))
+        high = int(torch.searchsorted(share, 1 - EXCLUDED / 2))
         return edges[min(low, self.bins - 1)], edges[min(high, self.bins - 1) + 1]
 
 
 class EntropyObserver(HistogramObserver):
-    """The range with which the quantized values tell most of the float ones: the smallest Kullback-Leibler divergence.
+    """The range with the smallest Kullback-Leibler divergence between the float and the quantized distribution.
 
-    Migacz 2017, "8-bit Inference with TensorRT"; both ends are drawn in by the same share, so that zero stays inside.
+    Migacz 2017, "8-bit Inference with TensorRT". Both ends are scaled towards zero by the same factor.
     """
 
     def _non_linear_param_search(self) -> Range:
         histogram = self.histogram.double()
-        zero = float(-self.min_val / (self.max_val - self.min_val)) * self.bins  # as a place in the histogram
+        zero = float(-self.min_val / (self.max_val - self.min_val)) * self.bins  # position in the histogram, in bins
         zero = min(max(zero, 0.0), float(self.bins))
         best, ends = torch.inf, (0, self.bins)
-        for share in torch.linspace(1, NARROWEST, CANDIDATES).tolist():
+        for share in torch.linspace(1, SMALLEST_RANGE, CANDIDATES).tolist():
             low, high = round(zero - zero * share), round(zero + (self.bins - zero) * share)
             divergence = _divergence(histogram, low, high, self.dst_nbins)
             if divergence < best:
@@ -77,7 +77,10 @@ class EntropyObserver(HistogramObserver):
 
 
 def _divergence(histogram: Tensor, low: int, high: int, levels: int) -> float:
-    """Return how much is lost when the bins from `low` to `high` share `levels` values and what is outside goes to the ends."""
+    """Return the divergence, in nats, of the histogram quantized to `levels` values over the bins from `low` to `high`.
+
+    Counts outside of these bins are added to the first and the last one.
+    """
     inside = histogram[low:high]
     if inside.sum() == 0:
         return torch.inf
@@ -88,10 +91,11 @@ def _divergence(histogram: Tensor, low: int, high: int, levels: int) -> float:
     filled = (inside > 0).double()
     mass = torch.zeros(levels, dtype=torch.double).index_add_(0, level, inside)
     count = torch.zeros(levels, dtype=torch.double).index_add_(0, level, filled)
-    spread = filled * (mass / count.clamp(min=1))[level]  # each value spread evenly over the bins that had something
+    spread = filled * (mass / count.clamp(min=1))[level]  # each level is spread evenly over its bins that are not empty
     p, q = clipped / clipped.sum(), spread / spread.sum()
-    there = p > 0
-    return float((p[there] * (p[there] / q[there].clamp(min=FLOOR / len(q))).log()).sum())
+    nonzero = p > 0
+    ratio = p[nonzero] / q[nonzero].clamp(min=MIN_PROBABILITY / len(q))
+    return float((p[nonzero] * ratio.log()).sum())
 
 
 RANGE_OBSERVERS: dict[Ranges, Any] = {

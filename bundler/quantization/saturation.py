@@ -1,8 +1,8 @@
-"""Weights whose products no processor cuts off.
+"""Observers for weights whose products do not saturate int16 on any CPU.
 
-Processors with AVX2 but without VNNI multiply uint8 by int8 and add two neighbouring products in 16 bits, with saturation
-(`vpmaddubsw`). Torch's fbgemm avoids it by leaving a bit of every activation unused. Here activations keep their 8 bits, and
-only those output channels in which two neighbouring weights add up to more than 128 give up range.
+CPUs with AVX2 but without VNNI multiply uint8 by int8 and add pairs of adjacent products in int16, with saturation
+(`vpmaddubsw`). Torch's fbgemm avoids saturation with 7-bit activations (`reduce_range`). Here activations keep 8 bits, and the
+scale is larger only for those output channels in which two adjacent weights would otherwise sum to more than 128.
 """
 
 from __future__ import annotations
@@ -14,18 +14,22 @@ from torch import Tensor
 from torch.ao.quantization import FakeQuantize
 from torch.ao.quantization.observer import PerChannelMinMaxObserver
 
-__all__ = ["LARGEST_SUM", "SaturationFreeFakeQuantize", "SaturationFreeObserver", "largest_pair_sums"]
+__all__ = ["MAX_PAIR_SUM", "SaturationFreeFakeQuantize", "SaturationFreeObserver", "largest_pair_sums"]
 
-LARGEST_SUM = 128  # times 255, the largest activation, is 32,640: within int16, on either side
-_LARGEST_WEIGHT = 127
-_HALF_RANGE = 127.5  # by which the base class divides a symmetric range
+MAX_PAIR_SUM = 128  # of two adjacent weights, absolute; times 255, the largest activation, it is 32,640 and fits int16
+_MAX_WEIGHT = 127
+_HALF_RANGE = 127.5  # divisor of PerChannelMinMaxObserver for a symmetric range
 
 
 def largest_pair_sums(weight: Tensor) -> Tensor:
-    """Return how far, in any output channel, two neighbouring weights add up, [O]; `weight` is [O, I] or [O, I, kH, kW].
+    """Return the largest absolute sum of two adjacent weights of each output channel, [O].
 
-    Neighbours are consecutive where the kernels multiply: input channels within a position of the kernel, then the next
-    position (ONNX Runtime packs rows of im2col, and pairs an even one with the next; both parities are counted here).
+    Adjacent is meant in the order in which kernels multiply: input channels at one position of the kernel, then the next
+    position. ONNX Runtime packs rows of im2col and pairs each even index with the next; here pairs that begin at an odd index
+    are included.
+
+    Args:
+        weight: [O, I] or [O, I, kH, kW].
     """
     rows = weight.permute(0, 2, 3, 1).flatten(1) if weight.ndim == 4 else weight
     if rows.shape[1] == 1:
@@ -34,22 +38,24 @@ def largest_pair_sums(weight: Tensor) -> Tensor:
 
 
 class SaturationFreeObserver(PerChannelMinMaxObserver):
-    """Gives each output channel of the weight it saw last a scale with which no pair of products saturates.
+    """Gives each output channel the smallest scale with which no pair of products saturates, from the weight seen last.
 
-    With `whole=True` all channels share the largest of the scales, as qnnpack's default has it.
+    Args:
+        per_tensor: whether all channels share the largest of these scales, as in qnnpack's default qconfig.
+        kwargs: of `PerChannelMinMaxObserver`.
     """
 
-    def __init__(self, *, whole: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *, per_tensor: bool = False, **kwargs: Any) -> None:
         given = {"dtype": torch.qint8, "qscheme": torch.per_channel_symmetric, "ch_axis": 0, **kwargs}
         super().__init__(**given)
-        self.whole = whole
+        self.per_tensor = per_tensor
 
     def forward(self, x_orig: Tensor) -> Tensor:
         weight = x_orig.detach()
-        largest = weight.abs().amax(tuple(range(1, weight.ndim))) / _LARGEST_WEIGHT
-        # Two weights are rounded by half a step each at most, so a step less in the scaled sum is enough.
-        scale = torch.maximum(largest, largest_pair_sums(weight) / (LARGEST_SUM - 1))
-        if self.whole:
+        largest = weight.abs().amax(tuple(range(1, weight.ndim))) / _MAX_WEIGHT
+        # Rounding adds half a step at most to each of two weights, so one step is subtracted from the largest sum.
+        scale = torch.maximum(largest, largest_pair_sums(weight) / (MAX_PAIR_SUM - 1))
+        if self.per_tensor:
             scale = scale.amax().expand_as(scale)
         self.max_val = scale * _HALF_RANGE
         self.min_val = -self.max_val
@@ -57,11 +63,14 @@ class SaturationFreeObserver(PerChannelMinMaxObserver):
 
 
 class SaturationFreeFakeQuantize(FakeQuantize):
-    """The same while training. Its scales follow the weights even where observers are frozen, so that no sum can grow past."""
+    """Fake quantization with a `SaturationFreeObserver` that stays enabled.
+
+    Scales follow the weights even after observers are disabled, so that no sum can exceed the limit while training continues.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         limits = {"quant_min": -128, "quant_max": 127, "dtype": torch.qint8}
         super().__init__(observer=SaturationFreeObserver, **limits, **kwargs)  # type: ignore[no-untyped-call]
 
-    def enable_observer(self, enabled: bool = True) -> None:  # noqa: ARG002  torch freezes by it
+    def enable_observer(self, enabled: bool = True) -> None:  # noqa: ARG002  called by torch's disable_observer
         super().enable_observer(enabled=True)

@@ -1,4 +1,4 @@
-"""The file from which a training goes on: written whole or not at all, and read only where its digest is right."""
+"""The checkpoint file of a training: written atomically, and read only if its digest is correct."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from bundler.errors import TrainingError
 
 __all__ = ["read_checkpoint", "write_checkpoint"]
 
-_DIGEST = hashlib.sha256().digest_size  # bytes at the end of the file: the SHA-256 of all before
+_DIGEST = hashlib.sha256().digest_size  # bytes; the file ends with the SHA-256 of everything before
 
 
 class _Digesting(io.RawIOBase):
-    """Passes on what is written, and digests it."""
+    """Writes to a file and computes the SHA-256 of what was written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self.digest = hashlib.sha256()
-        self.problem: OSError | None = None  # torch's writer would say that it is at another position than expected
+        self.problem: OSError | None = None  # torch.save hides it behind a message about the file position
 
     def writable(self) -> bool:
         return True
@@ -42,10 +42,12 @@ class _Digesting(io.RawIOBase):
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> bool:
-    """Write a file beside `path`, bring it to the disk and put it in its place; what was there stays where that fails.
+    """Write a temporary file next to `path`, flush it to the disk and rename it to `path`.
+
+    If that fails, a warning is shown, an earlier checkpoint is kept, and the training continues.
 
     Returns:
-        Whether it could be written. A training goes on without, and a warning says so.
+        Whether the checkpoint was written.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
     digesting: _Digesting | None = None
@@ -59,7 +61,9 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> bool:
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
         reason = _first_line(digesting.problem if digesting is not None and digesting.problem is not None else error)
-        console.warn(f"the checkpoint {path} could not be written ({reason}): an interrupted training goes on from earlier")
+        console.warn(
+            f"the checkpoint {path} could not be written ({reason}): an interrupted training resumes from the last one"
+        )
         return False
     finally:
         with contextlib.suppress(OSError):
@@ -68,12 +72,12 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> bool:
 
 
 def read_checkpoint(path: Path, *, fingerprint: str) -> dict[str, Any] | None:
-    """Return the content of a checkpoint; None where there is none to go on from.
+    """Return the content of a checkpoint, or None if there is none that can be used.
 
     A file that is damaged, or that another training or version has written, is renamed to `NAME.unused`, with a warning.
 
     Raises:
-        TrainingError: it cannot be read, or not renamed.
+        TrainingError: the file cannot be read or renamed.
     """
     _remove_leftovers(path)
     try:
@@ -83,7 +87,7 @@ def read_checkpoint(path: Path, *, fingerprint: str) -> dict[str, Any] | None:
     except OSError as error:
         raise TrainingError(
             f"the checkpoint {path} cannot be read: {_first_line(error)}",
-            next_step="Make it readable, or remove it to train anew.",
+            next_step="Make it readable, or remove it to train from the beginning.",
         ) from error
     body = memoryview(content)[:-_DIGEST]
     if hashlib.sha256(body).digest() != content[-_DIGEST:]:
@@ -91,11 +95,11 @@ def read_checkpoint(path: Path, *, fingerprint: str) -> dict[str, Any] | None:
         return None
     try:
         stored: dict[str, Any] = torch.load(io.BytesIO(body), weights_only=True)
-    except Exception as error:  # noqa: BLE001  torch's own, of a file that another version of it has written
+    except Exception as error:  # noqa: BLE001  torch's errors for files of other versions vary
         _set_aside(path, f"this version of torch cannot read it: {_first_line(error)}")
         return None
     if stored.get("fingerprint") != fingerprint:
-        _set_aside(path, "it belongs to another training: model, weights, pictures, recipe or versions differ")
+        _set_aside(path, "it belongs to another training (other model, weights, images, training options or versions)")
         return None
     return stored
 
@@ -106,14 +110,14 @@ def _set_aside(path: Path, reason: str) -> None:
         path.replace(aside)
     except OSError as error:
         raise TrainingError(
-            f"the checkpoint {path} cannot be used ({reason}), and not be renamed: {_first_line(error)}",
-            next_step="Remove it to train anew.",
+            f"the checkpoint {path} cannot be used ({reason}), and cannot be renamed: {_first_line(error)}",
+            next_step="Remove it to train from the beginning.",
         ) from error
-    console.warn(f"the checkpoint {path} is not used: {reason}. It is now {aside.name}; training starts from the beginning")
+    console.warn(f"the checkpoint {path} is not used: {reason}. It was renamed to {aside.name}; the training starts anew")
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what processes that were killed have left half written."""
+    """Remove incomplete files of processes that were killed."""
     for leftover in path.parent.glob(f"{path.name}.*.new"):
         number = leftover.name.removeprefix(f"{path.name}.").removesuffix(".new")
         if number.isdigit() and not Path(f"/proc/{number}").exists():

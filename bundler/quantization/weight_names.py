@@ -1,4 +1,4 @@
-"""Under which names a network's float weights are saved: plain, fused, or prepared for quantization-aware training."""
+"""The names of a network's float weights in a state dict: of the plain, the fused, and the prepared (QAT) model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Naming", "Shapes", "fused_naming", "is_optional", "observer_key", "p
 
 Shapes = dict[str, tuple[int, ...]]
 
-# What torch.ao adds to a state dict: observers and fake quantization, which have no float weights.
+# Modules that torch.ao adds to a model: observers and fake quantization, which have no float weights.
 _OBSERVERS = re.compile(
     r"(^|\.)(activation_post_process(_\d+)?|activation_pre_process|weight_fake_quant|bias_fake_quant|weight_post_process"
     r"|[a-z_]*fake_quant[a-z_]*|[a-z_]*observer[a-z_]*)(\.|$)"
@@ -27,9 +27,9 @@ class Naming:
     """A form of a network's state dict.
 
     Args:
-        form: what messages call it.
-        shapes: of the keys that the model parser loads.
-        names: for each of those keys, the names that its tensor may have in a file, the likeliest first.
+        form: its name in messages.
+        shapes: the keys of the model that loads the weights, with the shapes of their tensors.
+        names: for each of those keys, the names that its tensor can have in a checkpoint, the most likely first.
     """
 
     form: str
@@ -38,40 +38,41 @@ class Naming:
 
 
 def shapes_of(state_dict: Mapping[str, Tensor]) -> Shapes:
+    """Return the shape of each tensor."""
     return {key: tuple(value.shape) for key, value in state_dict.items()}
 
 
 def is_optional(key: str) -> bool:
-    """Say whether a checkpoint may lack a key: torch writes it since 0.4.1, and fills it in for older ones by itself."""
+    """Return whether a checkpoint can lack this key: torch writes it since 0.4.1 and initializes it when it is missing."""
     return key.endswith("num_batches_tracked")
 
 
 def observer_key(key: str) -> bool:
-    """Say whether a key belongs to what `prepare` and `prepare_qat` add to a float model."""
+    """Return whether a key belongs to a module that `prepare` or `prepare_qat` added to a float model."""
     return _OBSERVERS.search(key) is not None
 
 
 def plain_naming(model: nn.Module) -> Naming:
-    """Return the form in which the plain network is saved."""
+    """Return the naming of the plain network."""
     shapes = shapes_of(model.state_dict())
     return Naming(form="plain", shapes=shapes, names={key: (key,) for key in shapes})
 
 
 def fused_naming(model: nn.Module, *, is_qat: bool) -> Naming:
-    """Return the form in which a copy of a plain network is saved after `fuse_model`.
+    """Return the naming of a plain network after `fuse_model`.
 
-    A layer that is fused with its activation has an index behind its name, and libraries differ in what they fuse.
+    Names with and without the index that fusing adds to a layer are accepted, because libraries fuse different layers.
     """
-    twin = copy.deepcopy(model).train(is_qat)
-    cast("Any", twin).fuse_model(is_qat=is_qat)
-    shapes = shapes_of(twin.state_dict())
+    fused = copy.deepcopy(model).train(is_qat)
+    cast("Any", fused).fuse_model(is_qat=is_qat)
+    shapes = shapes_of(fused.state_dict())
     return Naming(form="fused", shapes=shapes, names={key: (key, *_with_or_without_index(key)) for key in shapes})
 
 
 def training_naming(model: nn.Module) -> Naming:
-    """Return the forms in which a plain network is saved once it is fused for training, or prepared for it (`prepare_qat`).
+    """Return the naming of a plain network after fusing for QAT or after `prepare_qat`.
 
-    The BatchNorm of a convolution is then below it: `conv.1.weight` when fused, `conv.bn.weight` when prepared.
+    The BatchNorm is then a child of its convolution: `conv.1.weight` after fusing, `conv.bn.weight` after `prepare_qat`.
     """
     shapes = shapes_of(model.state_dict())
     convolutions = _norms_with_convolutions(model)
@@ -93,11 +94,11 @@ def _with_or_without_index(key: str) -> Iterable[str]:
 
 
 def _norms_with_convolutions(model: nn.Module) -> dict[str, str]:
-    """Return the convolution that `fuse_model` puts each BatchNorm behind, both by name."""
-    twin: Any = copy.deepcopy(model).train()
-    if hasattr(twin, "int8_scope"):
-        twin.int8_scope = "whole"  # a detector's rest is fused as well then
-    names = {module: name for name, module in twin.named_modules()}
-    twin.fuse_model(is_qat=True)
-    pairs = [module for module in twin.modules() if isinstance(module, ConvBn2d | ConvBnReLU2d)]
+    """Return, for each BatchNorm, the convolution with which `fuse_model` fuses it, both by name."""
+    fused: Any = copy.deepcopy(model).train()
+    if hasattr(fused, "int8_scope"):
+        fused.int8_scope = "whole"  # fuse the neck and head of a detector as well
+    names = {module: name for name, module in fused.named_modules()}
+    fused.fuse_model(is_qat=True)
+    pairs = [module for module in fused.modules() if isinstance(module, ConvBn2d | ConvBnReLU2d)]
     return {names[norm]: names[convolution] for convolution, norm, *_ in pairs if norm in names and convolution in names}

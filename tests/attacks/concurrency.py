@@ -66,7 +66,7 @@ KINDS: dict[str, Kind] = {
 def profile(folder: Path, name: str, cpus: tuple[str, ...]) -> Path:
     """Write a target profile with the given CPUs only."""
     text = (ROOT / "targets" / f"{name}.toml").read_text(encoding="utf-8")
-    text = re.sub(r"^fleet = .*$", "fleet = []", text, flags=re.MULTILINE)
+    text = re.sub(r"^also_verify_on = .*$", "also_verify_on = []", text, flags=re.MULTILINE)
     head, *sections = re.split(r"^(?=\[\[verification\.cpus\]\])", text, flags=re.MULTILINE)
     kept = [section for section in sections if any(f'"{cpu}"' in section for cpu in cpus)]
     path = folder / f"{name}.toml"

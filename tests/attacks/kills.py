@@ -200,7 +200,7 @@ def build_subject(folder: Path) -> Subject:
     text = text[: text.index('[[verification.cpus]]\nname = "Haswell"')]
     text = text.replace('name = "x86-fbgemm"', 'name = "attacked"').replace('["x86", "amd64", "x86_64"]', '["attacked-x86"]')
     profile = folder / "attacked.toml"
-    profile.write_text(re.sub(r"^fleet = .*$", "fleet = []", text, flags=re.MULTILINE), encoding="utf-8")
+    profile.write_text(re.sub(r"^also_verify_on = .*$", "also_verify_on = []", text, flags=re.MULTILINE), encoding="utf-8")
     output = folder / "dist"
     small = [
         "--mode",

@@ -50,7 +50,7 @@ from bundler.pipeline.proof import image_for
 from bundler.pipeline.quantizing import calibrated
 from bundler.plan import BuildJob, CalibrationRequest, plan_build
 from bundler.quantization import quantized_engine
-from bundler.quantization.equalization import channel_streams
+from bundler.quantization.equalization import equalization_groups
 from bundler.targets import load_targets
 from bundler.verification.executors import ContainerExecutor
 
@@ -135,7 +135,7 @@ def main(
 def scale_ill(network: nn.Module, sample: torch.Tensor, *, seed: int) -> None:
     """Multiply the channels between two layers by factors from 0.05 to 20, in place, and divide by them behind."""
     generator = torch.Generator().manual_seed(seed)
-    for stream in channel_streams(network, sample):
+    for stream in equalization_groups(network, sample):
         if len(stream.writers) == len(stream.readers) == 1:
             stream.divide(torch.exp(torch.empty(len(stream.writers[0].weight)).uniform_(-3, 3, generator=generator)))
 

@@ -58,7 +58,7 @@ def _bundle_commands(folder: Path) -> tuple[list[str], list[str]]:
     profile = folder / "arm64-unproved.toml"
     text = resource("targets", "arm64-qnnpack.toml").read_text(encoding="utf-8")
     before_cpus = text[: text.index("[[verification.cpus]]")]
-    before_cpus = re.sub(r"^fleet = .*$", "fleet = []", before_cpus, flags=re.MULTILINE)
+    before_cpus = re.sub(r"^also_verify_on = .*$", "also_verify_on = []", before_cpus, flags=re.MULTILINE)
     profile.write_text(re.sub(r"^#.*\n", "", before_cpus, flags=re.MULTILINE) + _NATIVE_ONLY, encoding="utf-8")
     ours = [
         *(BUNDLER, "bundle", "mobilenet_v2", "--target", str(profile), "--weights", str(weights)),

@@ -63,7 +63,7 @@ def test_int8_of_a_foreign_target_is_looked_at_on_this_host_and_fp32_is_not(buil
 def test_every_layer_is_proved_and_the_refinements_are_named(built: dict[str, Path]) -> None:
     quantization = read_manifest(built["x86"]).modes[1].quantization
     assert quantization is not None
-    assert "compensated-rounding" in quantization.refinements
+    assert "gptq" in quantization.refinements
     assert len(quantization.saturation) == 21  # 20 convolutions and the classifier
     assert not any(record.saturating_channels for record in quantization.saturation)
     assert [record.inputs for record in quantization.ties if record.op_type == "Add"] == [65536] * 8

@@ -56,7 +56,7 @@ def test_stopped_by_ctrl_c_it_goes_on_and_leaves_a_record_and_no_checkpoint(
     assert not (tmp_path / "dist" / "arm64-qnnpack" / "resnet18").exists()
 
     told = run(*arguments, code=3, XDG_CACHE_HOME=str(cache)).stderr
-    assert f"going on from {checkpoint}" in told
+    assert f"resuming from {checkpoint}" in told
     assert "epoch 1:" not in told
     assert not checkpoint.exists()
     (mode,) = read_manifest(tmp_path / "dist" / "arm64-qnnpack" / "resnet18").modes

@@ -15,7 +15,7 @@ from torch import Tensor
 from bundler.data.preprocessing import Preprocessing
 from bundler.manifest import ModeRecord, read_manifest
 from bundler.models.registry import find_model, load_parser
-from bundler.quantization.equalization import channel_streams
+from bundler.quantization.equalization import equalization_groups
 from tests.command_line import Run
 
 PICTURES = 60
@@ -27,7 +27,7 @@ def ill_scaled(weights_of: Callable[[str], Mapping[str, Tensor]], tmp_path_facto
     """A ResNet18 whose channels differ by factors up to 400, which float does not notice."""
     model = load_parser(find_model("resnet18")[1])(weights=weights_of("resnet18"), num_classes=CLASSES)
     generator = torch.Generator().manual_seed(0)
-    for stream in channel_streams(model, torch.zeros(1, 3, 64, 64)):
+    for stream in equalization_groups(model, torch.zeros(1, 3, 64, 64)):
         if len(stream.writers) == len(stream.readers) == 1:
             stream.divide(torch.exp(torch.empty(len(stream.writers[0].weight)).uniform_(-3, 3, generator=generator)))
     path = tmp_path_factory.mktemp("weights") / "ill.pth"
@@ -68,7 +68,7 @@ def build(run: Run, ill_scaled: Path, labelled: tuple[Path, int], unproved: Path
 
     def with_recovery(*steps: str, max_drop: float) -> ModeRecord:
         text = unproved.read_text(encoding="utf-8")
-        for key, items in (("refinements", ()), ("recovery", steps)):
+        for key, items in (("options", ()), ("fallback", steps)):
             listed = ", ".join(f'"{item}"' for item in items)
             text = re.sub(rf"^{key} = \[.*?^\]$", f"{key} = [{listed}]", text, flags=re.DOTALL | re.MULTILINE)
         profile = tmp_path / "recovering.toml"
@@ -85,7 +85,14 @@ def build(run: Run, ill_scaled: Path, labelled: tuple[Path, int], unproved: Path
 
 def test_what_wins_is_kept_and_told(build: Build, labelled: tuple[Path, int]) -> None:
     assert labelled[1] >= 3  # FP32 tells pictures apart
-    steps = ("more-pictures", "minmax-ranges", "equalized-channels", "per-channel-weights", "corrected-biases", "float-layers")
+    steps = (
+        "more-calibration-images",
+        "minmax-ranges",
+        "cross-layer-equalization",
+        "per-channel-weights",
+        "bias-correction",
+        "mixed-precision",
+    )
     # 89 points are lost at first, 11.5 when equalized, 3.3 with corrected biases; 1.6 are a picture.
     mode = build(*steps, max_drop=10)
     assert mode.quantization is not None
@@ -93,9 +100,9 @@ def test_what_wins_is_kept_and_told(build: Build, labelled: tuple[Path, int]) ->
     assert mode.accuracy.drop is not None
     recovery = mode.quantization.recovery
     assert [record.step for record in recovery] == list(steps[: len(recovery)])
-    assert "equalized-channels" in [record.step for record in recovery if record.kept]  # they were ill scaled
+    assert "cross-layer-equalization" in [record.step for record in recovery if record.kept]  # they were ill scaled
     assert mode.quantization.refinements == tuple(
-        record.step for record in recovery if record.kept and record.step not in ("more-pictures", "float-layers")
+        record.step for record in recovery if record.kept and record.step not in ("more-calibration-images", "mixed-precision")
     )
     won = [record.won_points for record in recovery if record.kept and record.won_points is not None]
     assert all(points > 0 for points in won)
@@ -107,10 +114,10 @@ def test_what_wins_is_kept_and_told(build: Build, labelled: tuple[Path, int]) ->
 
 def test_layers_that_stay_in_float_are_named_and_the_mode_is_not_called_exact(build: Build) -> None:
     # Equalized, it loses 11.5 points, of 1.6 for each picture; with a layer or two in float, half of them and less.
-    mode = build("equalized-channels", "float-layers", max_drop=8)
+    mode = build("cross-layer-equalization", "mixed-precision", max_drop=8)
     assert mode.quantization is not None
     kept = [record for record in mode.quantization.recovery if record.kept]
-    assert kept[-1].step == "float-layers"
+    assert kept[-1].step == "mixed-precision"
     assert re.fullmatch(r"layer\d\.\d(, layer\d\.\d)*", kept[-1].detail)
     assert mode.quantization.float_operators["Conv"] >= 2
     assert not mode.exact
@@ -118,6 +125,6 @@ def test_layers_that_stay_in_float_are_named_and_the_mode_is_not_called_exact(bu
 
 
 def test_nothing_is_tried_where_nothing_is_lost(build: Build) -> None:
-    mode = build("equalized-channels", "float-layers", max_drop=100)
+    mode = build("cross-layer-equalization", "mixed-precision", max_drop=100)
     assert mode.quantization is not None
     assert mode.quantization.recovery == ()

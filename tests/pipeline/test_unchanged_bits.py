@@ -71,7 +71,7 @@ def _one_cpu(target: str, folder: Path) -> str:
     """Write the target's profile with one CPU: what is executed changes no digest."""
     name = {"x86": "x86-fbgemm", "arm64": "arm64-qnnpack"}[target]
     text = (ROOT / "targets" / f"{name}.toml").read_text(encoding="utf-8")
-    text = re.sub(r"^fleet = .*$", "fleet = []", text, flags=re.MULTILINE)
+    text = re.sub(r"^also_verify_on = .*$", "also_verify_on = []", text, flags=re.MULTILINE)
     head, *cpus = re.split(r"^(?=\[\[verification\.cpus\]\])", text, flags=re.MULTILINE)
     path = folder / "one-cpu.toml"
     path.write_text(head + cpus[0], encoding="utf-8")

@@ -143,7 +143,10 @@ def native(tmp_path: Path) -> str:
     """The x86 profile with one CPU and no fleet: for tests of what is executed at all."""
     text = (Path(__file__).parents[2] / "targets" / "x86-fbgemm.toml").read_text(encoding="utf-8")
     text = re.sub(
-        r"^fleet = .*$", "fleet = []", text.partition('[[verification.cpus]]\nname = "Haswell"')[0], flags=re.MULTILINE
+        r"^also_verify_on = .*$",
+        "also_verify_on = []",
+        text.partition('[[verification.cpus]]\nname = "Haswell"')[0],
+        flags=re.MULTILINE,
     )
     (tmp_path / "native.toml").write_text(text, encoding="utf-8")
     return str(tmp_path / "native.toml")

@@ -1,7 +1,8 @@
-"""A program for tests: trainings of a small network in processes that end at chosen moments, and what resuming them gives.
+"""A program for tests: trains a small network in processes that end at given moments, and resumes each training.
 
-`python interrupted_trainings.py FOLDER` prints a JSON object: moment → [how the first process ended, digest of the weights of
-the process that went on, epoch and step that it began with]; `never` is the training that nothing interrupted.
+`python interrupted_trainings.py FOLDER` prints a JSON object. Its keys are moments, and `never` for an uninterrupted training.
+Its values are [exit code or signal of the first process, digest of the weights after the resumed training, epoch and step at
+which it resumed, files in its folder].
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from bundler.quantization.training import TrainingProgress, train
 from bundler.targets import find_target
 from bundler.training_options import TrainingRecipe
 
-RECIPE = TrainingRecipe(epochs=3, batch_size=4, learning_rate=0.05)
-LAST = 12  # batches until the moment: four that calibrate, and two epochs of four
+OPTIONS = TrainingRecipe(epochs=3, batch_size=4, learning_rate=0.05)
+LAST = 12  # batches before the moment: four of the calibration, and two epochs of four
 
 
 class Small(nn.Module):
@@ -49,7 +50,7 @@ class Small(nn.Module):
 
 
 class Moments:
-    """Calls `act` when the moment comes that was asked for."""
+    """Calls `act` once, at the moment `asked` after LAST batches."""
 
     def __init__(self, asked: str, act: Callable[[], None]) -> None:
         self.asked, self.act, self.steps = asked, act, 0
@@ -66,7 +67,7 @@ class Data:
     def __init__(self, moments: Moments) -> None:
         generator = np.random.default_rng(0)
         self.moments = moments
-        self.pictures = generator.normal(size=(16, 3, 8, 8)).astype(np.float32)
+        self.images = generator.normal(size=(16, 3, 8, 8)).astype(np.float32)
         self.labels = generator.integers(0, 4, 16)
 
     def __len__(self) -> int:
@@ -77,7 +78,7 @@ class Data:
         for start in range(skip * size, 16, size):
             self.moments.steps += seed is not None
             self.moments("reading")
-            yield self.pictures[order[start : start + size]], self.labels[order[start : start + size]]
+            yield self.images[order[start : start + size]], self.labels[order[start : start + size]]
 
 
 class Task:
@@ -86,12 +87,12 @@ class Task:
 
     def loss(self, model: nn.Module, images: Tensor, *labels: Tensor) -> tuple[Tensor, float]:
         logits = model(images)
-        self.moments("forward")  # BatchNorms, ranges and the random numbers of Dropout have gone on
+        self.moments("forward")  # BatchNorm statistics, ranges and the random state have changed
         return nn.functional.cross_entropy(logits, labels[0]), 0.0
 
     def score(self, model: nn.Module) -> float:
         self.moments("score")
-        right = (model(torch.from_numpy(self.validation.pictures)).argmax(1).numpy() == self.validation.labels).mean()
+        right = (model(torch.from_numpy(self.validation.images)).argmax(1).numpy() == self.validation.labels).mean()
         return float(right)
 
 
@@ -109,7 +110,7 @@ def run(folder: Path, moment: str, act: Callable[[], None]) -> dict[str, Any]:
         moments("report")
 
     data, path = Data(moments), folder / f"{moment.replace(' ', '-')}.pt"
-    train(model, data, Task(moments), RECIPE, checkpoint=path, seed=0, report=report)
+    train(model, data, Task(moments), OPTIONS, checkpoint=path, seed=0, report=report)
     digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in model.state_dict().values()))
     return {"digest": digest.hexdigest(), "first": seen[0]}
 
@@ -120,7 +121,7 @@ def _after(moments: Moments, moment: str, original: Callable[..., Any], *args: A
 
 
 def in_a_process(work: Callable[[], dict[str, Any]], result: Path) -> int:
-    """Return how it ended: its exit code, or the negative number of a signal."""
+    """Return the exit code of the process, or the negative number of the signal that ended it."""
     number = os.fork()
     if number == 0:
         try:
@@ -140,7 +141,7 @@ def main() -> None:
     module.SAVE_SECONDS = 0.0
     killed = [f"SIGKILL {moment}" for moment in ("reading", "forward", "optimizer", "report", "score", "fsync", "replace")]
     interrupted = [f"SIGINT {moment}" for moment in ("reading", "forward", "optimizer", "score", "fsync")]
-    # In this process: what torch imports late is there for those that are forked.
+    # In this process, so that modules that torch imports late are loaded before the others are forked.
     answers: dict[str, Any] = {"never": [0, *run(folder, "never", lambda: None).values(), ["never.pt"]]}
     for name in (*killed, *interrupted):
         signal_name, _, moment = name.partition(" ")

@@ -1,4 +1,4 @@
-"""A program for tests: quantizes a small network, and prints a digest of its random weights and one of what INT8 holds."""
+"""A program for tests: quantizes a small network and prints digests of its float weights and of its INT8 parameters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def digest(tensors: Iterable[Tensor]) -> str:
 
 
 def integers(converted: torch.nn.Module) -> Iterable[Tensor]:
-    """Yield the integers of each layer's weights, its bias, and all scales and zero points."""
+    """Yield the integer weights, weight scales and bias of each layer, and all activation scales and zero points."""
     modules: list[Any] = list(converted.modules())
     for module in modules:
         if callable(getattr(module, "weight", None)):
@@ -33,17 +33,17 @@ def integers(converted: torch.nn.Module) -> Iterable[Tensor]:
 
 def main() -> None:
     small = Preprocessing(resize=32, crop=32, interpolation="bilinear")
-    pictures = torch.from_numpy(synthetic_pictures(small, count=8, seed=1).pictures)
+    images = torch.from_numpy(synthetic_pictures(small, count=8, seed=1).pictures)
     profile = find_target("x86").quantization
-    weights = random_state_dict(lambda: mobilenet_v3_small(num_classes=10), pictures, seed=0)
+    weights = random_state_dict(lambda: mobilenet_v3_small(num_classes=10), images, seed=0)
     model = mobilenet_v3_small(weights=weights, num_classes=10)
-    equalize_channels(model, pictures.split(4))
+    equalize_channels(model, images.split(4))
     for ranges in ("minmax-ranges", "mse-ranges"):
-        target = profile.refined(ranges)
+        target = profile.with_option(ranges)
         prepared = mobilenet_v3_small(weights=model.state_dict(), num_classes=10, quantize=True, target=target)
-        calibrate(prepared, pictures.split(4))
-        round_weights(prepared, [pictures])
-        print(ranges, digest(weights.values()), digest(integers(convert(prepared, target))))  # noqa: T201
+        calibrate(prepared, images.split(4))
+        rounded = round_weights(prepared, [images])
+        print(ranges, digest(weights.values()), digest(integers(convert(rounded, target))))  # noqa: T201
 
 
 if __name__ == "__main__":

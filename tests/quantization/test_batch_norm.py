@@ -1,4 +1,4 @@
-"""BatchNorm and ReLU without a convolution in front, as the depthwise convolution that they become."""
+"""BatchNorm and ReLU without a preceding convolution, converted to a depthwise convolution."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def quantized(model: Normalising, values: Tensor, target: TargetProfile) -> Any:
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_it_is_relu_of_the_norm_of_what_the_integers_stand_for(sign: float, target: TargetProfile) -> None:
+def test_the_int8_form_approximates_batch_norm_and_relu_of_the_dequantized_input(sign: float, target: TargetProfile) -> None:
     values = torch.randn(4, CHANNELS, 8, 8) * torch.linspace(0.1, 3, CHANNELS).reshape(1, -1, 1, 1)
     model = Normalising(torch.empty(CHANNELS).uniform_(0.1, 2) * sign, torch.randn(CHANNELS))
     converted = quantized(model, values, target)
@@ -54,13 +54,13 @@ def test_it_is_relu_of_the_norm_of_what_the_integers_stand_for(sign: float, targ
     layer = converted.norm
     assert type(layer) is QuantizedBatchNormReLU
     top = 255 - layer.zero_point
-    # Half a step for the result, and the bias in steps of the product: 1/64 of the input's. Beyond the observed range it clips.
+    # Half a step of the output, and half a step of the bias, whose scale is 1/64 of that of the input.
     assert float((answers - wanted.clamp(max=top * layer.scale)).abs().max()) <= 0.55 * layer.scale
     assert answers.unique().numel() > 60
 
 
-def test_no_pair_of_products_leaves_int16(target: TargetProfile) -> None:
-    """Where a processor adds two products of u8 and s8 in 16 bits (AVX2 and SSE without VNNI), too much is cut off."""
+def test_no_pair_of_products_saturates_int16(target: TargetProfile) -> None:
+    """CPUs with AVX2 or SSE, without VNNI, add two products of uint8 and int8 in int16."""
     weight = torch.logspace(-6, 6, CHANNELS)
     converted = quantized(Normalising(weight, torch.zeros(CHANNELS)), torch.randn(2, CHANNELS, 8, 8), target)
     integers = converted.norm.weight().int_repr()
@@ -69,7 +69,7 @@ def test_no_pair_of_products_leaves_int16(target: TargetProfile) -> None:
 
 
 @pytest.mark.parametrize("weight", [0.0, 1e-12])
-def test_a_channel_that_is_all_bias(weight: float, target: TargetProfile) -> None:
+def test_channels_with_a_weight_near_zero_keep_their_bias(weight: float, target: TargetProfile) -> None:
     bias = torch.linspace(-2, 5, CHANNELS)
     values = torch.randn(2, CHANNELS, 8, 8)
     converted = quantized(Normalising(torch.full((CHANNELS,), weight), bias), values, target)

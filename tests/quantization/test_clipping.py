@@ -1,4 +1,4 @@
-"""Activations that clip: in float, in INT8, in training, and in both targets' graphs."""
+"""Clamped observers before ReLU6, Hardswish and Hardsigmoid: in float, INT8, QAT and the exported graphs."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from bundler.graphs.comparison import informative_problem
 from bundler.graphs.exporter import export_onnx
 from bundler.models.mobilenet_v2 import mobilenet_v2
 from bundler.quantization import calibrate, convert, quantized_engine
-from bundler.quantization.activations import QuantizableHardswish
 from bundler.quantization.clipping import QuantizableReLU6, clip_observers
 from bundler.quantization.qconfig import torch_qconfig
+from bundler.quantization.quantizable_modules import QuantizableHardswish
 from bundler.targets import TargetProfile, find_target
 
 import torchvision
 
-RELU6_LAYERS = 35  # of MobileNetV2: the first and last convolution, 16 expansions, 17 depthwise ones
+RELU6_LAYERS = 35  # in MobileNetV2: after the first and last convolution, 16 expansions and 17 depthwise convolutions
 
 
-@pytest.fixture(params=["x86", "arm64", "refined"], scope="module")
+@pytest.fixture(params=["x86", "arm64", "profile"], scope="module")
 def target(request: pytest.FixtureRequest, unrefined: Callable[[TargetProfile], TargetProfile]) -> TargetProfile:
-    """Torch's defaults, of which fbgemm's leaves a bit of the activations free, and what the profiles make of them."""
-    if request.param == "refined":
+    """Torch's default qconfigs, of which fbgemm's has 7-bit activations, and a profile with 8-bit activations."""
+    if request.param == "profile":
         return find_target("x86")
     return unrefined(find_target(request.param))
 
 
 def _seven_bits(target: TargetProfile) -> bool:
-    return target.quantization.qconfig == "fbgemm" and "8-bit-activations" not in target.quantization.refinements
+    return target.quantization.qconfig == "fbgemm" and "8-bit-activations" not in target.quantization.options
 
 
 @pytest.fixture(scope="module")
-def hot_weights(weights_of: Callable[[str], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Weights with which every ReLU6 clips much: each BatchNorm before one is four times as strong."""
+def scaled_weights(weights_of: Callable[[str], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Weights with which every ReLU6 clips many values: each BatchNorm before one is scaled by 4."""
     weights = {key: value.clone() for key, value in weights_of("mobilenet_v2").items()}
     for name, module in torchvision.models.mobilenet_v2().named_modules():
         children = list(module.named_children()) if isinstance(module, nn.Sequential) else []
@@ -52,8 +52,8 @@ def hot_weights(weights_of: Callable[[str], Mapping[str, Tensor]]) -> dict[str, 
 
 
 @pytest.fixture(scope="module")
-def prepared(hot_weights: dict[str, Tensor], target: TargetProfile, calibration: Tensor) -> nn.Module:
-    model = mobilenet_v2(weights=hot_weights, num_classes=10, quantize=True, target=target.quantization)
+def prepared(scaled_weights: dict[str, Tensor], target: TargetProfile, calibration: Tensor) -> nn.Module:
+    model = mobilenet_v2(weights=scaled_weights, num_classes=10, quantize=True, target=target.quantization)
     calibrate(model, calibration.split(8))
     return model
 
@@ -63,21 +63,21 @@ def converted(prepared: nn.Module, target: TargetProfile) -> nn.Module:
     return convert(prepared, target.quantization)
 
 
-def test_the_float_model_clips_as_torchvisions_does(hot_weights: dict[str, Tensor], golden: Tensor) -> None:
+def test_the_float_model_equals_torchvisions_float_model(scaled_weights: dict[str, Tensor], golden: Tensor) -> None:
     plain = torchvision.models.mobilenet_v2(num_classes=10).eval()
-    plain.load_state_dict(hot_weights)
+    plain.load_state_dict(scaled_weights)
     with_relu = torchvision.models.quantization.mobilenet_v2(num_classes=10).eval()
-    with_relu.load_state_dict(hot_weights)
+    with_relu.load_state_dict(scaled_weights)
     with torch.inference_mode():
         expected = plain(golden)
         assert informative_problem(expected.numpy()) == ""
-        assert torch.equal(mobilenet_v2(weights=hot_weights, num_classes=10)(golden), expected)
-        # torchvision's own quantizable model is another function: these weights tell ReLU6 and ReLU apart.
+        assert torch.equal(mobilenet_v2(weights=scaled_weights, num_classes=10)(golden), expected)
+        # torchvision's quantizable model has ReLU instead of ReLU6.
         assert not torch.allclose(with_relu(golden), expected, rtol=0.1)
 
 
 def clipped_convolutions(model: nn.Module) -> list[Any]:
-    """Return what stands before each ReLU6, with nothing but what fusing left between."""
+    """Return the layer before each ReLU6, without the Identity modules of fusing."""
     sequences = [
         [layer for layer in module if type(layer) is not nn.Identity]
         for module in model.modules()
@@ -94,7 +94,7 @@ def clipped_observers(model: nn.Module) -> list[Any]:
     ]
 
 
-def test_the_range_before_each_relu6_ends_at_six(prepared: nn.Module, converted: nn.Module, target: TargetProfile) -> None:
+def test_the_range_before_each_relu6_ends_at_6(prepared: nn.Module, converted: nn.Module, target: TargetProfile) -> None:
     assert [float(observer.max_val) for observer in clipped_observers(prepared)] == [6.0] * RELU6_LAYERS
     convolutions = clipped_convolutions(converted)
     assert len(convolutions) == RELU6_LAYERS
@@ -104,27 +104,27 @@ def test_the_range_before_each_relu6_ends_at_six(prepared: nn.Module, converted:
         assert convolution.scale <= 6 / steps * (1 + 1e-6)  # float32's rounding of the quotient
 
 
-def test_int8_never_exceeds_six(converted: nn.Module, target: TargetProfile, golden: Tensor) -> None:
+def test_int8_values_do_not_exceed_6(converted: nn.Module, target: TargetProfile, golden: Tensor) -> None:
     before: list[float] = []
     excess: list[float] = []
 
-    def watch(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         before.append(float(inputs[0].dequantize().max()))
         excess.append(float(output.dequantize().max()) - 6 - output.q_scale() / 2)
 
     layers = [module for module in converted.modules() if isinstance(module, QuantizableReLU6)]
     assert len(layers) == RELU6_LAYERS
     for layer in layers:
-        layer.register_forward_hook(watch)
+        layer.register_forward_hook(record)
     with quantized_engine(target.quantization.engine), torch.inference_mode():
-        converted(golden * 8)  # far brighter than anything the observers saw
+        converted(golden * 8)  # outside of the observed ranges
     assert len(excess) == RELU6_LAYERS
     assert max(excess) <= 0
-    # Seven-bit activations leave the range up to 12 free: there is something to clip. Eight-bit ones end at 6 by themselves.
+    # 7-bit activations can represent values up to 12, which are clipped. The range of 8-bit activations ends at 6.
     assert (max(before) > 6.1) == (_seven_bits(target))
 
 
-def test_the_graph_clips_integers_where_the_range_does_not_end_at_six(
+def test_the_graph_clips_integers_only_if_the_range_does_not_end_at_6(
     converted: nn.Module, target: TargetProfile, golden: Tensor, tmp_path: Path
 ) -> None:
     with quantized_engine(target.quantization.engine):
@@ -148,19 +148,19 @@ def test_the_graph_clips_integers_where_the_range_does_not_end_at_six(
 
 
 @pytest.mark.parametrize(("scale", "zero_point"), [(6 / 127, 0), (6 / 255, 0), (0.05, 10), (3 / 127, 0), (12 / 255, 0)])
-def test_on_a_quantized_tensor_it_is_relu6_of_the_values(scale: float, zero_point: int, target: TargetProfile) -> None:
+def test_relu6_of_a_quantized_tensor_is_relu6_of_its_values(scale: float, zero_point: int, target: TargetProfile) -> None:
     integers = torch.arange(256, dtype=torch.uint8)
     tensor = torch._make_per_tensor_quantized_tensor(integers, scale, zero_point)
     with quantized_engine(target.quantization.engine):
         clipped = QuantizableReLU6()(tensor)
-    wanted = nn.functional.relu6(tensor.dequantize())  # 6 itself may lie between two steps
+    wanted = nn.functional.relu6(tensor.dequantize())  # 6 may be between two quantized values
     assert float((clipped.dequantize() - wanted).abs().max()) <= scale / 2 * (1 + 1e-5)
 
 
-def test_training_observes_and_clips_as_well(
-    hot_weights: dict[str, Tensor], target: TargetProfile, calibration: Tensor, golden: Tensor
+def test_qat_clamps_the_observed_ranges(
+    scaled_weights: dict[str, Tensor], target: TargetProfile, calibration: Tensor, golden: Tensor
 ) -> None:
-    model = mobilenet_v2(weights=hot_weights, num_classes=10, quantize=True, is_qat=True, target=target.quantization)
+    model = mobilenet_v2(weights=scaled_weights, num_classes=10, quantize=True, is_qat=True, target=target.quantization)
     model(calibration[:4])
     fakes = clipped_observers(model)
     assert len(fakes) == RELU6_LAYERS
@@ -180,7 +180,7 @@ def test_training_observes_and_clips_as_well(
 
 
 class Chain(nn.Module):
-    """No Sequential, and says itself what reads what."""
+    """A module that is not a Sequential and has a `chain`."""
 
     chain = ("conv", "gate")
 
@@ -190,14 +190,14 @@ class Chain(nn.Module):
         self.conv = nn.Conv2d(1, 1, 1)
 
 
-# Torch's own default qconfig asks its observers for `reduce_range`, and they advise against it.
+# Torch's default qconfig uses `reduce_range`, for which its observers emit a warning.
 @pytest.mark.filterwarnings("ignore:Please use quant_min and quant_max:UserWarning")
 @pytest.mark.parametrize("arrange", [Chain, lambda gate: nn.Sequential(nn.Conv2d(1, 1, 1), nn.Identity(), gate)])
 @pytest.mark.parametrize(
     ("activation", "low", "high"),
     [(nn.ReLU6, 0, 6), (QuantizableHardswish, -3, 20), (nn.Hardsigmoid, -3, 3), (nn.ReLU, -20, 20)],
 )
-def test_an_observer_sees_only_what_its_reader_tells_apart(
+def test_the_observed_range_is_clamped_to_the_interval_of_the_activation(
     arrange: Callable[[nn.Module], nn.Module], activation: type[nn.Module], low: float, high: float, target: TargetProfile
 ) -> None:
     model = arrange(activation())

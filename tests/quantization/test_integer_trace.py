@@ -1,4 +1,4 @@
-"""Torch's integers beside the graph's: the same tensors in the same order, and the copy computes what the graph does."""
+"""The integers of torch and of the instrumented graph: the same tensors in the same order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bundler.targets import find_target
 
 @pytest.mark.parametrize("target", ["x86", "arm64"])
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "densenet121"])
-def test_both_compute_the_same_tensors_in_the_same_order(
+def test_torch_and_onnx_runtime_have_the_same_tensors_in_the_same_order(
     name: str,
     target: str,
     weights_of: Callable[[str], Mapping[str, Tensor]],
@@ -38,7 +38,7 @@ def test_both_compute_the_same_tensors_in_the_same_order(
         integers = trace_integers(converted, golden[:1])
         graph = export_onnx(converted, golden[:2], tmp_path / "graph.onnx", opset=13, quantized=True)
     tensors = write_traced(graph.path, tmp_path / "traced.onnx")
-    *integers, last = integers  # torch rounds its logits; the graph gives them as they are
+    *integers, last = integers  # torch quantizes the logits, the graph does not
     assert len(tensors) == len(integers) == graph.quantize_nodes > 30
     assert [item.values.size for item in integers] == list(sizes_of(tmp_path / "traced.onnx", golden[:1].numpy()))
     assert len({tensor.layer for tensor in tensors}) == len(tensors)
@@ -49,8 +49,8 @@ def test_both_compute_the_same_tensors_in_the_same_order(
 
     outputs, *values = run(tmp_path / "traced.onnx")
     assert np.array_equal(outputs, run(graph.path)[0])
-    assert np.array_equal(values[0].reshape(-1), integers[0].values.reshape(-1))  # the picture itself, before any layer
+    assert np.array_equal(values[0].reshape(-1), integers[0].values.reshape(-1))  # the quantized image
     assert np.array_equal((last.values.astype(np.float32) - last.zero_point) * np.float32(last.scale), before)
     near = [np.abs(a.reshape(-1).astype(int) - b.values.reshape(-1)).mean() for a, b in zip(values, integers, strict=True)]
-    # Torch and ONNX Runtime round differently, by a step here and there; another tensor would be dozens of steps away.
+    # Torch and ONNX Runtime round some values differently by one step; different tensors would differ by dozens of steps.
     assert max(near[:10]) < 1, near

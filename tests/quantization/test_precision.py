@@ -1,4 +1,4 @@
-"""The same bits on every machine, whatever decides there in which order float32 values are summed."""
+"""Float64 computation: the same INT8 parameters with any number of threads and instruction set."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from bundler.quantization import double_precision
 PROGRAM = Path(__file__).with_name("quantized_digest.py")
 
 
-def test_threads_cpu_libraries_locale_and_time_zone_change_no_bit() -> None:
-    """They change the last bits of nearly every float32 value between the layers, and changed thousands of INT8 weights."""
+def test_threads_instruction_sets_libraries_locale_and_time_zone_change_no_bit() -> None:
+    """In float32 they change the last bits of most activations, and thousands of INT8 weights."""
     settings = [
         {"OMP_NUM_THREADS": "1"},
         {"OMP_NUM_THREADS": "2", "ATEN_CPU_CAPABILITY": "default", "LC_ALL": "tr_TR.UTF-8", "TZ": "Pacific/Chatham"},
@@ -40,7 +40,7 @@ def test_threads_cpu_libraries_locale_and_time_zone_change_no_bit() -> None:
     assert len(answers.pop().splitlines()) == 2
 
 
-def test_a_model_is_float64_inside_and_what_it_was_outside() -> None:
+def test_a_model_is_float64_inside_and_unchanged_outside() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with double_precision(model):
@@ -50,7 +50,7 @@ def test_a_model_is_float64_inside_and_what_it_was_outside() -> None:
     assert all(value.dtype == after[key].dtype and torch.equal(value, after[key]) for key, value in before.items())
 
 
-class Stubborn(nn.Module):
+class ConvertsToFloat32(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.last = nn.Linear(4, 2)
@@ -59,9 +59,9 @@ class Stubborn(nn.Module):
         return torch.as_tensor(self.last(x.float()))
 
 
-def test_a_model_that_insists_on_float32_is_named() -> None:
-    model = Stubborn()
-    with pytest.raises(BundlerError, match="Stubborn cannot be run in float64") as failure, double_precision(model):
+def test_a_model_that_converts_to_float32_is_reported() -> None:
+    model = ConvertsToFloat32()
+    with pytest.raises(BundlerError, match="ConvertsToFloat32 cannot be run in float64") as failure, double_precision(model):
         model(torch.rand(1, 4))
     assert "x.dtype" in failure.value.next_step
     assert model(torch.rand(1, 4)).dtype == torch.float32

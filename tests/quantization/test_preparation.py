@@ -1,4 +1,4 @@
-"""Which checkpoints a builder takes, and what it says of those it does not."""
+"""Checkpoints that a model builder accepts, and the errors for those that it rejects."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def resnet18_weights(weights_of: Callable[[str], Mapping[str, Tensor]]) -> State
     return dict(weights_of("resnet18"))
 
 
-def outputs_of(model: nn.Module, pictures: Tensor) -> Tensor:
+def outputs_of(model: nn.Module, images: Tensor) -> Tensor:
     with torch.inference_mode():
-        return model(pictures)
+        return model(images)
 
 
 def assert_same(one: nn.Module, other: nn.Module) -> None:
@@ -54,7 +54,7 @@ def assert_same(one: nn.Module, other: nn.Module) -> None:
 Small = tuple[Callable[..., Any], StateDict]
 
 
-def test_the_callers_checkpoint_is_read_and_left_alone(small: Small) -> None:
+def test_the_callers_state_dict_is_not_changed(small: Small) -> None:
     build, weights = small
     before = {key: value.clone() for key, value in weights.items()}
     for arguments in ({}, {"quantize": True}, {"quantize": True, "is_qat": True}):
@@ -65,7 +65,7 @@ def test_the_callers_checkpoint_is_read_and_left_alone(small: Small) -> None:
     assert all(torch.equal(weights[key], before[key]) for key in before)
 
 
-def test_a_checkpoint_of_the_fused_model(small: Small, golden: Tensor) -> None:
+def test_a_checkpoint_of_the_fused_model_is_loaded(small: Small, golden: Tensor) -> None:
     build, weights = small
     fused = build(weights)
     fused.fuse_model(is_qat=False)
@@ -79,7 +79,7 @@ def test_a_checkpoint_of_the_fused_model(small: Small, golden: Tensor) -> None:
     assert torch.equal(outputs_of(prepared, golden), outputs_of(fused, golden))
 
 
-def test_a_checkpoint_of_the_model_fused_for_training(small: Small) -> None:
+def test_a_checkpoint_of_the_model_fused_for_qat_is_loaded(small: Small) -> None:
     build, weights = small
     fused = build(weights).train()
     fused.fuse_model(is_qat=True)
@@ -90,7 +90,7 @@ def test_a_checkpoint_of_the_model_fused_for_training(small: Small) -> None:
     assert_same(rebuilt, build(weights, quantize=True, is_qat=True))
 
 
-def test_a_half_precision_checkpoint(small: Small, golden: Tensor) -> None:
+def test_a_half_precision_checkpoint_is_loaded(small: Small, golden: Tensor) -> None:
     build, weights = small
     half = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
     rounded = {key: value.float() if value.is_floating_point() else value for key, value in half.items()}
@@ -101,7 +101,7 @@ def test_a_half_precision_checkpoint(small: Small, golden: Tensor) -> None:
 
 
 @pytest.mark.parametrize("quantize", [False, True])
-def test_a_checkpoint_older_than_num_batches_tracked(small: Small, golden: Tensor, quantize: bool) -> None:
+def test_a_checkpoint_without_num_batches_tracked_is_loaded(small: Small, golden: Tensor, quantize: bool) -> None:
     build, weights = small
     older = {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
     assert len(older) < len(weights)
@@ -109,8 +109,8 @@ def test_a_checkpoint_older_than_num_batches_tracked(small: Small, golden: Tenso
     assert torch.equal(outputs_of(model, golden), outputs_of(build(weights, quantize=quantize), golden))
 
 
-def test_a_checkpoint_older_than_num_batches_tracked_that_says_it_is_newer(resnet18_weights: StateDict) -> None:
-    """Keys may have been dropped by a conversion tool, which keeps torch's metadata."""
+def test_a_checkpoint_without_num_batches_tracked_and_with_newer_metadata_is_loaded(resnet18_weights: StateDict) -> None:
+    """Conversion tools can remove keys and keep torch's metadata."""
     model = resnet18(weights=resnet18_weights, num_classes=10)
     newer = model.state_dict()
     assert isinstance(newer, OrderedDict)
@@ -120,10 +120,10 @@ def test_a_checkpoint_older_than_num_batches_tracked_that_says_it_is_newer(resne
     resnet18(weights=newer, num_classes=10)
 
 
-# Refusals
+# Rejected checkpoints
 
 
-def test_another_number_of_classes_names_the_layer_both_shapes_and_the_option(small: Small) -> None:
+def test_another_number_of_classes_is_reported_with_layer_shapes_and_option(small: Small) -> None:
     build, weights = small
     head = list(weights)[-1].rpartition(".")[0]
     seven = {key: value[:7] if key.startswith(f"{head}.") else value for key, value in weights.items()}
@@ -136,7 +136,7 @@ def test_another_number_of_classes_names_the_layer_both_shapes_and_the_option(sm
         assert "--num-classes 7" in refusal.value.next_step
 
 
-def test_another_number_of_classes_in_a_fused_checkpoint(resnet18_weights: StateDict) -> None:
+def test_another_number_of_classes_in_a_fused_checkpoint_is_reported(resnet18_weights: StateDict) -> None:
     fused = resnet18(weights=resnet18_weights, num_classes=10)
     fused.fuse_model(is_qat=False)
     with pytest.raises(CheckpointError, match=r"fc\.weight is \[10, 512\] in the checkpoint and \[1000, 512\]") as refusal:
@@ -144,42 +144,42 @@ def test_another_number_of_classes_in_a_fused_checkpoint(resnet18_weights: State
     assert "--num-classes 10" in refusal.value.next_step
 
 
-def test_another_input_layer_is_not_taken_for_another_number_of_classes(resnet18_weights: StateDict) -> None:
+def test_another_input_layer_is_not_reported_as_another_number_of_classes(resnet18_weights: StateDict) -> None:
     grey = {**resnet18_weights, "conv1.weight": resnet18_weights["conv1.weight"][:, :1]}
     with pytest.raises(CheckpointError, match=r"conv1\.weight is \[64, 1, 7, 7\] in the checkpoint") as refusal:
         resnet18(weights=grey, num_classes=10)
     assert "--num-classes" not in refusal.value.next_step
 
 
-def test_the_same_keys_in_other_shapes_name_some_and_count_the_rest() -> None:
+def test_some_of_many_other_shapes_are_listed_and_the_rest_counted() -> None:
     wide = wide_resnet50_2(num_classes=10).state_dict()
     with pytest.raises(CheckpointError, match=r"layer1\.0\.conv1\.weight is \[128, 64, 1, 1\].*and \d+ more") as refusal:
         resnet50(weights=wide, num_classes=10)
     assert "--num-classes" not in refusal.value.next_step
 
 
-def test_missing_and_unexpected_keys_are_named(resnet18_weights: StateDict) -> None:
+def test_missing_and_unexpected_keys_are_listed(resnet18_weights: StateDict) -> None:
     given = {**resnet18_weights, "ema.decay": torch.ones(1), "fc.bias": torch.ones(3)}
     del given["layer1.0.conv1.weight"]
     with pytest.raises(CheckpointError) as refusal:
         resnet18(weights=given, num_classes=10)
     said = refusal.value.message
-    assert "against the plain model" in said
+    assert "keys compared with the plain model" in said
     assert "1 missing (layer1.0.conv1.weight)" in said
     assert "1 unexpected (ema.decay)" in said
-    assert "1 mis-shaped (fc.bias: [3], expected [10])" in said
+    assert "1 with another shape (fc.bias: [3], expected [10])" in said
 
 
-def test_a_backbone_alone_is_a_part_of_the_network(resnet18_weights: StateDict) -> None:
+def test_a_backbone_without_head_is_reported_as_a_part_of_the_network(resnet18_weights: StateDict) -> None:
     given = {key: value for key, value in resnet18_weights.items() if not key.startswith("fc.")}
     with pytest.raises(
-        CheckpointError, match=r"holds a part of the network, or a smaller one.*2 missing \(fc.bias, fc.weight\)$"
+        CheckpointError, match=r"has only a part of the network, or is of a smaller one.*2 missing \(fc.bias, fc.weight\)$"
     ) as refusal:
         resnet18(weights=given, num_classes=10)
     assert "backbone" in refusal.value.next_step
 
 
-def test_another_network_is_refused(resnet18_weights: StateDict) -> None:
+def test_a_checkpoint_of_another_network_is_rejected(resnet18_weights: StateDict) -> None:
     for builder in (resnet34, mobilenet_v2, mobilenet_v3_small):
         for arguments in ({}, {"quantize": True}, {"quantize": True, "is_qat": True}):
             with pytest.raises(CheckpointError, match=r"(another network|a smaller one).*\d+ missing \(.*, …\)"):
@@ -191,11 +191,11 @@ def test_a_damaged_fused_checkpoint_is_compared_with_the_fused_model(resnet18_we
     fused.fuse_model(is_qat=False)
     checkpoint = dict(fused.state_dict())
     del checkpoint["layer4.1.conv2.bias"]
-    with pytest.raises(CheckpointError, match=r"against the fused model it has 1 missing \(layer4\.1\.conv2\.bias\)"):
+    with pytest.raises(CheckpointError, match=r"compared with the fused model: 1 missing \(layer4\.1\.conv2\.bias\)"):
         resnet18(weights=checkpoint, num_classes=10, quantize=True)
 
 
-def test_the_float_weights_are_taken_out_of_a_checkpoint_that_was_prepared(small: Small) -> None:
+def test_the_float_weights_of_a_prepared_checkpoint_are_loaded(small: Small) -> None:
     build, weights = small
     prepared = build(weights, quantize=True)
     assert_same(build(prepared.state_dict(), quantize=True), prepared)
@@ -206,14 +206,14 @@ def test_the_float_weights_are_taken_out_of_a_checkpoint_that_was_prepared(small
         assert_same(build(checkpoint, **arguments), build(weights, **arguments))
 
 
-def test_a_fused_checkpoint_cannot_be_trained_and_says_so(resnet18_weights: StateDict) -> None:
+def test_a_fused_checkpoint_is_rejected_for_qat(resnet18_weights: StateDict) -> None:
     fused = resnet18(weights=resnet18_weights, num_classes=10)
     fused.fuse_model(is_qat=False)
     with pytest.raises(CheckpointError, match="BatchNorm is folded into its convolution"):
         resnet18(weights=fused.state_dict(), num_classes=10, quantize=True, is_qat=True)
 
 
-def test_a_converted_state_dict_is_named_by_the_parser(resnet18_weights: StateDict, target: TargetProfile) -> None:
+def test_a_converted_state_dict_is_rejected(resnet18_weights: StateDict, target: TargetProfile) -> None:
     prepared = resnet18(weights=resnet18_weights, num_classes=10, quantize=True, target=target.quantization)
     with torch.inference_mode():
         prepared(torch.randn(2, 3, 64, 64))
@@ -225,16 +225,16 @@ def test_a_converted_state_dict_is_named_by_the_parser(resnet18_weights: StateDi
 
 
 @pytest.mark.parametrize("weights", [{"conv1.weight": [1.0]}, {1: torch.ones(1)}, {"conv1.weight": None}])
-def test_what_is_no_state_dict_is_named(weights: Any) -> None:
-    with pytest.raises(CheckpointError, match="no state dict"):
+def test_other_objects_than_a_state_dict_are_rejected(weights: Any) -> None:
+    with pytest.raises(CheckpointError, match="not a state dict"):
         resnet18(weights=weights)
 
 
-# What is left as it was
+# Global state
 
 
 @pytest.mark.parametrize("is_qat", [False, True])
-def test_builders_leave_the_engine(resnet18_weights: StateDict, target: TargetProfile, is_qat: bool) -> None:
+def test_builders_do_not_change_the_engine(resnet18_weights: StateDict, target: TargetProfile, is_qat: bool) -> None:
     before = torch.backends.quantized.engine
     resnet18(weights=resnet18_weights, num_classes=10, quantize=True, is_qat=is_qat, target=target.quantization)
     assert torch.backends.quantized.engine == before

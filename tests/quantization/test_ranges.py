@@ -1,4 +1,4 @@
-"""Other ranges than torch's: everything that was seen, all but the rarest, and what tells most."""
+"""The range observers: minimum to maximum, percentile, entropy and mean squared error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bundler.targets import Ranges, find_target
 
 
 def limits(observer: Any, values: Tensor) -> tuple[float, float]:
-    """Return the smallest and largest value that the observer's scale and zero point can tell."""
+    """Return the smallest and largest value that scale and zero point of the observer can represent."""
     for part in values.split(10_000):
         observer(part)
     scale, zero_point = observer.calculate_qparams()
@@ -26,33 +26,33 @@ def limits(observer: Any, values: Tensor) -> tuple[float, float]:
 
 @pytest.fixture
 def values() -> Tensor:
-    """A hundred thousand of a normal distribution, and five far outside."""
+    """100,000 values of a normal distribution, and five outliers."""
     generator = torch.Generator().manual_seed(0)
     return torch.cat((torch.randn(100_000, generator=generator), torch.tensor([40.0, 41, -40, 44, 50])))
 
 
-def test_minmax_tells_everything_that_was_seen(values: Tensor) -> None:
+def test_the_minmax_range_includes_outliers(values: Tensor) -> None:
     assert limits(MinMaxRangeObserver(), values) == pytest.approx((-40, 50), rel=0.02)
 
 
-def test_a_percentile_leaves_out_the_rarest_at_each_end(values: Tensor) -> None:
+def test_the_percentile_range_excludes_outliers(values: Tensor) -> None:
     low, high = limits(PercentileObserver(), values)
     expected = values.quantile(torch.tensor([0.5e-4, 1 - 0.5e-4])).tolist()
-    assert max(-expected[0], expected[1]) < 6  # without the five
+    assert max(-expected[0], expected[1]) < 6  # without the outliers
     assert (low, high) == pytest.approx(expected, abs=0.18)  # four bins of the histogram
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_the_least_divergence_clips_outliers_and_keeps_zero_where_it_is(values: Tensor, sign: int) -> None:
+def test_the_entropy_range_excludes_outliers_and_includes_zero(values: Tensor, sign: int) -> None:
     low, high = limits(EntropyObserver(), sign * values)
     assert 3 < -low < 15
     assert 3 < high < 15
     positive = values.clamp(min=0)
     low, high = limits(EntropyObserver(), sign * positive)
-    assert (low if sign == 1 else high) == 0  # what never was negative needs no value below zero
+    assert (low if sign == 1 else high) == 0  # no negative values were observed
 
 
-def test_the_least_divergence_keeps_an_even_distribution_whole() -> None:
+def test_the_entropy_range_of_a_uniform_distribution_is_the_whole_range() -> None:
     even = torch.rand(100_000, generator=torch.Generator().manual_seed(0))
     low, high = limits(EntropyObserver(), even)
     assert (low, high) == pytest.approx((0, 1), abs=0.02)
@@ -60,10 +60,10 @@ def test_the_least_divergence_keeps_an_even_distribution_whole() -> None:
 
 @pytest.mark.parametrize("target", ["x86", "arm64"])
 @pytest.mark.parametrize("ranges", get_args(Ranges))
-def test_a_profile_chooses_the_ranges_of_a_whole_network(
+def test_the_range_option_of_a_profile_applies_to_the_whole_network(
     ranges: Ranges, target: str, weights_of: Callable[[str], Mapping[str, Tensor]], calibration: Tensor
 ) -> None:
-    """Also where an observer clips, as before a ReLU6; and the scales are not those of torch's own search, or of another."""
+    """Including the clamped observers before ReLU6; the scales differ from those of another range option."""
     profile = find_target(target).quantization
 
     def scales(quantization: Any) -> list[float]:
@@ -75,9 +75,9 @@ def test_a_profile_chooses_the_ranges_of_a_whole_network(
         assert all(isinstance(item, RANGE_OBSERVERS[quantization.ranges]) for item in observers)
         return [float(item.calculate_qparams()[0]) for item in observers]
 
-    refined = profile.refined(ranges)
-    assert refined.ranges == ranges
-    chosen, own = scales(refined), scales(profile.refined("minmax-ranges" if ranges == "mse-ranges" else "mse-ranges"))
+    with_ranges = profile.with_option(ranges)
+    assert with_ranges.ranges == ranges
+    chosen, own = scales(with_ranges), scales(profile.with_option("minmax-ranges" if ranges == "mse-ranges" else "mse-ranges"))
     assert len(chosen) == len(own) > 50
     assert all(math.isfinite(scale) and scale > 0 for scale in chosen)
     different = sum(not math.isclose(a, b, rel_tol=1e-3) for a, b in zip(chosen, own, strict=True))

@@ -1,4 +1,4 @@
-"""Operators that ONNX has no quantized form of: what is written instead answers like torch for each of the 256 inputs."""
+"""ONNX symbolics of quantized operators: ONNX Runtime and torch agree for each of the 256 inputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bundler.targets import TargetProfile
 
 
 class Network(nn.Module):
-    """A convolution that passes its input on, an activation, and another that does."""
+    """An activation between two convolutions, the first of which is the identity."""
 
     def __init__(self, activation: nn.Module) -> None:
         super().__init__()
@@ -53,26 +53,26 @@ class Network(nn.Module):
         (nn.Mish, {"Cast": 1, "GatherElements": 1}),
     ],
 )
-def test_onnx_runtime_answers_like_torch_for_every_input(
+def test_onnx_runtime_agrees_with_torch_for_every_input(
     activation: type[nn.Module], written: dict[str, int], target: TargetProfile, tmp_path: Path
 ) -> None:
     model = Network(activation())
     load_fuse_prepare(model, None, quantize=True, is_qat=False, target=target.quantization)
-    pictures = torch.linspace(-8, 8, 512).reshape(-1, 1, 1, 1)  # one value each: every integer of the quantized input
-    calibrate(model, [pictures])
+    images = torch.linspace(-8, 8, 512).reshape(-1, 1, 1, 1)  # one value each, for every integer of the quantized input
+    calibrate(model, [images])
     converted = convert(model, target.quantization)
     with quantized_engine(target.quantization.engine), torch.inference_mode():
-        wanted = converted(pictures).numpy()
-        inputs = converted.quant(pictures).int_repr().unique()
-        graph = export_onnx(converted, pictures[:2], tmp_path / "int8.onnx", opset=13, quantized=True)
+        wanted = converted(images).numpy()
+        inputs = converted.quant(images).int_repr().unique()
+        graph = export_onnx(converted, images[:2], tmp_path / "int8.onnx", opset=13, quantized=True)
     assert len(inputs) >= 127
     operators = Counter(node.op_type for node in onnx.load(graph.path).graph.node)
     assert {name: operators[name] for name in written} == written
     assert "HardSigmoid" not in operators
     assert graph.float_operators == {}
-    answers = run_reference(graph, pictures.numpy(), target.runtime.graph_optimization_level)
+    answers = run_reference(graph, images.numpy(), target.runtime.graph_optimization_level)
     assert graph.output_step is not None
     steps = np.abs(answers - wanted).max() / graph.output_step
-    # Rounding once more or less, through the activation's step and the last convolution's weight (1 or less).
+    # One rounding step in the activation, and one in the last convolution, whose weights are 1 at most.
     assert steps <= 2.01
     assert len(np.unique(wanted)) > 40

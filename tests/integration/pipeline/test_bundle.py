@@ -133,7 +133,7 @@ def test_torchs_own_arm_qconfig_saturates_on_haswell_and_is_not_called_exact(
     """8-bit activations with 8-bit weights: what the profile's refinements are for."""
     profile = tmp_path / "plain.toml"
     text = (Path(__file__).parents[3] / "targets" / "x86-fbgemm.toml").read_text(encoding="utf-8")
-    plain = re.sub(r"^refinements = \[.*?^\]$", 'refinements = ["8-bit-activations"]', text, flags=re.DOTALL | re.MULTILINE)
+    plain = re.sub(r"^options = \[.*?^\]$", 'options = ["8-bit-activations"]', text, flags=re.DOTALL | re.MULTILINE)
     profile.write_text(plain, encoding="utf-8")
     options = ("--weights", "random", "--input-size", "64", "--calibration", str(pictures), "--calibration-images", "16")
     client, tag = docker.from_env(), "edge-bundler-test/good:1"

@@ -1,4 +1,4 @@
-"""Blocks that stay in float: which ones could, and that they win what their layers lost."""
+"""Mixed precision: the blocks that can be computed in float, and what they compute in torch and in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bundler.targets import find_target
 
 TARGET = find_target("arm64").quantization
 
-# Of each family, the largest blocks of two to six layers and a seventh of all: a few of them, what they hold, and how many.
+# For each family, some of its blocks with their numbers of layers, and the number of blocks.
 BLOCKS = {
     "resnet18": ({"layer1.0": 2, "layer2.0": 3}, 8),
     "mobilenet_v2": ({"features.1": 2, "features.7": 3}, 17),
@@ -37,16 +37,14 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def networks(name: str, weights_of: Callable[[str], Mapping[str, Tensor]], calibration: Tensor) -> tuple[nn.Module, nn.Module]:
-    """Return the INT8 network and the float one."""
+    """Return the INT8 and the float network."""
     parser = load_parser(find_model(name)[1])
     prepared = parser(weights=weights_of(name), num_classes=10, quantize=True, target=TARGET)
     calibrate(prepared, calibration.split(8))
     return convert(prepared, TARGET), parser(weights=weights_of(name), num_classes=10)
 
 
-def test_blocks_are_found_that_hold_a_layer_once_at_most(
-    name: str, networks: tuple[nn.Module, nn.Module], golden: Tensor
-) -> None:
+def test_blocks_of_each_family(name: str, networks: tuple[nn.Module, nn.Module], golden: Tensor) -> None:
     with quantized_engine(TARGET.engine):
         blocks = find_float_blocks(networks[0], golden[:1])
     layers = {block.name: block.layers for block in blocks}
@@ -56,14 +54,14 @@ def test_blocks_are_found_that_hold_a_layer_once_at_most(
     assert not any(one != other and one.startswith(f"{other}.") for one in layers for other in layers)
 
 
-def test_a_block_in_float_computes_what_the_float_networks_does(networks: tuple[nn.Module, nn.Module], golden: Tensor) -> None:
-    """Its inputs and its output are rounded to 8 bits, and nothing else is."""
+def test_a_float_block_computes_the_same_as_in_the_float_network(networks: tuple[nn.Module, nn.Module], golden: Tensor) -> None:
+    """Only its inputs and its output are quantized."""
     converted, float_model = networks
     with quantized_engine(TARGET.engine), torch.inference_mode():
         blocks = find_float_blocks(converted, golden[:1])
         before = converted(golden)
         mixed = with_float_blocks(converted, float_model, blocks)
-        assert torch.equal(converted(golden), before)  # the network that was given stays as it is
+        assert torch.equal(converted(golden), before)  # the given network was not changed
         seen: dict[str, tuple[Any, Any]] = {}
         for block in blocks:
             mixed.get_submodule(block.name).register_forward_hook(
@@ -77,11 +75,11 @@ def test_a_block_in_float_computes_what_the_float_networks_does(networks: tuple[
             expected = float_model.get_submodule(block.name)(*inputs)
             assert expected.std() > 0
             low, high = ((bound - block.zero_point) * block.scale for bound in (0, 255))
-            furthest = float((output.dequantize() - expected.clamp(low, high)).abs().max())
-            assert furthest <= 0.501 * block.scale  # a half, and what folding BatchNorm rounds
+            error = float((output.dequantize() - expected.clamp(low, high)).abs().max())
+            assert error <= 0.501 * block.scale  # half a step, and rounding of folded BatchNorms
 
 
-def test_onnx_runtime_computes_them_in_float_and_nothing_else(
+def test_onnx_runtime_computes_only_these_blocks_in_float(
     networks: tuple[nn.Module, nn.Module], golden: Tensor, tmp_path: Path
 ) -> None:
     converted, float_model = networks
@@ -95,5 +93,5 @@ def test_onnx_runtime_computes_them_in_float_and_nothing_else(
     assert graph.rounding is not None
     outputs = graph.rounding.applied(run_reference(graph, golden.numpy(), "all"))
     assert graph.float_layers == layers
-    # The integer layers between them round differently in torch and ONNX Runtime: 19 to 25 dB, with the last bits of the CPU.
+    # Torch and ONNX Runtime round the INT8 layers differently; measured: 19 to 25 dB, depending on the CPU.
     assert sqnr_db(expected, outputs) > 14

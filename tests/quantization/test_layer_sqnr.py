@@ -1,4 +1,4 @@
-"""Each layer's noise: it is what is added, it shows where it was added, and measuring changes nothing."""
+"""The SQNR of each layer: its order of magnitude, the layer that a change shows at, and no side effects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bundler.models.registry import find_model, load_parser
 from bundler.quantization import LayerNoise, calibrate, convert, measure_layers, quantized_engine
-from bundler.quantization.output_observers import output_layers
+from bundler.quantization.eager import output_layers
 from bundler.targets import find_target
 
 TARGET = find_target("x86").quantization
@@ -28,44 +28,44 @@ def prepared(
     return model
 
 
-def measured(reference: nn.Module, changed: nn.Module, pictures: Tensor) -> tuple[LayerNoise, ...]:
+def measured(reference: nn.Module, changed: nn.Module, images: Tensor) -> tuple[LayerNoise, ...]:
     converted = convert(changed, TARGET)
     with quantized_engine(TARGET.engine):
-        return measure_layers(reference, converted, pictures.split(2))
+        return measure_layers(reference, converted, images.split(2))
 
 
-def test_every_layer_is_there_in_its_order_and_carries_what_8_bits_cost(prepared: nn.Module, calibration: Tensor) -> None:
+def test_every_layer_is_measured_in_order_with_a_ratio_of_8_bits(prepared: nn.Module, calibration: Tensor) -> None:
     layers = measured(prepared, copy.deepcopy(prepared), calibration[:4])
     names = [layer.name for layer in layers]
     assert len(set(names)) == len(names)
     with_weights = [layer for layer in layers if layer.weight_sqnr_db is not None]
     expected = [module for module in prepared.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     assert len(with_weights) == len(expected)
-    assert any("add" in name for name in names)  # what a FloatFunctional computes
-    # 8 bits over a range give about 40 dB where it is used evenly; a clipped ReLU6 compared unclipped would give about 3.
+    assert any("add" in name for name in names)  # of a FloatFunctional
+    # 8 bits give about 40 dB for values distributed evenly over the range; ReLU6 before clipping about 3 dB.
     assert all(10 < layer.output_sqnr_db < 60 for layer in layers), layers
     assert all(30 < layer.weight_sqnr_db < 60 for layer in with_weights if layer.weight_sqnr_db is not None), layers
     assert layers[0].output_sqnr_db > layers[-1].output_sqnr_db
 
 
-def test_a_layer_that_was_made_worse_is_where_the_figure_falls(prepared: nn.Module, calibration: Tensor) -> None:
+def test_the_ratio_falls_at_the_layer_whose_weights_were_changed(prepared: nn.Module, calibration: Tensor) -> None:
     before = measured(prepared, copy.deepcopy(prepared), calibration[:4])
-    hurt = [layer.name for layer in before if layer.weight_sqnr_db is not None][5]
+    changed_layer = [layer.name for layer in before if layer.weight_sqnr_db is not None][5]
     worse = copy.deepcopy(prepared)
-    module = worse.get_submodule(hurt)
+    module = worse.get_submodule(changed_layer)
     convolution = module[0] if isinstance(module, nn.Sequential) else module
     assert isinstance(convolution, nn.Conv2d)
     convolution.weight.data += convolution.weight.std() * torch.randn(convolution.weight.shape) / 4
     after = measured(prepared, worse, calibration[:4])
-    untouched = list(takewhile(lambda pair: pair[0].name != hurt, zip(before, after, strict=True)))
+    untouched = list(takewhile(lambda pair: pair[0].name != changed_layer, zip(before, after, strict=True)))
     assert len(untouched) > 5
     assert all(one == other for one, other in untouched)
-    one, other = next(pair for pair in zip(before, after, strict=True) if pair[0].name == hurt)
+    one, other = next(pair for pair in zip(before, after, strict=True) if pair[0].name == changed_layer)
     assert other.weight_sqnr_db == pytest.approx(12, abs=3)  # a quarter of the standard deviation: 20 log10(4)
     assert other.output_sqnr_db < one.output_sqnr_db - 3
 
 
-def test_measuring_leaves_the_observers_as_they_were(prepared: nn.Module, calibration: Tensor) -> None:
+def test_measuring_does_not_change_the_observers(prepared: nn.Module, calibration: Tensor) -> None:
     before = {key: value.clone() for key, value in prepared.state_dict().items()}
     measured(prepared, copy.deepcopy(prepared), 100 * calibration[:2])
     after = prepared.state_dict()
@@ -76,7 +76,7 @@ def test_measuring_leaves_the_observers_as_they_were(prepared: nn.Module, calibr
 
 
 @pytest.mark.parametrize("name", ["resnet18", "yolov5n"])
-def test_of_the_outputs_the_sums_are_measured_whatever_their_range(
+def test_output_layers_are_measured_before_quantization(
     name: str, weights_of: Callable[[str], Mapping[str, Tensor]], calibration: Tensor
 ) -> None:
     scope = {"int8_scope": "whole"} if name == "yolov5n" else {}

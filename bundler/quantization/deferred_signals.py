@@ -1,4 +1,4 @@
-"""Interrupts that wait for the end of a step: between two steps the state of a training is whole and can be saved."""
+"""DeferredSignals: signals are handled between two training steps, when the state of the training is consistent."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
-__all__ = ["Interruptions"]
+__all__ = ["DeferredSignals"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Interruptions:
-    """While active, hands a first signal to the handler that was there at the next `allowed`; a second one at once.
+class DeferredSignals:
+    """A context in which the first signal is passed to its original handler by `deliver`, and a second one immediately.
 
-    Signals whose handler is not a Python function (ignored, or the default that ends the process) are left alone, and so is
-    everything outside the main thread, where Python handles no signal.
+    Signals whose handler is not a Python function (ignored, or the default action) are not changed. In other threads than the
+    main one nothing is changed, because Python handles signals in the main thread only.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Interruptions:
                 handler = signal.getsignal(number)
                 if callable(handler):
                     self._handlers[number] = handler
-                    signal.signal(number, self._wait)
+                    signal.signal(number, self._defer)
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
@@ -41,26 +41,26 @@ class Interruptions:
         if error is None and self._pending is not None:
             handlers[self._pending](self._pending, None)
 
-    def _wait(self, number: int, frame: FrameType | None) -> None:
+    def _defer(self, number: int, frame: FrameType | None) -> None:
         if self._pending is None:
             self._pending = number
         else:
             self._handlers[number](number, frame)
 
-    def allowed(self) -> None:
-        """Let the handler of a signal that waits do its work, which is to raise `KeyboardInterrupt` as a rule."""
+    def deliver(self) -> None:
+        """Call the original handler of a pending signal; it usually raises `KeyboardInterrupt`."""
         if self._pending is not None:
             number, self._pending = self._pending, None
             self._handlers[number](number, None)
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """While the block runs, hand signals on as they come: what is interrupted can be begun again."""
-        self.allowed()
+    def immediate(self) -> Iterator[None]:
+        """Restore the original handlers while the block runs, for work that can be repeated."""
+        self.deliver()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         try:
             yield
         finally:
             for number in self._handlers:
-                signal.signal(number, self._wait)
+                signal.signal(number, self._defer)

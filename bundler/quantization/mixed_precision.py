@@ -1,4 +1,4 @@
-"""Layers that stay in float: which blocks of an INT8 network could, and the network with some of them (issue 4)."""
+"""Mixed precision: the blocks of an INT8 network that can be computed in float, and the network with some of them in float."""
 
 from __future__ import annotations
 
@@ -18,15 +18,22 @@ from bundler.quantization.batch_norm import QuantizedBatchNormReLU
 
 __all__ = ["FloatBlock", "find_float_blocks", "with_float_blocks"]
 
-# A single layer between a Dequantize and a Quantize would not stay: ONNX Runtime quantizes its weights by itself.
-FEWEST_LAYERS = 2
-MOST_LAYERS = 6  # in one block: the inverted residuals of MobileNetV3 and EfficientNet have five
-MOST_SHARE = 1 / 7  # of all layers, in one block: the basic blocks of ResNet18 have three of 21
+# A single layer between DequantizeLinear and QuantizeLinear would not stay in float: ONNX Runtime fuses it to an INT8 operator.
+MIN_LAYERS = 2
+MAX_LAYERS = 6  # per block; inverted residuals of MobileNetV3 and EfficientNet have 5
+MAX_SHARE = 1 / 7  # of all layers, per block; the basic blocks of ResNet18 have 3 of 21
 
 
 @dataclass(frozen=True, kw_only=True)
 class FloatBlock:
-    """A part of an INT8 network with quantized tensors in and one out; `layers` are its convolutions and matrix products."""
+    """A module of an INT8 network whose inputs and single output are quantized tensors.
+
+    Args:
+        name: of the module.
+        layers: number of its convolutions and linear layers.
+        scale: of its output.
+        zero_point: of its output.
+    """
 
     name: str
     layers: int
@@ -34,8 +41,8 @@ class FloatBlock:
     zero_point: int
 
 
-class _InFloat(nn.Module):
-    """A float block between INT8 ones."""
+class _FloatModule(nn.Module):
+    """A float module that dequantizes its inputs and quantizes its output."""
 
     def __init__(self, block: nn.Module, described: FloatBlock) -> None:
         super().__init__()
@@ -49,29 +56,32 @@ class _InFloat(nn.Module):
 
 
 def find_float_blocks(converted: nn.Module, sample: Tensor) -> tuple[FloatBlock, ...]:
-    """Return the blocks that could stay in float, as they are executed: the largest ones of two to six layers.
+    """Return the blocks that can be computed in float, in order of execution.
+
+    These are the outermost modules of MIN_LAYERS to MAX_LAYERS layers that are executed once, with quantized inputs and one
+    quantized output.
 
     Args:
-        converted: an INT8 network; its engine must be set.
-        sample: float32 [N, 3, H, W], normalised.
+        converted: an INT8 network; call this inside `quantized_engine`.
+        sample: normalized images, float32 [N, 3, H, W].
     """
     layers = {name: _layers(module) for name, module in converted.named_modules()}
     found: dict[str, FloatBlock | None] = {}
 
-    def note(name: str) -> Any:
-        def look(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def record(name: str) -> Any:
+        def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             tensors = [item for item in tree_leaves(inputs) if isinstance(item, Tensor)]
             if name in found or not isinstance(output, Tensor) or not all(item.is_quantized for item in (*tensors, output)):
-                found[name] = None  # runs twice, or has a float end: it cannot be replaced
+                found[name] = None  # executed twice, or with a float input or output: it cannot be replaced
                 return
             described = FloatBlock(name=name, layers=layers[name], scale=output.q_scale(), zero_point=output.q_zero_point())
             found[name] = described
 
-        return look
+        return hook
 
-    most = max(min(MOST_LAYERS, int(layers[""] * MOST_SHARE)), FEWEST_LAYERS)
-    small = [name for name, count in layers.items() if FEWEST_LAYERS <= count <= most]
-    hooks = [converted.get_submodule(name).register_forward_hook(note(name)) for name in small]
+    most = max(min(MAX_LAYERS, int(layers[""] * MAX_SHARE)), MIN_LAYERS)
+    small = [name for name, count in layers.items() if MIN_LAYERS <= count <= most]
+    hooks = [converted.get_submodule(name).register_forward_hook(record(name)) for name in small]
     try:
         with torch.inference_mode():
             converted(sample)
@@ -83,11 +93,11 @@ def find_float_blocks(converted: nn.Module, sample: Tensor) -> tuple[FloatBlock,
 
 
 def with_float_blocks(converted: nn.Module, float_model: nn.Module, blocks: Sequence[FloatBlock]) -> nn.Module:
-    """Return the INT8 network with these blocks in float; the one given stays as it is.
+    """Return a copy of the INT8 network with these blocks in float.
 
     Args:
-        converted: an INT8 network; its engine must be set.
-        float_model: what it was made of, with the weights as they were quantized, not fused.
+        converted: an INT8 network; call this inside `quantized_engine`.
+        float_model: the float network with the weights that were quantized, not fused.
         blocks: of `find_float_blocks`.
     """
     fused: Any = copy.deepcopy(float_model).eval()
@@ -95,11 +105,11 @@ def with_float_blocks(converted: nn.Module, float_model: nn.Module, blocks: Sequ
     mixed = copy.deepcopy(converted)
     for block in blocks:
         parent, _, child = block.name.rpartition(".")
-        setattr(mixed.get_submodule(parent), child, _InFloat(fused.get_submodule(block.name), block))
+        setattr(mixed.get_submodule(parent), child, _FloatModule(fused.get_submodule(block.name), block))
     return mixed
 
 
 def _layers(module: nn.Module) -> int:
-    """Return the number of INT8 convolutions and matrix products."""
+    """Return the number of INT8 convolutions and linear layers, without the depthwise convolutions made from BatchNorms."""
     products = (child for child in module.modules() if isinstance(child, QuantizedConv2d | QuantizedLinear))
     return sum(not isinstance(child, QuantizedBatchNormReLU) for child in products)

@@ -1,4 +1,4 @@
-"""Numerics: what of a machine decides in which order float32 sums are added up, and so the last bits of a training."""
+"""Numerics: settings of a machine that determine the order of float32 sums, and thereby the last bits of trained weights."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 
 __all__ = ["training_numerics"]
 
-# They limit what torch's libraries may use of a CPU; ATen's own limit shows in its capability.
+# Environment variables that limit the instruction sets of oneDNN and MKL; ATen's limit is part of its CPU capability.
 _VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE")
 
 
 def training_numerics() -> dict[str, str]:
-    """Return the settings of this process on which the last bits of a training depend."""
+    """Return the settings of this process on which the last bits of trained weights depend: CPU, threads, versions, limits."""
     limits = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     return {
         "cpu": _cpu(),
         "aten_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
-        "torch": str(torch.__version__),  # which is a class of its own, and no string to a checkpoint
+        "torch": str(torch.__version__),  # a str subclass, which weights_only=True cannot load
         **limits,
     }
 
