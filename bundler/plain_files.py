@@ -56,8 +56,8 @@ def read_regular(name: str | Path, *, limit: int, folder: int | None = None, fol
         OSError: as `open_regular`, or it is larger.
     """
     with open_regular(name, folder=folder, follow_links=follow_links) as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
+        content = file.read(limit + 1) if os.fstat(file.fileno()).st_size <= limit else None
+    if content is None or len(content) > limit:
         raise OSError(errno.EFBIG, f"it is larger than {limit:,} bytes", str(name))
     return content
 

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bundler import console
-from bundler.data.image_files import decode_image, digest_of, name_of, printable, read_bytes
+from bundler.data.image_files import decode_image, digest_of, name_of, read_bytes
 from bundler.data.image_folders import Skipped, find_images, folder_problem
 from bundler.data.preprocessing import Preprocessing
 from bundler.errors import CalibrationError, UnreadableImageError
+from bundler.visible import visible
 
 __all__ = [
     "Dataset",
@@ -73,12 +74,12 @@ def load_pictures(folder: Path, preprocessing: Preprocessing, *, count: int, see
     """
     problem = folder_problem(folder)
     if problem is not None:
-        raise CalibrationError(f"the calibration folder {printable(folder)} {problem}", next_step=_FOLDER_HINT)
+        raise CalibrationError(f"the calibration folder {visible(folder)} {problem}", next_step=_FOLDER_HINT)
     found = find_images(folder)
     skipped = Skipped()
     skipped.add_found([found], folder)
     if not found.paths:
-        raise CalibrationError(f"the calibration folder {printable(folder)} holds no image", next_step=_FOLDER_HINT)
+        raise CalibrationError(f"the calibration folder {visible(folder)} holds no image", next_step=_FOLDER_HINT)
     candidates = _in_order(found.paths, seed)
     pictures: list[Batch] = []
     unusable = [path for path, _ in found.unusable]
@@ -99,11 +100,11 @@ def load_pictures(folder: Path, preprocessing: Preprocessing, *, count: int, see
     skipped.finish()
     if len(pictures) < 2:
         raise CalibrationError(
-            f"{len(pictures) or 'none'} of the {len(candidates)} images in {printable(folder)} can be read, and at least 2 are"
+            f"{len(pictures) or 'none'} of the {len(candidates)} images in {visible(folder)} can be read, and at least 2 are"
             " needed",
             next_step="Give a folder of JPEG or PNG images like those that the device will get, or leave --calibration out.",
         )
-    require_unlike(np.stack(pictures), preprocessing, f"the {len(pictures)} calibration images in {printable(folder)}")
+    require_unlike(np.stack(pictures), preprocessing, f"the {len(pictures)} calibration images in {visible(folder)}")
     return Dataset(
         source="pictures",
         pictures=np.stack(pictures),

@@ -7,8 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from bundler.data.image_files import printable, read_bytes
+from bundler.data.image_files import read_bytes
 from bundler.errors import DataError, UnreadableImageError
+from bundler.visible import visible
 
 __all__ = ["DataYaml", "folder_of", "read_class_list", "read_data_yaml", "require_count"]
 
@@ -49,7 +50,7 @@ def require_count(names: tuple[str, ...], path: Path, num_classes: int) -> None:
     """
     if len(names) != num_classes:
         raise DataError(
-            f"{printable(path)} names {len(names)} classes, and the network has {num_classes} classes",
+            f"{visible(path)} names {len(names)} classes, and the network has {num_classes} classes",
             next_step="Give --num-classes as the weights were trained for, or data of the same classes.",
         )
 
@@ -72,12 +73,12 @@ def read_data_yaml(path: Path) -> DataYaml:
             continue
         key, value = match[1], (match[2] or "").strip()
         if key == "names":
-            names = _names(value, lines[number + 1 :], f"{printable(path)}, line {number + 1}")
+            names = _names(value, lines[number + 1 :], f"{visible(path)}, line {number + 1}")
         elif key in ("path", "train", "val", "nc") and value and value[0] not in "[{&*|>":
             values[key] = _unquoted(value)
     count = values.get("nc")
     if names is not None and count is not None and count.isdigit() and int(count[:9]) != len(names):
-        raise DataError(f"{printable(path)}: nc is {count}, and there are {len(names)} names", next_step="Correct one of them.")
+        raise DataError(f"{visible(path)}: nc is {count}, and there are {len(names)} names", next_step="Correct one of them.")
     return DataYaml(names=names, root=values.get("path"), train=values.get("train"), validation=values.get("val"))
 
 
@@ -85,7 +86,7 @@ def _names(value: str, following: list[str], where: str) -> tuple[str, ...]:
     if value.startswith(("[", "{")):
         return _names_in_brackets("\n".join((value, *following)), where)
     if value:
-        raise DataError(f"{where}: {printable(value[:60])} is no list of names", next_step=_HINT)
+        raise DataError(f"{where}: {visible(value[:60])} is no list of names", next_step=_HINT)
     items: list[str] = []
     numbered: list[tuple[int, str]] = []
     for line in following:
@@ -95,7 +96,7 @@ def _names(value: str, following: list[str], where: str) -> tuple[str, ...]:
         elif pair:
             numbered.append((int(pair[1]), _unquoted(pair[2].strip())))
         elif line[:1].isspace():
-            raise DataError(f"{where}: {printable(line.strip()[:60])} is no name", next_step=_HINT)
+            raise DataError(f"{where}: {visible(line.strip()[:60])} is no name", next_step=_HINT)
         elif line:
             break
     return tuple(items) if items else _in_sequence(numbered, where)
@@ -146,7 +147,7 @@ def _text(path: Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{printable(path)} is not UTF-8", next_step="Save it as UTF-8.") from error
+        raise DataError(f"{visible(path)} is not UTF-8", next_step="Save it as UTF-8.") from error
 
 
 def folder_of(part: str | None, yaml: DataYaml, folder: Path) -> Path | None:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bundler.data.image_files import printable, read_bytes
+from bundler.data.image_files import read_bytes
 from bundler.data.labels import SLACK, Labels
 from bundler.errors import DataError, UnreadableImageError
+from bundler.visible import visible
 
 __all__ = ["AnnotatedImage", "CocoAnnotations", "read_coco"]
 
@@ -47,7 +48,7 @@ class AnnotatedImage:
             box = f"[{left:g}, {top:g}, {right - left:g}, {bottom - top:g}]"
             raise DataError(
                 f"{where}, annotation {self.annotations[index]}: bbox {box} is not in"
-                f" {printable(self.file_name)}, which has {size[0]} x {size[1]} pixels",
+                f" {visible(self.file_name)}, which has {size[0]} x {size[1]} pixels",
                 next_step="Give the images that were labelled, at their own sizes; bbox is in pixels of the upright image.",
             )
         return Labels(classes=self.labels.classes, boxes=boxes.clip(0, 1), crowd=self.labels.crowd)
@@ -72,7 +73,7 @@ def read_coco(path: Path, *, num_classes: int, class_names: Sequence[str] | None
     Raises:
         DataError: naming the annotation: it cannot be read or is malformed, or has other classes than the network.
     """
-    where = printable(path)
+    where = visible(path)
     document = _document(path)
     images = _by_id(document, "images", where)
     categories = _by_id(document, "categories", where)
@@ -81,7 +82,7 @@ def read_coco(path: Path, *, num_classes: int, class_names: Sequence[str] | None
     numbers, classes = _numbered(categories, used, where, num_classes, class_names)
     rows: dict[Any, list[tuple[str, int, list[float], bool]]] = {identifier: [] for identifier in images}
     for index, annotation in enumerate(annotations):
-        name = printable(annotation.get("id", f"number {index + 1}"))[:60]
+        name = visible(annotation.get("id", f"number {index + 1}"), 60)
         image, row = _row(annotation, f"{where}, annotation {name}", images, numbers)
         if row[1][2] > row[1][0] and row[1][3] > row[1][1]:
             rows[image].append((name, *row))
@@ -89,8 +90,7 @@ def read_coco(path: Path, *, num_classes: int, class_names: Sequence[str] | None
         path=path,
         classes=classes,
         images=tuple(
-            _image(entry, rows[identifier], f"{where}, image {printable(identifier)[:60]}")
-            for identifier, entry in images.items()
+            _image(entry, rows[identifier], f"{where}, image {visible(identifier, 60)}") for identifier, entry in images.items()
         ),
     )
 
@@ -102,17 +102,17 @@ def _document(path: Path) -> dict[str, Any]:
         raise DataError(error.message, next_step="Give the labels of fewer images, of those to measure with.") from error
     if content.count(b"{") + content.count(b"[") > MAX_OBJECTS:
         raise DataError(
-            f"{printable(path)} has more lists and objects than the limit of {MAX_OBJECTS:,}",
+            f"{visible(path)} has more lists and objects than the limit of {MAX_OBJECTS:,}",
             next_step="Give the labels of fewer images, or without their segmentation.",
         )
     try:
         document = json.loads(content)
     except RecursionError as error:
-        raise DataError(f"{printable(path)} is not in COCO's format: it is nested too deeply", next_step=_HINT) from error
+        raise DataError(f"{visible(path)} is not in COCO's format: it is nested too deeply", next_step=_HINT) from error
     except ValueError as error:
-        raise DataError(f"{printable(path)} is not JSON: {printable(error)[:200]}", next_step=_HINT) from error
+        raise DataError(f"{visible(path)} is not JSON: {visible(error, 200)}", next_step=_HINT) from error
     if not isinstance(document, dict):
-        raise DataError(f"{printable(path)} is not in COCO's format: it holds no object", next_step=_HINT)
+        raise DataError(f"{visible(path)} is not in COCO's format: it holds no object", next_step=_HINT)
     return document
 
 
@@ -130,7 +130,7 @@ def _by_id(document: dict[str, Any], key: str, where: str) -> dict[Any, dict[str
         if not _is_id(identifier):
             raise DataError(f"{where}: one of the {key} has no id", next_step=_HINT)
         if identifier in found:
-            raise DataError(f"{where}: two of the {key} have the id {printable(identifier)[:60]}", next_step=_HINT)
+            raise DataError(f"{where}: two of the {key} have the id {visible(identifier, 60)}", next_step=_HINT)
         found[identifier] = entry
     return found
 
@@ -156,7 +156,7 @@ def _numbered(
     if class_names is not None and set(names.values()) <= set(class_names):
         return {identifier: class_names.index(name) for identifier, name in names.items()}, tuple(class_names)
     if len(names) != num_classes:
-        listed = ", ".join(printable(name)[:40] for name in list(names.values())[:3]) + (", …" if len(names) > 3 else "")
+        listed = ", ".join(visible(name, 40) for name in list(names.values())[:3]) + (", …" if len(names) > 3 else "")
         raise DataError(
             f"{where} has {len(names)} categories ({listed}), and the network has {num_classes} classes",
             next_step="Give --num-classes as the weights were trained for, or labels of the same classes.",
@@ -170,15 +170,15 @@ def _row(
     """Return an annotation's image, and its class, box (left, top, right, bottom) and whether it is a crowd."""
     image, category = annotation.get("image_id"), annotation.get("category_id")
     if not _is_id(image) or image not in images:
-        raise DataError(f"{where}: image_id {printable(image)[:60]} is none of the images", next_step=_HINT)
+        raise DataError(f"{where}: image_id {visible(image, 60)} is none of the images", next_step=_HINT)
     if not _is_id(category) or category not in numbers:
-        raise DataError(f"{where}: category_id {printable(category)[:60]} is none of the categories", next_step=_HINT)
+        raise DataError(f"{where}: category_id {visible(category, 60)} is none of the categories", next_step=_HINT)
     box = annotation.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(number) for number in box):
-        raise DataError(f"{where}: bbox {printable(box)[:60]} is not [left, top, width, height]", next_step=_HINT)
+        raise DataError(f"{where}: bbox {visible(box, 60)} is not [left, top, width, height]", next_step=_HINT)
     left, top, width, height = (float(number) for number in box)
     if width < 0 or height < 0:
-        raise DataError(f"{where}: bbox {printable(box)[:60]} has a negative width or height", next_step=_HINT)
+        raise DataError(f"{where}: bbox {visible(box, 60)} has a negative width or height", next_step=_HINT)
     return image, (numbers[category], [left, top, left + width, top + height], annotation.get("iscrowd") in (1, True))
 
 
@@ -193,7 +193,7 @@ def _image(entry: dict[str, Any], rows: list[tuple[str, int, list[float], bool]]
     size = None
     if isinstance(width, int | float) and isinstance(height, int | float):
         if not all(_is_finite(side) and side == int(side) > 0 for side in (width, height)):
-            raise DataError(f"{where}: {printable(width)[:40]} x {printable(height)[:40]} is no size", next_step=_HINT)
+            raise DataError(f"{where}: {visible(width, 40)} x {visible(height, 40)} is no size", next_step=_HINT)
         size = int(width), int(height)
     boxes: NDArray[np.float64] = np.array([box for _, _, box, _ in rows], np.float64).reshape(-1, 4)
     return AnnotatedImage(

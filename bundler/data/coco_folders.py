@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bundler.data.coco_annotations import AnnotatedImage, CocoAnnotations
-from bundler.data.image_files import printable
 from bundler.data.image_folders import find_images, first_names
 from bundler.errors import DataError
+from bundler.visible import visible
 
 __all__ = ["annotation_file", "files_of"]
 
@@ -29,7 +29,7 @@ def annotation_file(folder: Path, part: Path | None) -> Path | None:
         found = [path for path in found if path.stem.endswith((*ends, *_MEASURED))] or found
     if len(found) > 1:
         raise DataError(
-            f"{printable(folder)} has several annotation files: {first_names(found, folder)}",
+            f"{visible(folder)} has several annotation files: {first_names(found, folder)}",
             next_step="Give the one for the images to measure with, as --data FILE.json.",
         )
     return found[0] if found else None
@@ -58,7 +58,7 @@ def _matched(annotations: CocoAnnotations, paths: Sequence[Path]) -> dict[str, P
         exact = [path for path in candidates if path.parts[-len(parts) :] == parts]
         if len(exact) > 1:
             raise DataError(
-                f"{printable(annotations.path)}: two images are called {printable(image.file_name)[:100]}",
+                f"{visible(annotations.path)}: two images are called {visible(image.file_name, 100)}",
                 next_step="Write the folder before the name, as file_name.",
             )
         if exact:
@@ -84,10 +84,10 @@ def files_of(annotations: CocoAnnotations, paths: Sequence[Path], folder: Path) 
         elsewhere = _matched(annotations, find_images(folder).paths)
         missing = [name for name in missing if name not in elsewhere]
     if missing or not found:
-        named = ", ".join(printable(name)[:100] for name in missing[:5]) + (", …" if len(missing) > 5 else "")
+        named = ", ".join(visible(name, 100) for name in missing[:5]) + (", …" if len(missing) > 5 else "")
         raise DataError(
-            f"{len(missing)} of the {len(annotations.images)} images of {printable(annotations.path)} are not in"
-            f" {printable(folder)}{': ' if named else ''}{named}",
+            f"{len(missing)} of the {len(annotations.images)} images of {visible(annotations.path)} are not in"
+            f" {visible(folder)}{': ' if named else ''}{named}",
             next_step="Put them there, or remove them from the file.",
         )
     images = {found[image.file_name]: image for image in annotations.images if image.file_name in found}

@@ -274,8 +274,7 @@ def _orientation_in(exif: bytes) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    words = " ".join(str(error).split())[:200]
-    return "".join(character if character.isprintable() else "?" for character in words) or type(error).__name__
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def bands(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:

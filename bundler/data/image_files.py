@@ -11,31 +11,29 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import signal
-import stat
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import BinaryIO
 
 from PIL import Image
 
 from bundler.data import decoding
 from bundler.errors import UnreadableImageError
+from bundler.plain_files import read_regular
+from bundler.visible import visible
 
 __all__ = [
     "MAX_BYTES",
     "decode_image",
     "digest_of",
-    "kind_of",
     "name_of",
-    "open_plainly",
-    "printable",
     "read_bytes",
     "read_image",
     "reason_of",
@@ -52,11 +50,6 @@ def name_of(path: Path, folder: Path) -> str:
     """
     name = str(path.relative_to(folder) if path.is_relative_to(folder) else path)
     return "".join(_escaped(character) if _CONTROL.match(character) else character for character in name)
-
-
-def printable(text: object) -> str:
-    """Return a name or an error's text on one line that any terminal can show: what is not printable is escaped."""
-    return "".join(character if character.isprintable() else _escaped(character) for character in str(text))
 
 
 _CONTROL = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # a fixed set: what is printable changes with Python's Unicode
@@ -86,52 +79,23 @@ def read_image(path: Path) -> Image.Image:
 
 
 def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
-    """Return the bytes of a regular file of at most `limit` bytes; pipes, sockets and devices are never opened.
+    """Return the bytes of a regular file of at most `limit` bytes, or of one that a symbolic link points to.
 
     Raises:
-        UnreadableImageError: it is something else, is larger, or cannot be read.
+        UnreadableImageError: it is a FIFO, socket, device or folder, has more bytes, or cannot be read.
     """
     try:
-        _require_regular(path, path.stat())
-        with open_plainly(path) as file:
-            status = os.fstat(file.fileno())
-            _require_regular(path, status)
-            content = file.read(limit + 1) if status.st_size <= limit else None
+        return read_regular(path, limit=limit, follow_links=True)
     except OSError as error:
-        raise UnreadableImageError(printable(path), reason_of(error)) from error
+        too_large = f"it is larger than the limit of {limit >> 20} MiB; make it smaller"
+        raise UnreadableImageError(visible(path), too_large if error.errno == errno.EFBIG else reason_of(error)) from error
     except ValueError as error:  # a null byte in the name
-        raise UnreadableImageError(printable(path), printable(error)) from error
-    if content is None or len(content) > limit:
-        raise UnreadableImageError(printable(path), f"it is larger than the limit of {limit >> 20} MiB; make it smaller")
-    return content
-
-
-def open_plainly(path: Path) -> BinaryIO:
-    """Open a file to read, without waiting where it is a pipe."""
-    return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb")  # noqa: PTH123
+        raise UnreadableImageError(visible(path), visible(error)) from error
 
 
 def reason_of(error: OSError) -> str:
+    """Return why a file could not be opened or read."""
     return error.strerror or type(error).__name__
-
-
-def _require_regular(path: Path, status: os.stat_result) -> None:
-    kind = kind_of(status)
-    if kind is not None:
-        raise UnreadableImageError(printable(path), f"it is {kind}, not a file")
-
-
-def kind_of(status: os.stat_result) -> str | None:
-    """Return what a path leads to that is no regular file."""
-    kinds = (
-        (stat.S_ISREG, None),
-        (stat.S_ISDIR, "a folder"),
-        (stat.S_ISFIFO, "a named pipe"),
-        (stat.S_ISSOCK, "a socket"),
-        (stat.S_ISCHR, "a device"),
-        (stat.S_ISBLK, "a device"),
-    )
-    return next((name for test, name in kinds if test(status.st_mode)), "of an unknown kind")
 
 
 def decode_image(content: bytes, path: Path) -> Image.Image:
@@ -143,7 +107,7 @@ def decode_image(content: bytes, path: Path) -> Image.Image:
     try:
         return _DECODER.decode(content)
     except decoding.UndecodableError as error:
-        raise UnreadableImageError(printable(path), str(error)) from error
+        raise UnreadableImageError(visible(path), visible(error)) from error
 
 
 class _Decoder:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from bundler import console
 from bundler.data import decoding
-from bundler.data.image_files import kind_of, name_of, open_plainly, printable, reason_of
+from bundler.data.image_files import name_of, reason_of
+from bundler.plain_files import kind_of, open_regular
+from bundler.visible import visible
 
 __all__ = ["FoundImages", "Skipped", "find_images", "first_names", "folder_problem", "sub_folders"]
 
@@ -105,9 +107,8 @@ class _Walk:
             return True
         if _is_of_another_kind(path):
             return False
-        kind = kind_of(status)
-        if kind is not None:
-            self.unusable.append((path, f"it is {kind}, not a file"))
+        if not stat.S_ISREG(status.st_mode):
+            self.unusable.append((path, f"it is {kind_of(status.st_mode)}, not a regular file"))
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             self.paths.append(path)
         else:
@@ -116,7 +117,7 @@ class _Walk:
 
     def _add_by_content(self, path: Path) -> None:
         try:
-            with open_plainly(path) as file:
+            with open_regular(path, follow_links=True) as file:
                 start = file.read(decoding.START_BYTES)
         except OSError as error:
             self.unusable.append((path, reason_of(error)))
@@ -171,7 +172,7 @@ class Skipped:
     def add(self, path: Path, reason: str) -> None:
         self._count += 1
         if self._count <= NAMED:
-            console.warn(f"skipped {printable(path)}: {reason}")
+            console.warn(f"skipped {visible(path)}: {reason}")
 
     def add_found(self, found: Sequence[FoundImages], folder: Path) -> None:
         """Name what `find_images` could not use below `folder`, and in one line the files that are not images."""
@@ -189,5 +190,5 @@ class Skipped:
 
 def first_names(paths: Sequence[Path], folder: Path) -> str:
     """Return the names below `folder` of the first few files, and how many more there are."""
-    names = ", ".join(printable(name_of(path, folder)) for path in paths[:NAMED])
+    names = ", ".join(visible(name_of(path, folder)) for path in paths[:NAMED])
     return f"{names} and {len(paths) - NAMED} more" if len(paths) > NAMED else names

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundler.data.class_names import read_class_list, require_count
-from bundler.data.image_files import printable, read_bytes
+from bundler.data.image_files import read_bytes
 from bundler.data.image_folders import IMAGE_SUFFIXES, first_names
 from bundler.errors import DataError, UnreadableImageError
+from bundler.visible import visible
 
 __all__ = ["LabelTable", "find_label_table", "is_label_table", "read_label_table"]
 
@@ -81,18 +82,16 @@ def read_label_table(path: Path, *, num_classes: int) -> LabelTable:
 def _rows(path: Path) -> list[_Row]:
     lines = _lines(path)
     if not lines:
-        raise DataError(f"{printable(path)} is empty", next_step=_HINT)
+        raise DataError(f"{visible(path)} is empty", next_step=_HINT)
     lines, file_column, label_column = _columns(lines, path)
     rows: list[_Row] = []
     missing: list[tuple[int, str]] = []
     for number, cells in lines:
         if len(cells) <= max(file_column, label_column):
-            raise DataError(f"{printable(path)}, line {number}: {len(cells)} columns are too few", next_step=_HINT)
+            raise DataError(f"{visible(path)}, line {number}: {len(cells)} columns are too few", next_step=_HINT)
         name, label = cells[file_column].strip(), cells[label_column].strip()
         if not name or not label:
-            raise DataError(
-                f"{printable(path)}, line {number}: the {'label' if name else 'filename'} is empty", next_step=_HINT
-            )
+            raise DataError(f"{visible(path)}, line {number}: the {'label' if name else 'filename'} is empty", next_step=_HINT)
         image = _found(path.parent, name)
         if image is None:
             missing.append((number, name))
@@ -102,11 +101,11 @@ def _rows(path: Path) -> list[_Row]:
         number, name = missing[0]
         more = f" (and {len(missing) - 1} others)" if len(missing) > 1 else ""
         raise DataError(
-            f"{printable(path)}, line {number}: {printable(name)}{more} is not in {printable(path.parent)} or its images/",
+            f"{visible(path)}, line {number}: {visible(name)}{more} is not in {visible(path.parent)} or its images/",
             next_step="Put the images beside the CSV file, or remove their lines.",
         )
     if not rows:
-        raise DataError(f"{printable(path)} names no image", next_step=_HINT)
+        raise DataError(f"{visible(path)} names no image", next_step=_HINT)
     return rows
 
 
@@ -120,7 +119,7 @@ def _columns(lines: list[_Line], path: Path) -> tuple[list[_Line], int, int]:
         return lines[1:], file_column, label_column
     if len(first) != 2:
         raise DataError(
-            f"{printable(path)}, line {number}: {len(first)} columns, without headings that say what they are",
+            f"{visible(path)}, line {number}: {len(first)} columns, without headings that say what they are",
             next_step=f"Name two of them `filename` and `label`. {_HINT}",
         )
     in_other_words = _found(path.parent, cells[0]) is None and len(lines) > 1 and _found(path.parent, lines[1][1][0])
@@ -137,14 +136,14 @@ def _lines(path: Path) -> list[_Line]:
         text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
         number = content[: error.start].count(b"\n") + 1
-        raise DataError(f"{printable(path)}, line {number}: it is not UTF-8", next_step="Save it as UTF-8.") from error
+        raise DataError(f"{visible(path)}, line {number}: it is not UTF-8", next_step="Save it as UTF-8.") from error
     start = text.lstrip().partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=start.count), strict=True)
     lines: list[_Line] = []
     try:
         lines.extend((reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells))
     except csv.Error as error:
-        raise DataError(f"{printable(path)}, line {reader.line_num}: {printable(error)}", next_step=_HINT) from error
+        raise DataError(f"{visible(path)}, line {reader.line_num}: {visible(error)}", next_step=_HINT) from error
     return lines
 
 
@@ -175,8 +174,8 @@ def _distinct(rows: Sequence[_Row], path: Path) -> list[_Row]:
         earlier = first.setdefault(row.image, row)
         if earlier.label != row.label:
             raise DataError(
-                f"{printable(path)}, line {row.line}: {first_names([row.image], path.parent)} is {printable(row.label)}, and"
-                f" {printable(earlier.label)} in line {earlier.line}",
+                f"{visible(path)}, line {row.line}: {first_names([row.image], path.parent)} is {visible(row.label)}, and"
+                f" {visible(earlier.label)} in line {earlier.line}",
                 next_step="Give each image one class.",
             )
     return list(first.values())
@@ -188,23 +187,23 @@ def _numbered(rows: Sequence[_Row], path: Path, num_classes: int) -> tuple[tuple
         for row in rows:
             if int(row.label) not in range(num_classes):
                 raise DataError(
-                    f"{printable(path)}, line {row.line}: label {printable(row.label)}, and the network's classes are 0 to"
+                    f"{visible(path)}, line {row.line}: label {visible(row.label)}, and the network's classes are 0 to"
                     f" {num_classes - 1}",
                     next_step="Number the classes from 0, or give --num-classes as the weights were trained for.",
                 )
         return tuple(int(row.label) for row in rows), names or tuple(map(str, range(num_classes)))
     classes = names or tuple(sorted({row.label for row in rows}))
     if len(classes) != num_classes:
-        listed = ", ".join(map(printable, classes[:3])) + (", …" if len(classes) > 3 else "")
+        listed = ", ".join(map(visible, classes[:3])) + (", …" if len(classes) > 3 else "")
         raise DataError(
-            f"{printable(path)} has {len(classes)} classes ({listed}), and the network has {num_classes} classes",
+            f"{visible(path)} has {len(classes)} classes ({listed}), and the network has {num_classes} classes",
             next_step="Name all classes in a classes.txt beside it, or give --num-classes as the weights were trained for.",
         )
     numbers = {name: number for number, name in enumerate(classes)}
     for row in rows:
         if row.label not in numbers:
             raise DataError(
-                f"{printable(path)}, line {row.line}: label {printable(row.label)} is not in classes.txt",
+                f"{visible(path)}, line {row.line}: label {visible(row.label)} is not in classes.txt",
                 next_step="Add it there, in the order of the network's classes.",
             )
     return tuple(numbers[row.label] for row in rows), classes

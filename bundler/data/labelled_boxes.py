@@ -15,13 +15,14 @@ from bundler import console
 from bundler.data.class_names import DataYaml, folder_of, read_class_list, read_data_yaml, require_count
 from bundler.data.coco_annotations import AnnotatedImage, read_coco
 from bundler.data.coco_folders import annotation_file, files_of
-from bundler.data.image_files import printable, read_image
+from bundler.data.image_files import read_image
 from bundler.data.image_folders import Skipped, find_images, folder_problem
 from bundler.data.labelled_images import HELD_OUT, Split, read_batches, read_picture, sha256_of_files
 from bundler.data.labels import NO_OBJECTS, Labels
 from bundler.data.preprocessing import Preprocessing
 from bundler.data.yolo_labels import label_path, read_yolo_labels
 from bundler.errors import DataError
+from bundler.visible import visible
 
 __all__ = [
     "DetectionPicture",
@@ -90,7 +91,7 @@ class DetectionPictures:
             pixels, size = read_picture(path, self.preprocessing)
             if expected is not None and size != expected:
                 raise DataError(
-                    f"{printable(path)} has {size[0]} x {size[1]} pixels (upright), and its annotations are for"
+                    f"{visible(path)} has {size[0]} x {size[1]} pixels (upright), and its annotations are for"
                     f" {expected[0]} x {expected[1]}",
                     next_step="Give the image that was labelled, or label this one.",
                 )
@@ -131,7 +132,7 @@ def load_detection_split(
     training, validation = _training(data), _validation(data)
     if data.annotations is None and (training is None) != (validation is None):
         found, lacking = ("train", "val") if validation is None else ("val", "train")
-        raise DataError(f"{printable(data.folder)} has {found}/ and no {lacking}/", next_step="Give both, or images alone.")
+        raise DataError(f"{visible(data.folder)} has {found}/ and no {lacking}/", next_step="Give both, or images alone.")
     paths = _found(validation or data.folder)
     coco = _coco(data, validation, paths, num_classes, class_names)
     measured = tuple(coco.images) if coco else paths
@@ -170,7 +171,7 @@ def _open(source: Path, num_classes: int) -> _Data:
     problem = folder_problem(folder)
     if problem is not None:
         raise DataError(
-            f"the data folder {printable(folder)} {problem}",
+            f"the data folder {visible(folder)} {problem}",
             next_step="Give a folder of images, COCO's annotations as .json, or a dataset's .yaml.",
         )
     place = source if is_file else next((folder / name for name in _YAMLS if (folder / name).is_file()), None)
@@ -198,15 +199,13 @@ def _found(folder: Path) -> tuple[Path, ...]:
     skipped.add_found([found], folder)
     skipped.finish()
     if not found.paths:
-        raise DataError(f"{printable(folder)} holds no image", next_step="Give a folder of images, such as JPEG or PNG files.")
+        raise DataError(f"{visible(folder)} holds no image", next_step="Give a folder of images, such as JPEG or PNG files.")
     return found.paths
 
 
 def _divided(paths: tuple[Path, ...], folder: Path, seed: int) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     if len(paths) < 2:
-        raise DataError(
-            f"{printable(folder)} has a single image", next_step="Give at least 2, to train on and to measure with."
-        )
+        raise DataError(f"{visible(folder)} has a single image", next_step="Give at least 2, to train on and to measure with.")
     held_out = set(np.random.default_rng(seed).permutation(len(paths))[: max(round(len(paths) * HELD_OUT), 1)].tolist())
     return (
         tuple(path for index, path in enumerate(paths) if index not in held_out),
@@ -226,7 +225,7 @@ def _with_yolo(
     labels = None
     if label_paths:
         labels = tuple(NO_OBJECTS if place is None else read_yolo_labels(place, num_classes) for place in places)
-        _require_boxes(labels, f"the {len(label_paths)} label files for the images of {printable(data.folder)}")
+        _require_boxes(labels, f"the {len(label_paths)} label files for the images of {visible(data.folder)}")
     names = data.yaml.names if data.yaml else None
     if names is None and label_paths:
         names = _class_list(label_paths, num_classes)
@@ -255,7 +254,7 @@ def _class_list(label_paths: Sequence[Path], num_classes: int) -> tuple[str, ...
     place = label_paths[0].with_name("classes.txt")
     names = read_class_list(place) if place.is_file() else ()
     if names and len(names) != num_classes:
-        console.warn(f"{printable(place)} names {len(names)} classes, and the network has {num_classes}")
+        console.warn(f"{visible(place)} names {len(names)} classes, and the network has {num_classes}")
     return names if len(names) == num_classes else None
 
 
@@ -270,7 +269,7 @@ class _Coco:
 
 def _with_coco(data: _Data, coco: _Coco, preprocessing: Preprocessing) -> DetectionPictures:
     sizes = tuple(image.size or read_image(path).size for path, image in coco.images.items())
-    where = printable(coco.path)
+    where = visible(coco.path)
     labels = tuple(image.in_shares(size, where) for size, image in zip(sizes, coco.images.values(), strict=True))
     _require_boxes(labels, f"the annotations in {where}")
     return DetectionPictures(
@@ -298,5 +297,5 @@ def _coco(
     images = files_of(annotations, paths, data.folder)
     unlisted = len(paths) - len(images)
     if unlisted:
-        console.detail(f"{unlisted} images are not in {printable(place)}, and nothing is measured on them")
+        console.detail(f"{unlisted} images are not in {visible(place)}, and nothing is measured on them")
     return _Coco(path=place, classes=annotations.classes, images=images)

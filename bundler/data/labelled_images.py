@@ -12,11 +12,12 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bundler.data.image_files import digest_of, printable, read_bytes, read_image
+from bundler.data.image_files import digest_of, read_bytes, read_image
 from bundler.data.image_folders import Skipped, find_images, first_names, folder_problem, sub_folders
 from bundler.data.label_tables import LabelTable, find_label_table, is_label_table, read_label_table
 from bundler.data.preprocessing import Preprocessing
 from bundler.errors import DataError
+from bundler.visible import visible
 
 __all__ = [
     "HELD_OUT",
@@ -135,7 +136,7 @@ def load_split(folder: Path, preprocessing: Preprocessing, *, num_classes: int, 
     folder, measured = _part_of(folder, MEASURED)
     if (learned is None) != (measured is None):
         raise DataError(
-            f"{printable(folder)} has {learned or measured}/ and no {'train' if measured else 'val'}/",
+            f"{visible(folder)} has {learned or measured}/ and no {'train' if measured else 'val'}/",
             next_step="Give both, or class folders alone.",
         )
     if learned is not None and measured is not None:
@@ -143,7 +144,7 @@ def load_split(folder: Path, preprocessing: Preprocessing, *, num_classes: int, 
         if train.classes != validation.classes:
             odd = sorted(set(train.classes) ^ set(validation.classes))
             raise DataError(
-                f"{printable(folder)}/{learned} and {measured} differ: {', '.join(map(printable, odd[:5]))}",
+                f"{visible(folder)}/{learned} and {measured} differ: {', '.join(map(visible, odd[:5]))}",
                 next_step="Give both the same classes.",
             )
         return Split(train=train, validation=validation)
@@ -174,7 +175,7 @@ def _folders_in(folder: Path) -> list[Path]:
     problem = folder_problem(folder)
     if problem is not None:
         raise DataError(
-            f"the data folder {printable(folder)} {problem}",
+            f"the data folder {visible(folder)} {problem}",
             next_step="Give a folder with one sub-folder for each class, or a CSV file with lines `filename,label`.",
         )
     return sub_folders(folder)
@@ -188,9 +189,9 @@ def _listed(folder: Path, preprocessing: Preprocessing, num_classes: int) -> Lab
         return _of_table(read_label_table(table, num_classes=num_classes), preprocessing)
     classes = [path.name for path in folders]
     if len(classes) != num_classes:
-        named = f" ({', '.join(map(printable, classes[:3]))}{', …' if len(classes) > 3 else ''})" if classes else ""
+        named = f" ({', '.join(map(visible, classes[:3]))}{', …' if len(classes) > 3 else ''})" if classes else ""
         raise DataError(
-            f"{printable(folder)} has {len(classes)} class folders{named}, and the network has {num_classes} classes",
+            f"{visible(folder)} has {len(classes)} class folders{named}, and the network has {num_classes} classes",
             next_step="Give a sub-folder for each class or a CSV file, or --num-classes as the weights were trained for.",
         )
     found = [find_images(own) for own in folders]
@@ -200,7 +201,7 @@ def _listed(folder: Path, preprocessing: Preprocessing, num_classes: int) -> Lab
     empty = [own for own, inside in zip(folders, found, strict=True) if not inside.paths]
     if empty:
         raise DataError(
-            f"{printable(folder)}: {first_names(empty, folder)} holds no image",
+            f"{visible(folder)}: {first_names(empty, folder)} holds no image",
             next_step="Put some in, or remove the folder.",
         )
     return LabelledPictures(
@@ -231,7 +232,7 @@ def _divided(pictures: LabelledPictures, seed: int) -> Split[LabelledPictures]:
         members = generator.permutation([index for index, own in enumerate(pictures.labels) if own == label]).tolist()
         if len(members) == 1:
             raise DataError(
-                f"{printable(pictures.folder / name)} has a single image",
+                f"{visible(pictures.folder / name)} has a single image",
                 next_step="Give at least 2, to train on and to measure with.",
             )
         held_out = max(round(len(members) * HELD_OUT), 1)  # none of a class that a CSV file does not name

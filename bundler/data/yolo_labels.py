@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bundler.data.image_files import printable, read_bytes
+from bundler.data.image_files import read_bytes
 from bundler.data.labels import SLACK, Labels
 from bundler.errors import DataError, UnreadableImageError
+from bundler.visible import visible
 
 __all__ = ["label_path", "read_yolo_labels"]
 
@@ -40,10 +41,10 @@ def read_yolo_labels(path: Path, num_classes: int) -> Labels:
         raise DataError(error.message, next_step="Write one line for each object, as text.") from error
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{printable(path)} cannot be read: it is not UTF-8", next_step="Write one line for each object, as text."
+            f"{visible(path)} cannot be read: it is not UTF-8", next_step="Write one line for each object, as text."
         ) from error
     rows = [
-        _read_line(line.split(), f"{printable(path)}, line {number}", num_classes)
+        _read_line(line.split(), f"{visible(path)}, line {number}", num_classes)
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]
@@ -57,7 +58,7 @@ def _read_line(words: list[str], where: str, num_classes: int) -> list[float]:
     try:
         numbers = [float(word) for word in words]
     except ValueError as error:
-        raise DataError(f"{where}: {printable(error)[:200]}", next_step=_HINT) from error
+        raise DataError(f"{where}: {visible(error, 200)}", next_step=_HINT) from error
     if len(numbers) == 6:
         raise DataError(
             f"{where}: 6 numbers instead of 5; a detector's own results have a confidence at the end",
@@ -68,13 +69,13 @@ def _read_line(words: list[str], where: str, num_classes: int) -> list[float]:
     kind = numbers[0]
     if kind not in range(num_classes):
         raise DataError(
-            f"{where}: class {printable(words[0])[:40]}, and the network's are 0 to {num_classes - 1}",
+            f"{where}: class {visible(words[0], 40)}, and the network's are 0 to {num_classes - 1}",
             next_step="Give --num-classes as the weights were trained for, or labels of the same classes.",
         )
     box = numbers[1:] if len(numbers) == 5 else _around(numbers[1:])
     x, y, width, height = box
     if not (0 <= x <= 1 and 0 <= y <= 1 and 0 < width <= 1 + SLACK and 0 < height <= 1 + SLACK):
-        raise DataError(f"{where}: {printable(' '.join(words[1:]))[:80]} is no box in an image", next_step=_HINT)
+        raise DataError(f"{where}: {visible(' '.join(words[1:]), 80)} is no box in an image", next_step=_HINT)
     return [kind, *box]
 
 

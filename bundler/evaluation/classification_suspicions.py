@@ -14,10 +14,10 @@ from bundler import console
 from bundler.data.labelled_images import LabelledPictures
 from bundler.evaluation.class_order import ClassOrder, find_class_order
 from bundler.evaluation.classification import Top1Test, wilson
-from bundler.evaluation.other_preprocessing import Other, other_fits, other_normalisations, renormalised
-from bundler.evaluation.trials import Trials
+from bundler.evaluation.other_preprocessing import Other, Trials, other_fits, other_normalisations, renormalised
 from bundler.graphs.exported_graph import ExportedGraph
 from bundler.graphs.host_runs import runnable
+from bundler.visible import visible
 
 __all__ = ["suspect_top1"]
 
@@ -182,5 +182,5 @@ def _measured(right: Right, pictures: LabelledPictures) -> str:
 
 
 def _name(path: Path) -> str:
-    """Return a folder's own name in printable characters: the sentence goes into the manifest."""
-    return "".join(letter if letter.isprintable() else "?" for letter in path.name) or str(path)
+    """Return a folder's own name in printable characters; the sentence is stored in the manifest."""
+    return visible(path.name or path)

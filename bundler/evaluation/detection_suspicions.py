@@ -13,9 +13,8 @@ from bundler.data.labelled_boxes import DetectionPictures, Labels
 from bundler.device.detections import Detections, shown
 from bundler.evaluation.average_precision import mean_average_precision
 from bundler.evaluation.class_order import find_class_order
-from bundler.evaluation.other_preprocessing import Other, other_fits, other_normalisations
+from bundler.evaluation.other_preprocessing import Other, Trials, other_fits, other_normalisations
 from bundler.evaluation.seen import Seen, guesses
-from bundler.evaluation.trials import Trials
 from bundler.graphs.exported_graph import ExportedGraph
 from bundler.graphs.host_runs import runnable
 from bundler.manifest import BoxesRecord

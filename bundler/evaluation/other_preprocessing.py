@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +13,12 @@ from numpy.typing import NDArray
 from bundler.data.preprocessing import DEVIATION, MEAN, Channels, Preprocessing, height_and_width
 from bundler.preprocessing_request import pixels_text, values_text
 
-__all__ = ["Other", "other_fits", "other_normalisations", "renormalised"]
+__all__ = ["Other", "Trials", "other_fits", "other_normalisations", "renormalised"]
 
+Item = TypeVar("Item")
 Values = tuple[float, float, float]
+
+SECONDS = 60.0  # after which no further preprocessing is tried
 
 ZERO, HALF, ONE = (0.0,) * 3, (0.5,) * 3, (1.0,) * 3
 TO_255 = (1 / 255,) * 3  # the standard deviation with which inputs go up to 255
@@ -87,3 +93,26 @@ def renormalised(inputs: NDArray[np.float32], current: Preprocessing, other: Pre
 
 def _column(values: Values) -> NDArray[np.float32]:
     return np.array(values, np.float32).reshape(3, 1, 1)
+
+
+@dataclass
+class Trials:
+    """How many were finished, and how long they took."""
+
+    started: float = field(default_factory=time.monotonic)
+    finished: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def in_time(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items until the time is over."""
+        for item in items:
+            if self.seconds > SECONDS:
+                return
+            yield item
+
+    def __str__(self) -> str:
+        limit = f", of no more than {SECONDS:.0f} s" if self.seconds > SECONDS else ""
+        return f"{self.finished} other preprocessings in {self.seconds:.0f} s{limit}"

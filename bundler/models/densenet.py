@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bundler.models.concatenate import Concatenate
-from bundler.models.published_weights import Weights, state_dict_of
+from bundler.models.published_weights import Weights, resolve_weights
+from bundler.models.quantizable_blocks import Concatenate
 from bundler.quantization import (
     DeQuantStub,
     FloatFunctional,
@@ -109,9 +109,9 @@ def _densenet(
     target: QuantizationProfile | None,
     **kwargs: Any,
 ) -> QuantizableDenseNet:
-    state_dict = _renamed(state_dict_of(weights, kwargs, progress=progress))
-    model = QuantizableDenseNet(growth_rate, block_config, num_init_features, **kwargs)
-    return load_fuse_prepare(model, state_dict, quantize=quantize, is_qat=is_qat, target=target)
+    state_dict, options = resolve_weights(weights, kwargs, progress=progress)
+    model = QuantizableDenseNet(growth_rate, block_config, num_init_features, **options)
+    return load_fuse_prepare(model, _renamed(state_dict), quantize=quantize, is_qat=is_qat, target=target)
 
 
 def _renamed(state_dict: Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:

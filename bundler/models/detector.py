@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bundler.models.activation_modules import make_activation
-from bundler.models.concatenate import Concatenate
 from bundler.models.darknet_weights import DarknetLayer
+from bundler.models.quantizable_blocks import Concatenate
 from bundler.models.specs import Int8Scope
 from bundler.quantization import DeQuantStub, FloatFunctional, QuantStub, fuse_modules, make_quantizable
 

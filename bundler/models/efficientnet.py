@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from bundler.models.published_weights import Weights, state_dict_of
-from bundler.models.squeeze_excitation import QuantizableSqueezeExcitation
+from bundler.models.published_weights import Weights, resolve_weights
+from bundler.models.quantizable_blocks import QuantizableSqueezeExcitation
 from bundler.quantization import (
     DeQuantStub,
     FloatFunctional,
@@ -86,8 +86,8 @@ def _efficientnet(
     target: QuantizationProfile | None,
     **kwargs: Any,
 ) -> QuantizableEfficientNet:
-    state_dict = state_dict_of(weights, kwargs, progress=progress)
-    model = QuantizableEfficientNet(inverted_residual_setting, kwargs.pop("dropout", usual_dropout), **kwargs)
+    state_dict, options = resolve_weights(weights, kwargs, progress=progress)
+    model = QuantizableEfficientNet(inverted_residual_setting, kwargs.pop("dropout", usual_dropout), **options)
     return load_fuse_prepare(model, state_dict, quantize=quantize, is_qat=is_qat, target=target)
 
 

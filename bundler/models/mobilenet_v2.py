@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from bundler.models.published_weights import Weights, state_dict_of
+from bundler.models.published_weights import Weights, resolve_weights
 from bundler.quantization import (
     DeQuantStub,
     FloatFunctional,
@@ -81,8 +81,8 @@ def _mobilenet_v2(
     target: QuantizationProfile | None,
     **kwargs: Any,
 ) -> QuantizableMobileNetV2:
-    state_dict = state_dict_of(weights, kwargs, progress=progress)
-    model = QuantizableMobileNetV2(block=QuantizableInvertedResidual, **kwargs)
+    state_dict, options = resolve_weights(weights, kwargs, progress=progress)
+    model = QuantizableMobileNetV2(block=QuantizableInvertedResidual, **options)
     return load_fuse_prepare(model, state_dict, quantize=quantize, is_qat=is_qat, target=target)
 
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from bundler.models.published_weights import Weights, state_dict_of
-from bundler.models.squeeze_excitation import QuantizableSqueezeExcitation
+from bundler.models.published_weights import Weights, resolve_weights
+from bundler.models.quantizable_blocks import QuantizableSqueezeExcitation
 from bundler.quantization import (
     DeQuantStub,
     FloatFunctional,
@@ -82,8 +82,8 @@ def _mobilenet_v3(
     target: QuantizationProfile | None,
     **kwargs: Any,
 ) -> QuantizableMobileNetV3:
-    state_dict = state_dict_of(weights, kwargs, progress=progress)
-    model = QuantizableMobileNetV3(inverted_residual_setting, last_channel, block=QuantizableInvertedResidual, **kwargs)
+    state_dict, options = resolve_weights(weights, kwargs, progress=progress)
+    model = QuantizableMobileNetV3(inverted_residual_setting, last_channel, block=QuantizableInvertedResidual, **options)
     return load_fuse_prepare(model, state_dict, quantize=quantize, is_qat=is_qat, target=target)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bundler.models.published_weights import Weights, state_dict_of
+from bundler.models.published_weights import Weights, resolve_weights
 from bundler.quantization import (
     DeQuantStub,
     FloatFunctional,
@@ -110,8 +110,8 @@ def _resnet(
     target: QuantizationProfile | None,
     **kwargs: Any,
 ) -> QuantizableResNet:
-    state_dict = state_dict_of(weights, kwargs, progress=progress)
-    model = QuantizableResNet(block, layers, **kwargs)
+    state_dict, options = resolve_weights(weights, kwargs, progress=progress)
+    model = QuantizableResNet(block, layers, **options)
     return load_fuse_prepare(model, state_dict, quantize=quantize, is_qat=is_qat, target=target)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bundler.models.darknet_architecture import DarknetArchitecture
+from bundler.models.darknet_cfg import DarknetArchitecture
 from bundler.models.darknet_weights import DarknetLayer
 from bundler.models.detector import BOX, Concatenate, ConvNormAct, Detector, QuantizableDetector, Residual, darknet_layers
-from bundler.models.published_weights import Weights, state_dict_of
+from bundler.models.published_weights import Weights, resolve_weights
 from bundler.quantization import QuantizationProfile, load_fuse_prepare
 
 __all__ = ["QuantizableYoloV3", "YoloV3", "yolov3"]
@@ -138,8 +138,8 @@ def _yolov3(
     target: QuantizationProfile | None,
     **kwargs: Any,
 ) -> QuantizableYoloV3:
-    state_dict = state_dict_of(weights, kwargs, progress=progress)
-    model = QuantizableYoloV3(**kwargs)
+    state_dict, options = resolve_weights(weights, kwargs, progress=progress)
+    model = QuantizableYoloV3(**options)
     return load_fuse_prepare(model, state_dict, quantize=quantize, is_qat=is_qat, target=target)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bundler.models.detector import BOX, Concatenate, ConvNormAct, Detector, QuantizableDetector, Residual
-from bundler.models.published_weights import Weights, state_dict_of
+from bundler.models.published_weights import Weights, resolve_weights
 from bundler.quantization import QuantizationProfile, load_fuse_prepare
 
 __all__ = [
@@ -250,8 +250,8 @@ def _yolov5(
     target: QuantizationProfile | None,
     **kwargs: Any,
 ) -> QuantizableYoloV5:
-    state_dict = state_dict_of(weights, kwargs, progress=progress)
-    model = QuantizableYoloV5(depth, width, **kwargs)
+    state_dict, options = resolve_weights(weights, kwargs, progress=progress)
+    model = QuantizableYoloV5(depth, width, **options)
     return load_fuse_prepare(model, state_dict, quantize=quantize, is_qat=is_qat, target=target)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bundler.errors import CheckpointError
 from bundler.models.activation_modules import ACTIVATIONS, describe_activations, leaky_relu
 from bundler.models.detector_file import MOST_ANCHORS, DetectorFile, agreed_classes
-from bundler.models.inert_pickle import Object, UnreadableError
+from bundler.models.pickle_interpreter import Object, UnreadableError
 from bundler.models.pickled_modules import Payload, PickledModule, is_module, items_of, pickled_modules, text_of
 from bundler.models.yolov5 import NORM_EPS, Release, YoloV5, YoloV5Architecture
 from bundler.models.yolov5_modules import refuse_other_modules

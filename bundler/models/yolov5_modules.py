@@ -9,7 +9,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from bundler.models.detector import BOX, Concatenate, ConvNormAct, Residual
-from bundler.models.inert_pickle import Object
+from bundler.models.pickle_interpreter import Object
 from bundler.models.pickled_modules import Payload, PickledModule, text_of
 from bundler.models.yolov5 import CrossStage, Detect, OlderCrossStage, PyramidPooling, YoloV5
 from bundler.models.yolov5_releases import DifferentModuleError

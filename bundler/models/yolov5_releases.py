@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bundler.models.inert_pickle import Global
+from bundler.models.pickle_interpreter import Global
 from bundler.models.pickled_modules import PickledModule, text_of
 from bundler.models.yolov5 import Release
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from bundler.data.labelled_images import LabelledPictures, load_validation
 from bundler.data.preprocessing import Preprocessing
-from bundler.evaluation import trials
+from bundler.evaluation import other_preprocessing
 from bundler.evaluation.classification import prepare_top1
 from bundler.evaluation.classification_suspicions import suspect_top1
 from bundler.graphs.exported_graph import ExportedGraph, ensure_graph
@@ -133,7 +133,7 @@ def test_an_accuracy_below_what_the_checkpoint_says_is_suspicious(tmp_path: Path
 
 
 def test_no_more_is_tried_when_the_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials, "SECONDS", 0.0)
+    monkeypatch.setattr(other_preprocessing, "SECONDS", 0.0)
     faint = replace(PLAIN, std=(100.0,) * 3)
     text = suspicion(tmp_path, load_validation(write_pictures(tmp_path / "val"), faint, num_classes=4))
     assert text is not None

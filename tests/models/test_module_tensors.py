@@ -28,8 +28,8 @@ from bundler.errors import CheckpointError
 from bundler.models import module_tensors
 from bundler.models.checkpoint_file import CheckpointFile
 from bundler.models.checkpoint_reader import answer
-from bundler.models.inert_pickle import UnreadableError
 from bundler.models.module_tensors import preferred
+from bundler.models.pickle_interpreter import UnreadableError
 
 VENDOR = """
 import torch
