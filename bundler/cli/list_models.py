@@ -1,4 +1,4 @@
-"""`bundler models`: the scope table, and the models of other packages."""
+"""`bundler models`: list the scope table and plug-in models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["command"]
 @click.command("models")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def command(*, as_json: bool) -> None:
-    """List every model of the scope table, and those that other packages offer."""
+    """List the supported models, including those that other packages provide."""
     own = user_models(taken=models())
     listed = [*_listed(), *((model.package, model.spec) for model in own if not isinstance(model, BrokenModel))]
     broken = [model for model in own if isinstance(model, BrokenModel)]

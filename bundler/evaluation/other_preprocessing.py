@@ -1,4 +1,4 @@
-"""Preprocessing that networks are often trained with, other than what a bundle is built with."""
+"""Common variants of preprocessing, and trials of them within a time limit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SECONDS = 60.0  # after which no further preprocessing is tried
 
 ZERO, HALF, ONE = (0.0,) * 3, (0.5,) * 3, (1.0,) * 3
 TO_255 = (1 / 255,) * 3  # the standard deviation with which inputs go up to 255
-# The usual first: torchvision's ToTensor alone; from -1 to 1; ImageNet's; from 0 to 255; that without ImageNet's mean (Caffe).
+# Common first: torchvision's ToTensor alone; from -1 to 1; ImageNet's; from 0 to 255; that without ImageNet's mean (Caffe).
 NORMALISATIONS: tuple[tuple[Values, Values], ...] = (
     (ZERO, ONE),
     (HALF, HALF),
@@ -30,12 +30,12 @@ NORMALISATIONS: tuple[tuple[Values, Values], ...] = (
     (ZERO, TO_255),
     (MEAN, TO_255),
 )
-LARGER = 256 / 224  # than the crop, as the published networks of 224 pixels resize the shorter side
+LARGER = 256 / 224  # ratio of resize to crop in the published networks of 224 pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Other:
-    """Other preprocessing, and the options of `bundler bundle` that ask for it."""
+    """A variant of preprocessing, and the options of `bundler bundle` that select it."""
 
     preprocessing: Preprocessing
     options: tuple[str, ...]
@@ -45,7 +45,7 @@ class Other:
 
 
 def other_normalisations(current: Preprocessing) -> list[Other]:
-    """Return other means, standard deviations and orders of the channels; pixels lie where they are."""
+    """Return variants with other means, standard deviations and channel orders; geometry is unchanged."""
     others = [_normalised(current, mean, std, current.channels) for mean, std in NORMALISATIONS]
     turned: Channels = "rgb" if current.channels == "bgr" else "bgr"
     others.append(Other(preprocessing=replace(current, channels=turned), options=(f"--channels {turned}",)))
@@ -64,7 +64,7 @@ def _normalised(current: Preprocessing, mean: Values, std: Values, channels: Cha
 
 
 def other_fits(current: Preprocessing) -> list[Other]:
-    """Return other ways to fit a picture into an input of the same size, other sizes of the current way first."""
+    """Return variants with another fit or resize for the same input size, those with the current fit first."""
     size = pixels_text(current.crop)
     larger = tuple(round(LARGER * side) for side in height_and_width(current.crop))
     resized = larger[0] if larger[0] == larger[1] else (larger[0], larger[1])
@@ -84,7 +84,7 @@ def other_fits(current: Preprocessing) -> list[Other]:
 
 
 def renormalised(inputs: NDArray[np.float32], current: Preprocessing, other: Preprocessing) -> NDArray[np.float32]:
-    """Return inputs, float32 [N, 3, H, W], as they were with another mean, standard deviation and order of the channels."""
+    """Convert inputs, float32 [N, 3, H, W], to another mean, standard deviation and channel order."""
     pixels = inputs * _column(current.std) + _column(current.mean)
     if other.channels != current.channels:
         pixels = pixels[:, ::-1]
@@ -97,7 +97,7 @@ def _column(values: Values) -> NDArray[np.float32]:
 
 @dataclass
 class Trials:
-    """How many were finished, and how long they took."""
+    """The number of finished trials, and the time that they took."""
 
     started: float = field(default_factory=time.monotonic)
     finished: int = 0
@@ -107,12 +107,12 @@ class Trials:
         return time.monotonic() - self.started
 
     def in_time(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield the items until the time is over."""
+        """Yield the items until the time limit."""
         for item in items:
             if self.seconds > SECONDS:
                 return
             yield item
 
     def __str__(self) -> str:
-        limit = f", of no more than {SECONDS:.0f} s" if self.seconds > SECONDS else ""
-        return f"{self.finished} other preprocessings in {self.seconds:.0f} s{limit}"
+        limit = f" (limit: {SECONDS:.0f} s)" if self.seconds > SECONDS else ""
+        return f"{self.finished} variants of the preprocessing in {self.seconds:.0f} s{limit}"

@@ -120,8 +120,8 @@ def read_darknet_weights(
     if left := len(numbers) - position:
         _refuse_relative(len(numbers), expected, remainder, source)
         raise CheckpointError(
-            f"the checkpoint {source} has {left:,} values more than the model, which has {expected:,}: it is of a larger network "
-            "or another number of classes",
+            f"the checkpoint {source} has {left:,} values more than the model, which has {expected:,}: it is of a larger "
+            "network or another number of classes",
             next_step=_OTHER_SIZE,
         )
     if remainder:

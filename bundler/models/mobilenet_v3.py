@@ -1,4 +1,4 @@
-"""MobileNetV3 large and small (Howard et al. 2019), squeeze-and-excitation quantized as well."""
+"""MobileNetV3 large and small (Howard et al. 2019), with quantized squeeze-and-excitation."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ __all__ = [
 
 
 class QuantizableInvertedResidual(InvertedResidual):  # type: ignore[misc]
-    """Expand, depthwise, gate, project; the residual is added in quantized arithmetic."""
+    """Expand, depthwise, squeeze-and-excitation, project; quantized residual addition."""
 
-    __constants__: ClassVar[list[str]] = ["use_res_connect"]  # TorchScript leaves out the branch that is never taken
+    __constants__: ClassVar[list[str]] = ["use_res_connect"]  # TorchScript drops the branch that is never taken
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         gate = partial(QuantizableSqueezeExcitation, scale_activation=nn.Hardsigmoid)
@@ -49,7 +49,7 @@ class QuantizableInvertedResidual(InvertedResidual):  # type: ignore[misc]
 
 
 class QuantizableMobileNetV3(MobileNetV3):  # type: ignore[misc]
-    """torchvision's MobileNetV3 between quantization stubs; a float model until it is converted."""
+    """torchvision's MobileNetV3 with quantization stubs; a float model until it is converted."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
