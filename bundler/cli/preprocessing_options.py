@@ -26,7 +26,7 @@ _OPTIONS = (
         "--std",
         type=parse_values,
         metavar="R,G,B",
-        help="Standard deviation, by which is divided. 1 if the training had none; 0.00392156863 (1/255) for inputs from 0 to 255."
+        help="Standard deviation, by which is divided. 1 if the training had none; 0.00392156863 (1/255) for inputs in 0..255."
         "  [default: of the published weights]",
     ),
     click.option(

@@ -91,16 +91,16 @@ def load_pictures(folder: Path, preprocessing: Preprocessing, *, count: int, see
     if not found.paths:
         raise CalibrationError(f"the calibration folder {visible(folder)} contains no image", next_step=_FOLDER_HINT)
     candidates = _in_order(found.paths, seed)
-    pictures: list[Batch] = []
+    images: list[Batch] = []
     unusable = [path for path, _ in found.unusable]
     digests: list[str] = []
     with console.progress("reading images", min(count, len(candidates))) as advance:
         for path in candidates:
-            if len(pictures) == count:
+            if len(images) == count:
                 break
             try:
                 content = read_bytes(path)
-                pictures.append(preprocessing(decode_image(content, path)))
+                images.append(preprocessing(decode_image(content, path)))
             except UnreadableImageError as error:
                 skipped.add(path, error.reason)
                 unusable.append(path)
@@ -108,16 +108,15 @@ def load_pictures(folder: Path, preprocessing: Preprocessing, *, count: int, see
             digests.append(digest_of(content, path, folder))
             advance(1)
     skipped.finish()
-    if len(pictures) < 2:
+    if len(images) < 2:
         raise CalibrationError(
-            f"{len(pictures) or 'none'} of the {len(candidates)} images in {visible(folder)} can be read; at least 2 are"
-            " needed",
+            f"{len(images) or 'none'} of the {len(candidates)} images in {visible(folder)} can be read; at least 2 are needed",
             next_step="Pass a folder of JPEG or PNG images like those of the device, or omit --calibration.",
         )
-    require_unlike(np.stack(pictures), preprocessing, f"the {len(pictures)} calibration images in {visible(folder)}")
+    require_unlike(np.stack(images), preprocessing, f"the {len(images)} calibration images in {visible(folder)}")
     return Dataset(
         source="pictures",
-        pictures=np.stack(pictures),
+        pictures=np.stack(images),
         digests=tuple(digests),
         skipped=tuple(name_of(path, folder) for path in unusable),
     )
@@ -159,9 +158,9 @@ def synthetic_pictures(preprocessing: Preprocessing, *, count: int, seed: int) -
     manifest has `synthetic` as their source.
     """
     generator = np.random.default_rng(seed)
-    pictures = np.stack([preprocessing(_synthetic(generator, *preprocessing.input_size)) for _ in range(count)])
-    digests = tuple(hashlib.sha256(picture.tobytes()).hexdigest() for picture in pictures)
-    return Dataset(source="synthetic", pictures=pictures, digests=digests)
+    images = np.stack([preprocessing(_synthetic(generator, *preprocessing.input_size)) for _ in range(count)])
+    digests = tuple(hashlib.sha256(image.tobytes()).hexdigest() for image in images)
+    return Dataset(source="synthetic", pictures=images, digests=digests)
 
 
 def _synthetic(generator: np.random.Generator, height: int, width: int) -> Image.Image:

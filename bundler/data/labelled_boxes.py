@@ -87,8 +87,8 @@ class DetectionPictures:
 
     def batches(self, size: int, *, seed: int | None = None, skip: int = 0) -> Iterator[tuple[NDArray[np.float32]]]:
         """Yield batches of images, float32 [N, 3, height, width]; see `read_batches`."""
-        for _, pictures in read_batches(self.paths, self.preprocessing, size, seed=seed, skip=skip):
-            yield (pictures,)
+        for _, images in read_batches(self.paths, self.preprocessing, size, seed=seed, skip=skip):
+            yield (images,)
 
     def __iter__(self) -> Iterator[DetectionPicture]:
         """Yield the images in order.

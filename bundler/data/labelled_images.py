@@ -72,8 +72,8 @@ class LabelledPictures:
 
     def batches(self, size: int, *, seed: int | None = None, skip: int = 0) -> Iterator[LabelledBatch]:
         """Yield images, float32 [N, 3, height, width], and class indices, int64 [N]; see `read_batches`."""
-        for chosen, pictures in read_batches(self.paths, self.preprocessing, size, seed=seed, skip=skip):
-            yield pictures, np.array([self.labels[index] for index in chosen])
+        for chosen, images in read_batches(self.paths, self.preprocessing, size, seed=seed, skip=skip):
+            yield images, np.array([self.labels[index] for index in chosen])
 
 
 def read_batches(
@@ -97,8 +97,8 @@ def read_batches(
         order, mirrored = generator.permutation(order), generator.random(len(paths)) < 0.5
     for start in range(skip * size, len(order), size):
         chosen = order[start : start + size]
-        pictures = [read_picture(paths[index], preprocessing)[0][:, :, :: -1 if mirrored[index] else 1] for index in chosen]
-        yield chosen, np.stack(pictures)
+        images = [read_picture(paths[index], preprocessing)[0][:, :, :: -1 if mirrored[index] else 1] for index in chosen]
+        yield chosen, np.stack(images)
 
 
 def read_picture(path: Path, preprocessing: Preprocessing) -> tuple[NDArray[np.float32], tuple[int, int]]:
@@ -237,29 +237,29 @@ def _of_table(table: LabelTable, preprocessing: Preprocessing) -> LabelledPictur
     )
 
 
-def _divided(pictures: LabelledPictures, seed: int) -> Split[LabelledPictures]:
+def _divided(images: LabelledPictures, seed: int) -> Split[LabelledPictures]:
     generator = np.random.default_rng(seed)
     train: list[int] = []
     validation: list[int] = []
-    for label, name in enumerate(pictures.classes):
-        members = generator.permutation([index for index, own in enumerate(pictures.labels) if own == label]).tolist()
+    for label, name in enumerate(images.classes):
+        members = generator.permutation([index for index, own in enumerate(images.labels) if own == label]).tolist()
         if len(members) == 1:
             raise DataError(
-                f"{visible(pictures.folder / name)} has only one image",
+                f"{visible(images.folder / name)} has only one image",
                 next_step="Add images: at least 2 are needed, to train on and for evaluation.",
             )
         held_out = max(round(len(members) * HELD_OUT), 1)  # none of a class without images in a CSV file
         validation += members[:held_out]
         train += members[held_out:]
-    return Split(train=_part(pictures, sorted(train)), validation=_part(pictures, sorted(validation)))
+    return Split(train=_part(images, sorted(train)), validation=_part(images, sorted(validation)))
 
 
-def _part(pictures: LabelledPictures, indices: list[int]) -> LabelledPictures:
+def _part(images: LabelledPictures, indices: list[int]) -> LabelledPictures:
     return LabelledPictures(
-        folder=pictures.folder,
-        paths=tuple(pictures.paths[index] for index in indices),
-        labels=tuple(pictures.labels[index] for index in indices),
-        classes=pictures.classes,
-        preprocessing=pictures.preprocessing,
-        tables=pictures.tables,
+        folder=images.folder,
+        paths=tuple(images.paths[index] for index in indices),
+        labels=tuple(images.labels[index] for index in indices),
+        classes=images.classes,
+        preprocessing=images.preprocessing,
+        tables=images.tables,
     )

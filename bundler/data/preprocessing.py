@@ -68,9 +68,9 @@ class Preprocessing:
         """Height and width of the input."""
         return height_and_width(self.crop)
 
-    def __call__(self, picture: Image.Image) -> NDArray[np.float32]:
+    def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """Return float32 [3, height, width]; with "crop", the values of torchvision's `ImageClassification` preset."""
-        fitted = self._fitted(picture.convert("RGB"))
+        fitted = self._fitted(image.convert("RGB"))
         pixels = np.asarray(fitted, dtype=np.float32) / np.float32(255)
         if self.channels == "bgr":
             pixels = pixels[:, :, ::-1]
@@ -100,17 +100,17 @@ class Preprocessing:
             return int(target_height * width / height), target_height
         return target_width, int(target_width * height / width)
 
-    def _fitted(self, picture: Image.Image) -> Image.Image:
+    def _fitted(self, image: Image.Image) -> Image.Image:
         input_height, input_width = self.input_size
-        left, top, width, height = self.frame(*picture.size)
+        left, top, width, height = self.frame(*image.size)
         if self.interpolation == "opencv-bilinear":
-            picture = Image.fromarray(opencv_bilinear(np.asarray(picture), width, height))
+            image = Image.fromarray(opencv_bilinear(np.asarray(image), width, height))
         else:
-            picture = picture.resize((width, height), Image.Resampling[self.interpolation.upper()])
+            image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         if self.fit != "letterbox":
-            return picture.crop((-left, -top, input_width - left, input_height - top))
+            return image.crop((-left, -top, input_width - left, input_height - top))
         canvas = Image.new("RGB", (input_width, input_height), GREY)
-        canvas.paste(picture, (left, top))
+        canvas.paste(image, (left, top))
         return canvas
 
 

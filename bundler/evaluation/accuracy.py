@@ -37,17 +37,17 @@ class AccuracyTest(Protocol):
 
 
 def prepare_test(
-    fp32: ExportedGraph, pictures: LabelledPictures | DetectionPictures, *, level: OptimizationLevel
+    fp32: ExportedGraph, images: LabelledPictures | DetectionPictures, *, level: OptimizationLevel
 ) -> AccuracyTest:
     """Run the FP32 graph on all images.
 
     Raises:
         DataError: an image cannot be read, or a detector detects no object in any of them.
     """
-    console.step(f"Measuring accuracy on {pictures}")
-    if isinstance(pictures, DetectionPictures):
-        return prepare_boxes(fp32, pictures, level=level)
-    return prepare_top1(fp32, pictures, level=level)
+    console.step(f"Measuring accuracy on {images}")
+    if isinstance(images, DetectionPictures):
+        return prepare_boxes(fp32, images, level=level)
+    return prepare_top1(fp32, images, level=level)
 
 
 def suspect(fp32: ExportedGraph, test: AccuracyTest, claims: Mapping[str, float]) -> tuple[str, ...]:

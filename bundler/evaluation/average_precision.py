@@ -49,10 +49,10 @@ def mean_average_precision(found: Sequence[Detections], truth: Sequence[Labels])
     return float(precision.mean()), float(precision[0].mean())
 
 
-def _each(pictures: Sequence[Labels | Detections]) -> list[tuple[int, int, list[float]]]:
+def _each(images: Sequence[Labels | Detections]) -> list[tuple[int, int, list[float]]]:
     """Return the image index, class, and box (left, top, width, height) of each object."""
     return [
         (index, int(kind), [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()])
-        for index, one in enumerate(pictures)
+        for index, one in enumerate(images)
         for kind, box in zip(one.classes, one.boxes, strict=True)
     ]

@@ -16,7 +16,7 @@ from bundler.graphs.host_runs import runnable
 from bundler.manifest import AccuracyRecord
 from bundler.targets import OptimizationLevel
 
-__all__ = ["Interval", "Top1Test", "paired_difference", "prepare_top1", "wilson"]
+__all__ = ["Interval", "Top1Test", "label_ranks", "paired_difference", "prepare_top1", "wilson"]
 
 Interval = tuple[float, float]
 Right = NDArray[np.bool_]
@@ -57,45 +57,48 @@ class Top1Test:
         return _record(_answers(graph, self.pictures, self.level)[0], self.fp32_ranks, self.pictures)
 
 
-def prepare_top1(fp32: ExportedGraph, pictures: LabelledPictures, *, level: OptimizationLevel) -> Top1Test:
+def prepare_top1(fp32: ExportedGraph, images: LabelledPictures, *, level: OptimizationLevel) -> Top1Test:
     """Run the FP32 graph on all images.
 
     Raises:
         DataError: an image cannot be read.
     """
-    ranks, predicted = _answers(fp32, pictures, level)
-    return Top1Test(pictures=pictures, level=level, fp32_ranks=ranks, fp32_predicted=predicted)
+    ranks, predicted = _answers(fp32, images, level)
+    return Top1Test(pictures=images, level=level, fp32_ranks=ranks, fp32_predicted=predicted)
 
 
-def _answers(graph: ExportedGraph, pictures: LabelledPictures, level: OptimizationLevel) -> tuple[Ranks, NDArray[np.int64]]:
+def _answers(graph: ExportedGraph, images: LabelledPictures, level: OptimizationLevel) -> tuple[Ranks, NDArray[np.int64]]:
     run = runnable(graph, level)
     ranks, predicted = [], []
-    with console.progress(f"measuring {graph.path.stem}", len(pictures)) as advance:
-        for batch, labels in pictures.batches(BATCH):
+    with console.progress(f"measuring {graph.path.stem}", len(images)) as advance:
+        for batch, labels in images.batches(BATCH):
             logits = run(batch)
-            ranks.append(_ranks(logits, labels))
+            ranks.append(label_ranks(logits, labels))
             predicted.append(logits.argmax(1))
             advance(len(batch))
     return np.concatenate(ranks), np.concatenate(predicted)
 
 
-def _ranks(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Ranks:
-    """Return how many classes have a higher score than the labelled one; ties are ordered by class index."""
+def label_ranks(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Ranks:
+    """Return how many classes have a higher score than the labelled one, int64 [N]; ties are ordered by class index.
+
+    `logits` are float32 [N, classes], `labels` class indices int64 [N]. Rank 0 is a right prediction.
+    """
     own = logits[np.arange(len(labels)), labels][:, None]
     earlier = (logits == own) & (np.arange(logits.shape[1]) < labels[:, None])
     ranks: Ranks = ((logits > own) | earlier).sum(1)
     return ranks
 
 
-def _record(ranks: Ranks, reference: Ranks | None, pictures: LabelledPictures) -> AccuracyRecord:
+def _record(ranks: Ranks, reference: Ranks | None, images: LabelledPictures) -> AccuracyRecord:
     right = ranks == 0
     drop, interval = (None, None) if reference is None else paired_difference(reference == 0, right)
     return AccuracyRecord(
         pictures=len(right),
-        data_sha256=pictures.sha256,
+        data_sha256=images.sha256,
         top1=float(right.mean()),
         top1_interval=wilson(int(right.sum()), len(right)),
-        top5=float((ranks < TOP).mean()) if len(pictures.classes) > TOP else None,
+        top5=float((ranks < TOP).mean()) if len(images.classes) > TOP else None,
         drop=drop,
         drop_interval=interval,
     )

@@ -52,59 +52,59 @@ def suspect_top1(graph: ExportedGraph, test: Top1Test, claims: Mapping[str, floa
     Raises:
         DataError: an image cannot be read.
     """
-    pictures, right = test.pictures, test.fp32_ranks == 0
-    if len(right) - int(right.sum()) < FEWEST_WRONG and not _is_near_chance(right, pictures):
-        return _below_claims(right, pictures, claims)
-    order = find_class_order(np.array(pictures.labels), test.fp32_predicted)
-    subset = _subset(pictures)
+    images, right = test.pictures, test.fp32_ranks == 0
+    if len(right) - int(right.sum()) < FEWEST_WRONG and not _is_near_chance(right, images):
+        return _below_claims(right, images, claims)
+    order = find_class_order(np.array(images.labels), test.fp32_predicted)
+    subset = _subset(images)
     trials = Trials()
     found = _better(runnable(graph, test.level), subset, trials)
     console.detail(f"tried {trials} on {len(subset)} images")
     if order is not None and (found is None or found[2] < order.share - MARGIN):
-        return _other_order(right, pictures, order)
+        return _other_order(right, images, order)
     if found is not None:
         other, before, after = found
         return (
-            f"{_measured(right, pictures)}: check the preprocessing first. On {len(subset)} images it is {before:.1%} with the"
+            f"{_measured(right, images)}: check the preprocessing first. On {len(subset)} images it is {before:.1%} with the"
             f" current preprocessing and {after:.1%} with `{other}`. If the weights were trained with it, build with that"
         )
-    if _is_near_chance(right, pictures):
+    if _is_near_chance(right, images):
         return (
-            f"{_measured(right, pictures)}: {CHECKED}; then the order of the classes, which is that of the sorted folder"
+            f"{_measured(right, images)}: {CHECKED}; then the order of the classes, which is that of the sorted folder"
             f" names; then whether the weights were trained for these classes. None of {trials.finished} tried variants of the"
             " preprocessing is significantly better"
         )
-    return _below_claims(right, pictures, claims)
+    return _below_claims(right, images, claims)
 
 
-def _below_claims(right: Right, pictures: LabelledPictures, claims: Mapping[str, float]) -> str | None:
+def _below_claims(right: Right, images: LabelledPictures, claims: Mapping[str, float]) -> str | None:
     if not claims:
         return None
     name, claimed = max(claims.items(), key=lambda item: item[1])
     if wilson(int(right.sum()), len(right))[1] >= claimed - BELOW_CLAIM:
         return None
     return (
-        f"{_measured(right, pictures)}, but the checkpoint states {claimed:.1%} ({name}): {CHECKED}; then the order of the"
+        f"{_measured(right, images)}, but the checkpoint states {claimed:.1%} ({name}): {CHECKED}; then the order of the"
         " classes; then whether these images are like those of that evaluation"
     )
 
 
-def _is_near_chance(right: Right, pictures: LabelledPictures) -> bool:
+def _is_near_chance(right: Right, images: LabelledPictures) -> bool:
     """Return whether the accuracy is not significantly above that of always predicting the most frequent class."""
-    return wilson(int(right.sum()), len(right))[0] <= _chance(pictures)
+    return wilson(int(right.sum()), len(right))[0] <= _chance(images)
 
 
-def _chance(pictures: LabelledPictures) -> float:
-    return max(1 / len(pictures.classes), float(np.bincount(pictures.labels).max()) / len(pictures))
+def _chance(images: LabelledPictures) -> float:
+    return max(1 / len(images.classes), float(np.bincount(images.labels).max()) / len(images))
 
 
-def _other_order(right: Right, pictures: LabelledPictures, order: ClassOrder) -> str:
-    names = [_name(Path(name)) for name in pictures.classes]
+def _other_order(right: Right, images: LabelledPictures, order: ClassOrder) -> str:
+    names = [_name(Path(name)) for name in images.classes]
     moved = [f"{names[label]} as {guess}" for label, guess in order.predicted.items() if label != guess]
     trained = {guess: names[label] for label, guess in order.predicted.items()}
     sequence = [trained.get(index, "?") for index in range(min(len(names), LISTED))]
     return (
-        f"{_measured(right, pictures)}, but {order.share:.1%} with the classes in another order:"
+        f"{_measured(right, images)}, but {order.share:.1%} with the classes in another order:"
         f" it predicts {_listed(moved)}. Rename the folders so that their sorted names have the order of the training:"
         f" {_listed([f'{index} {name}' for index, name in enumerate(sequence)], len(names))}"
     )
@@ -115,25 +115,25 @@ def _listed(items: Sequence[str], count: int | None = None) -> str:
     return ", ".join(items[:LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _subset(pictures: LabelledPictures) -> LabelledPictures:
+def _subset(images: LabelledPictures) -> LabelledPictures:
     """Return the images on which other preprocessing is tried, evenly spaced and therefore from all classes."""
-    height, width = pictures.preprocessing.input_size
-    count = min(IMAGES, max(MEMORY // (12 * height * width), 1), len(pictures))
-    chosen = np.unique(np.linspace(0, len(pictures) - 1, count).round().astype(int)).tolist()
+    height, width = images.preprocessing.input_size
+    count = min(IMAGES, max(MEMORY // (12 * height * width), 1), len(images))
+    chosen = np.unique(np.linspace(0, len(images) - 1, count).round().astype(int)).tolist()
     return replace(
-        pictures,
-        paths=tuple(pictures.paths[index] for index in chosen),
-        labels=tuple(pictures.labels[index] for index in chosen),
+        images,
+        paths=tuple(images.paths[index] for index in chosen),
+        labels=tuple(images.labels[index] for index in chosen),
     )
 
 
-def _better(run: Run, pictures: LabelledPictures, trials: Trials) -> tuple[Other, float, float] | None:
+def _better(run: Run, images: LabelledPictures, trials: Trials) -> tuple[Other, float, float] | None:
     """Return the best other preprocessing if it is significantly better, with the accuracy before and after.
 
     Means, standard deviations and channel orders are tried first, then other fits with the best of these.
     """
-    current, labels = pictures.preprocessing, np.array(pictures.labels)
-    batches = [batch for batch, _ in pictures.batches(BATCH)]
+    current, labels = images.preprocessing, np.array(images.labels)
+    batches = [batch for batch, _ in images.batches(BATCH)]
     before = _right(run, batches, labels, trials)
     if before is None:
         return None
@@ -150,12 +150,12 @@ def _better(run: Run, pictures: LabelledPictures, trials: Trials) -> tuple[Other
     start, options = reached, best.options
     for fit in other_fits(best.preprocessing):
         other = replace(fit, options=(*options, *fit.options))
-        fitted = replace(pictures, preprocessing=other.preprocessing)
+        fitted = replace(images, preprocessing=other.preprocessing)
         right = _right(run, (batch for batch, _ in fitted.batches(BATCH)), labels, trials)
         trials.finished += right is not None
         if right is not None and _significant(start, right, attempts):
             best, reached = _kept((best, reached), other, right)
-    if not _significant(before, reached, attempts) or _is_near_chance(reached, pictures):
+    if not _significant(before, reached, attempts) or _is_near_chance(reached, images):
         return None
     return best, float(before.mean()), float(reached.mean())
 
@@ -182,8 +182,8 @@ def _significant(before: Right, after: Right, attempts: int) -> bool:
     return won > lost and chance < SIGNIFICANT / attempts
 
 
-def _measured(right: Right, pictures: LabelledPictures) -> str:
-    return f"FP32 top-1 is {right.mean():.2%} on {_name(pictures.folder)} (chance: {_chance(pictures):.1%})"
+def _measured(right: Right, images: LabelledPictures) -> str:
+    return f"FP32 top-1 is {right.mean():.2%} on {_name(images.folder)} (chance: {_chance(images):.1%})"
 
 
 def _name(path: Path) -> str:

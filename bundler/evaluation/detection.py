@@ -18,7 +18,7 @@ from bundler.manifest import BoxesRecord
 from bundler.targets import OptimizationLevel
 from bundler.visible import visible
 
-__all__ = ["BoxesTest", "prepare_boxes"]
+__all__ = ["BoxesTest", "agreement_share", "prepare_boxes"]
 
 DRAWS = 2000  # bootstrap samples for the interval
 
@@ -44,49 +44,49 @@ class BoxesTest:
         record = _record(self.pictures, seen)
         pairs = zip(seen.shown, self.seen.shown, strict=True)
         agreed = np.array([agreeing(own, other) for own, other in pairs])
-        share, interval = _share(agreed)
+        share, interval = agreement_share(agreed)
         drop = None
         if record.map50_95 is not None and self.fp32.map50_95 is not None:
             drop = self.fp32.map50_95 - record.map50_95
         return record.model_copy(update={"agreement": share, "agreement_interval": interval, "drop": drop})
 
 
-def prepare_boxes(fp32: ExportedGraph, pictures: DetectionPictures, *, level: OptimizationLevel) -> BoxesTest:
+def prepare_boxes(fp32: ExportedGraph, images: DetectionPictures, *, level: OptimizationLevel) -> BoxesTest:
     """Run the FP32 graph on all images.
 
     Raises:
         DataError: an image cannot be read, or no object is detected in any of them, so that nothing can be compared.
     """
-    seen = run_detector(fp32, pictures, level)
+    seen = run_detector(fp32, images, level)
     if not any(len(found.scores) for found in seen.shown):
-        checked = next_step_for_no_detection(fp32, pictures, level)
+        checked = next_step_for_no_detection(fp32, images, level)
         raise DataError(
-            f"the FP32 model detects no object above confidence {SHOWN:g} in the {len(pictures)} images of"
-            f" {visible(pictures.folder)}",
+            f"the FP32 model detects no object above confidence {SHOWN:g} in the {len(images)} images of"
+            f" {visible(images.folder)}",
             next_step=f"{checked} Otherwise pass images with objects of the trained classes, or trained weights.",
         )
-    return BoxesTest(pictures=pictures, level=level, seen=seen, fp32=_record(pictures, seen))
+    return BoxesTest(pictures=images, level=level, seen=seen, fp32=_record(images, seen))
 
 
-def _record(pictures: DetectionPictures, seen: DetectorOutputs) -> BoxesRecord:
+def _record(images: DetectionPictures, seen: DetectorOutputs) -> BoxesRecord:
     """Return the record of a graph without a comparison with FP32."""
     precise = None
-    if seen.ranked is not None and pictures.labels is not None:
-        precise = mean_average_precision(seen.ranked, pictures.labels)
+    if seen.ranked is not None and images.labels is not None:
+        precise = mean_average_precision(seen.ranked, images.labels)
     return BoxesRecord(
-        pictures=len(pictures),
-        data_sha256=pictures.sha256,
+        pictures=len(images),
+        data_sha256=images.sha256,
         boxes=sum(len(found.scores) for found in seen.shown),
         agreement=None,
         agreement_interval=None,
-        labelled_boxes=pictures.labelled_boxes,
+        labelled_boxes=images.labelled_boxes,
         map50_95=None if precise is None else precise[0],
         map50=None if precise is None else precise[1],
         drop=None,
     )
 
 
-def _share(agreed: Counts) -> tuple[float, tuple[float, float]]:
+def agreement_share(agreed: Counts) -> tuple[float, tuple[float, float]]:
     """Return the share of detections that agree, and its 95 % interval.
 
     `agreed` has the numbers of agreeing and of all detections, int64 [images, 2]. Detections in one image are not independent,

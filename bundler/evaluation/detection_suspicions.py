@@ -35,7 +35,7 @@ Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 def suspect_boxes(
     graph: ExportedGraph,
-    pictures: DetectionPictures,
+    images: DetectionPictures,
     seen: DetectorOutputs,
     record: BoxesRecord,
     *,
@@ -48,17 +48,17 @@ def suspect_boxes(
         DataError: an image cannot be read.
     """
     reached = record.map50
-    if pictures.labels is None or reached is None or seen.ranked is None or reached >= POOR:
+    if images.labels is None or reached is None or seen.ranked is None or reached >= POOR:
         return None
-    order = _class_order(seen.ranked, pictures.labels)
+    order = _class_order(seen.ranked, images.labels)
     if order is not None:
         return order
-    subset = _subset(pictures, [index for index, labels in enumerate(pictures.labels) if len(labels.classes)])
+    subset = _subset(images, [index for index, labels in enumerate(images.labels) if len(labels.classes)])
     trials = Trials()
     run = runnable(graph, level)
     before = _map50(run, subset, trials) or 0.0
     best: tuple[Other | None, float] = (None, max(before + GAIN, TIMES * before))
-    for other in _others(pictures):
+    for other in _others(images):
         found = _map50(run, replace(subset, preprocessing=other.preprocessing), trials)
         trials.finished += found is not None
         if found is not None and found > best[1]:
@@ -80,44 +80,44 @@ def suspect_boxes(
     )
 
 
-def _others(pictures: DetectionPictures) -> list[Other]:
-    current = pictures.preprocessing
+def _others(images: DetectionPictures) -> list[Other]:
+    current = images.preprocessing
     fits = [other for other in other_fits(current) if other.preprocessing.fit != "crop"]
     return [*other_normalisations(current), *fits]
 
 
-def _subset(pictures: DetectionPictures, places: Sequence[int]) -> DetectionPictures:
+def _subset(images: DetectionPictures, places: Sequence[int]) -> DetectionPictures:
     """Return up to `IMAGES` of the images at these indices, evenly spaced."""
     spread = np.unique(np.linspace(0, len(places) - 1, min(IMAGES, len(places))).round().astype(int)).tolist()
     chosen = [places[index] for index in spread]
-    labels = None if pictures.labels is None else tuple(pictures.labels[index] for index in chosen)
-    sizes = pictures.sizes and tuple(pictures.sizes[index] for index in chosen)
-    return replace(pictures, paths=tuple(pictures.paths[index] for index in chosen), labels=labels, sizes=sizes)
+    labels = None if images.labels is None else tuple(images.labels[index] for index in chosen)
+    sizes = images.sizes and tuple(images.sizes[index] for index in chosen)
+    return replace(images, paths=tuple(images.paths[index] for index in chosen), labels=labels, sizes=sizes)
 
 
-def _map50(run: Run, pictures: DetectionPictures, trials: Trials) -> float | None:
+def _map50(run: Run, images: DetectionPictures, trials: Trials) -> float | None:
     """Return mAP50; None if the time limit is exceeded."""
-    assert pictures.labels is not None  # noqa: S101  checked by the caller
+    assert images.labels is not None  # noqa: S101  checked by the caller
     found = []
-    for picture in trials.in_time(pictures):
-        (rows,) = run(picture.pixels[None])
-        found.append(ranked_detections(rows, picture))
-    return mean_average_precision(found, pictures.labels)[1] if len(found) == len(pictures) else None
+    for image in trials.in_time(images):
+        (rows,) = run(image.pixels[None])
+        found.append(ranked_detections(rows, image))
+    return mean_average_precision(found, images.labels)[1] if len(found) == len(images) else None
 
 
-def next_step_for_no_detection(graph: ExportedGraph, pictures: DetectionPictures, level: OptimizationLevel) -> str:
+def next_step_for_no_detection(graph: ExportedGraph, images: DetectionPictures, level: OptimizationLevel) -> str:
     """Return a next step for a detector without detections: the other preprocessing with the most, if there is one.
 
     Raises:
         DataError: an image cannot be read.
     """
-    subset = _subset(pictures, range(len(pictures)))
+    subset = _subset(images, range(len(images)))
     trials = Trials()
     run = runnable(graph, level)
     counts: list[tuple[int, Other]] = []
-    for other in _others(pictures):
+    for other in _others(images):
         tried = replace(subset, preprocessing=other.preprocessing)
-        found = [len(shown(run(picture.pixels[None])[0]).scores) for picture in trials.in_time(tried)]
+        found = [len(shown(run(image.pixels[None])[0]).scores) for image in trials.in_time(tried)]
         if len(found) == len(subset):
             trials.finished += 1
             counts.append((sum(found), other))

@@ -33,7 +33,7 @@ class DetectorOutputs:
     ranked: tuple[Detections, ...] | None
 
 
-def run_detector(graph: ExportedGraph, pictures: DetectionPictures, level: OptimizationLevel) -> DetectorOutputs:
+def run_detector(graph: ExportedGraph, images: DetectionPictures, level: OptimizationLevel) -> DetectorOutputs:
     """Run the graph on each image.
 
     Raises:
@@ -41,19 +41,19 @@ def run_detector(graph: ExportedGraph, pictures: DetectionPictures, level: Optim
     """
     run = runnable(graph, level)
     seen, ranked = [], []
-    with console.progress(f"measuring {graph.path.stem}", len(pictures)) as advance:
-        for picture in pictures:
-            (rows,) = run(picture.pixels[None])
+    with console.progress(f"measuring {graph.path.stem}", len(images)) as advance:
+        for image in images:
+            (rows,) = run(image.pixels[None])
             seen.append(shown(rows))
-            if pictures.labels is not None:
-                ranked.append(ranked_detections(rows, picture))
+            if images.labels is not None:
+                ranked.append(ranked_detections(rows, image))
             advance(1)
-    return DetectorOutputs(shown=tuple(seen), ranked=tuple(ranked) if pictures.labels is not None else None)
+    return DetectorOutputs(shown=tuple(seen), ranked=tuple(ranked) if images.labels is not None else None)
 
 
-def ranked_detections(rows: NDArray[np.float32], picture: DetectionPicture) -> Detections:
+def ranked_detections(rows: NDArray[np.float32], image: DetectionPicture) -> Detections:
     """Return the detections for average precision in one image; boxes are relative to its size and clipped to it."""
-    left, top, width, height = picture.frame
+    left, top, width, height = image.frame
     found = detect(rows, *RANKED, multi_label=True)
     boxes = (found.boxes - (left, top) * 2) / ((width, height) * 2)
     return found._replace(boxes=boxes.clip(0, 1))

@@ -81,8 +81,8 @@ class Detection:
 
     def score(self, model: nn.Module) -> float:
         same = count = 0
-        for picture, reference in zip(self.validation, self.seen, strict=True):
-            (rows,) = model(torch.from_numpy(picture.pixels[None])).numpy()
+        for image, reference in zip(self.validation, self.seen, strict=True):
+            (rows,) = model(torch.from_numpy(image.pixels[None])).numpy()
             agreed, both = agreeing(shown(rows), reference)
             same, count = same + agreed, count + both
         return same / count

@@ -23,25 +23,25 @@ BACKGROUND = -3.0  # mean of raw objectness: most cells contain no object
 BRANCH = 0.1  # scale of a residual branch's last BatchNorm, as in the later blocks of trained networks
 
 
-def random_state_dict(build: Callable[[], nn.Module], pictures: Tensor, *, seed: int) -> Mapping[str, Tensor]:
+def random_state_dict(build: Callable[[], nn.Module], images: Tensor, *, seed: int) -> Mapping[str, Tensor]:
     """Return a state dict of the model that `build` makes.
 
     Args:
         build: returns the float model; it is called with a seeded generator.
-        pictures: float32 [N, 3, H, W], normalised, N ≥ 8; used for the statistics of BatchNorms and the spread of outputs.
+        images: float32 [N, 3, H, W], normalised, N ≥ 8; used for the statistics of BatchNorms and the spread of outputs.
         seed: of the weights; the global random state is not changed.
     """
-    pictures = pictures.double()
+    images = images.double()
     with torch.random.fork_rng(devices=[]), double_precision():  # the same values on every machine
         torch.manual_seed(seed)
         model = build().double()
         _make_depthwise_positive(model)
-        _set_batch_norms(model, pictures)
+        _set_batch_norms(model, images)
         if isinstance(model, Detector):
             for layer in model.prediction_layers():
-                _spread_predictions(layer, model, pictures)
+                _spread_predictions(layer, model, images)
         else:
-            _spread_classifier(model, pictures)
+            _spread_classifier(model, images)
         model.float()
     return {key: value.clone() for key, value in model.state_dict().items()}
 
@@ -60,7 +60,7 @@ def _last_norms_of_branches(model: nn.Module) -> set[nn.BatchNorm2d]:
     return {[norm for norm in block.modules() if isinstance(norm, nn.BatchNorm2d)][-1] for block in blocks}
 
 
-def _set_batch_norms(model: nn.Module, pictures: Tensor) -> None:
+def _set_batch_norms(model: nn.Module, images: Tensor) -> None:
     """Set each BatchNorm to the statistics of its inputs, with weights and biases that keep rounding errors from growing.
 
     Weights proportional to each channel's deviation keep the fused weights of a layer in one range, a bias near 1 keeps most
@@ -87,7 +87,7 @@ def _set_batch_norms(model: nn.Module, pictures: Tensor) -> None:
         norm.reset_running_stats()
     model.train()
     with torch.no_grad():
-        for batch in pictures.split(8):
+        for batch in images.split(8):
             model(batch)
     model.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
@@ -96,7 +96,7 @@ def _set_batch_norms(model: nn.Module, pictures: Tensor) -> None:
         hook.remove()
 
 
-def _inputs_of(layer: nn.Module, model: nn.Module, pictures: Tensor) -> Tensor:
+def _inputs_of(layer: nn.Module, model: nn.Module, images: Tensor) -> Tensor:
     """Return the inputs of a layer, float64 [images (times cells), channels]."""
     seen: list[Tensor] = []
 
@@ -106,24 +106,24 @@ def _inputs_of(layer: nn.Module, model: nn.Module, pictures: Tensor) -> Tensor:
 
     hook = layer.register_forward_pre_hook(keep)
     with torch.no_grad():
-        for batch in pictures.split(8):
+        for batch in images.split(8):
             model(batch)
     hook.remove()
     return torch.cat(seen)
 
 
-def _spread_classifier(model: nn.Module, pictures: Tensor) -> None:
+def _spread_classifier(model: nn.Module, images: Tensor) -> None:
     classifier = next(module for module in reversed(list(model.modules())) if isinstance(module, nn.Linear))
-    seen = _inputs_of(classifier, model, pictures)
+    seen = _inputs_of(classifier, model, images)
     with torch.no_grad():
         logits = (seen - seen.mean(0)) @ classifier.weight.T
         classifier.weight *= LOGIT_DEVIATION / logits.std()
         classifier.bias.copy_(-(seen.mean(0) @ classifier.weight.T))
 
 
-def _spread_predictions(layer: nn.Conv2d, model: Detector, pictures: Tensor) -> None:
+def _spread_predictions(layer: nn.Conv2d, model: Detector, images: Tensor) -> None:
     """Scale each raw output [anchors · (5 + classes)] of a detection head to its deviation over images and cells."""
-    seen = _inputs_of(layer, model, pictures)
+    seen = _inputs_of(layer, model, images)
     deviation, mean = torch.full((BOX + model.num_classes,), LOGIT_DEVIATION), torch.zeros(BOX + model.num_classes)
     deviation[: BOX - 1] = BOX_DEVIATION
     mean[BOX - 1] = BACKGROUND

@@ -1,4 +1,4 @@
-"""Pictures for detectors: where labels are looked for, what they mean, and what is refused."""
+"""Images for detectors: where labels are looked for, what they mean, and what is refused."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_labels_lie_over_the_upright_image(tmp_path: Path) -> None:
     assert frames[0][0] == (0, 10, 64, 43)
 
 
-def test_of_a_divided_folder_the_validation_pictures_are_measured_on(tmp_path: Path) -> None:
+def test_of_a_divided_folder_the_validation_images_are_measured_on(tmp_path: Path) -> None:
     for part in ("train", "val"):
         write(tmp_path, f"images/{part}/{part}.jpg", f"labels/{part}/{part}.txt", "0 0.5 0.5 0.5 0.5")
     assert [path.name for path in load(tmp_path).paths] == ["val.jpg"]
@@ -142,7 +142,7 @@ def test_what_cannot_be_divided_is_refused(tmp_path: Path, pictures: tuple[str, 
         split(tmp_path / "data")
 
 
-def test_pictures_to_learn_from_are_mirrored_by_half_and_resumed_where_they_stopped(tmp_path: Path) -> None:
+def test_images_to_learn_from_are_mirrored_by_half_and_resumed_where_they_stopped(tmp_path: Path) -> None:
     for index in range(12):
         pixels = np.zeros((64, 64, 3), np.uint8)
         pixels[:, :32] = 10 * (index + 1)  # bright on the left
@@ -159,7 +159,7 @@ def test_pictures_to_learn_from_are_mirrored_by_half_and_resumed_where_they_stop
     assert all(picture[0, 0, 0] > 0 for picture in in_order)
 
 
-def test_a_picture_without_a_label_file_shows_nothing_where_others_have_one(tmp_path: Path) -> None:
+def test_an_image_without_a_label_file_shows_nothing_where_others_have_one(tmp_path: Path) -> None:
     write(tmp_path, "a.jpg")
     write(tmp_path, "b.jpg", "b.txt", "1 0.5 0.5 0.5 0.5")
     write(tmp_path, "c.jpg", "c.txt", "")
@@ -179,7 +179,7 @@ def test_without_any_label_file_there_are_no_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "frame"), [((40, 20), (0, 16, 64, 32)), ((20, 80), (24, 0, 16, 64)), ((64, 64), (0, 0, 64, 64))]
 )
-def test_the_frame_is_where_the_picture_lies_in_the_input(
+def test_the_frame_is_where_the_image_lies_in_the_input(
     tmp_path: Path, size: tuple[int, int], frame: tuple[int, int, int, int]
 ) -> None:
     write(tmp_path, "a.png", size=size)
@@ -230,7 +230,7 @@ def test_a_label_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(DataError, match="holds no image"):
         load(tmp_path)

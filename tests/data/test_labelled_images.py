@@ -1,4 +1,4 @@
-"""Labelled pictures: which classes they have, how they are divided, and what is refused."""
+"""Labelled images: which classes they have, how they are divided, and what is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Fill = Callable[..., Path]
 
 @pytest.fixture
 def fill(tmp_path: Path) -> Fill:
-    """Write `count` pictures into each class folder, each of one grey, which tells it apart."""
+    """Write `count` images into each class folder, each of one grey, which tells it apart."""
 
     def write(*classes: str, count: int = 5) -> Path:
         for row, name in enumerate(classes):
@@ -33,7 +33,7 @@ def fill(tmp_path: Path) -> Fill:
 
 
 def greys(pictures: LabelledPictures, **options: int) -> list[tuple[int, int]]:
-    """Return each picture's grey and class, in the order of the batches."""
+    """Return each image's grey and class, in the order of the batches."""
     found = []
     for batch, labels in pictures.batches(4, **options):
         assert batch.dtype == np.float32

@@ -70,7 +70,7 @@ PREPARED = (
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten classes of two pictures."""
+    """Ten classes of two images."""
     folder = tmp_path_factory.mktemp("labelled")
     generator = np.random.default_rng(3)
     for index in range(20):
@@ -104,7 +104,7 @@ def test_top_1_of_each_mode_is_in_the_manifest_and_a_drop_fails_the_build(
     assert accuracy.top5 >= accuracy.top1
     assert accuracy.drop is not None
     assert not (bundle / "models" / "fp32.onnx").exists()
-    # Weights that know nothing of these pictures are questioned, twice; what they were given is in the manifest.
+    # Weights that know nothing of these images are questioned, twice; what they were given is in the manifest.
     (suspicion,) = manifest.model.suspicions
     assert "(chance: 10.0%): check the preprocessing first" in suspicion
     assert process.stderr.count(suspicion) == 2

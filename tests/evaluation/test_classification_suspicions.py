@@ -48,7 +48,7 @@ def nearest_colour(path: Path, colours: Sequence[tuple[float, float, float]] = C
 def write_pictures(
     folder: Path, *, names: Sequence[str] = "abcd", colours: Sequence[tuple[float, ...]] = COLOURS, wide: bool = False
 ) -> Path:
-    """Write ten pictures of each colour into a folder of each name; wide ones have it at their edges alone."""
+    """Write ten images of each colour into a folder of each name; wide ones have it at their edges alone."""
     generator = np.random.default_rng(0)
     for name, colour in zip(names, colours, strict=True):
         (folder / name).mkdir(parents=True)
@@ -87,7 +87,7 @@ def test_other_values_and_channels_are_found(tmp_path: Path, preprocessing: Prep
     assert f"100.0% with {options}" in text
 
 
-def test_pictures_that_were_squashed_are_found(tmp_path: Path) -> None:
+def test_images_that_were_squashed_are_found(tmp_path: Path) -> None:
     pictures = load_validation(write_pictures(tmp_path / "val", wide=True), PLAIN, num_classes=4)
     colours = [tuple(0.625 * value + 0.375 * 0.5 for value in colour) for colour in COLOURS]
     text = suspicion(tmp_path, pictures, nearest_colour(tmp_path / "fp32.onnx", colours))  # type: ignore[arg-type]

@@ -167,7 +167,7 @@ def test_a_part_of_a_number_at_the_end_is_damage(left: int) -> None:
         read(counting() + bytes(left))
 
 
-# Headers whose count of pictures has the other size
+# Headers whose count of images has the other size
 
 
 @pytest.mark.parametrize(("minor", "layout"), [(0, "<iiiQ"), (1, "<iiiQ"), (2, "<iiiI"), (5, "<iiiI")])

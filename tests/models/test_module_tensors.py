@@ -673,4 +673,7 @@ def check_tensors_or_refused(program: bytes) -> None:
             pytest.fail(message)
         return
     assert loaded
-    assert all(torch.isfinite(value).all() in (True, False) for value in loaded.values())
+    for value in loaded.values():
+        last = value.storage_offset() + sum((size - 1) * step for size, step in zip(value.shape, value.stride(), strict=True))
+        assert not value.numel() or (last + 1) * value.itemsize <= value.untyped_storage().nbytes()
+        value.clone()  # reads every element

@@ -51,7 +51,7 @@ def test_without_such_packages_there_is_nothing() -> None:
     assert user_models(taken=()) == []
 
 
-def test_a_parser_is_a_model_with_its_package_and_the_usual_picture(install: Install) -> None:
+def test_a_parser_is_a_model_with_its_package_and_the_usual_image(install: Install) -> None:
     install(GOOD, {"my_net": "own_nets:net"})
     spec = ModelSpec(name="my_net", parser="own_nets:net", resize=256, crop=224)
     assert only() == UserModel(name="my_net", package="own-nets 1.2", spec=spec)
