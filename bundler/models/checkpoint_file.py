@@ -235,9 +235,9 @@ class CheckpointFile:
         members = self._answer["members"]
         if len(members) != 1:
             names = ", ".join(visible(name, 60) for name in members[:4]) + (", …" if len(members) > 4 else "")
-            holds = f"{len(members)} checkpoints ({names})" if members else "no checkpoint"
+            found = f"{len(members)} checkpoints ({names})" if members else "no checkpoint"
             raise CheckpointError(
-                f"the archive {self.named} contains {holds}", next_step="Unpack it, and pass the checkpoint itself."
+                f"the archive {self.named} contains {found}", next_step="Unpack it, and pass the checkpoint itself."
             )
         (name,) = members
         target = _memory_file()

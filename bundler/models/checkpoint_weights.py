@@ -356,7 +356,7 @@ def _foreign(file: CheckpointFile, candidates: Sequence[Candidate], network: Net
 
 
 def _refuse_other_modules(file: CheckpointFile, place: _Place, network: Network) -> None:
-    """Raise a CheckpointError if a pickled network has the keys of ours but computes something else."""
+    """Raise a CheckpointError if a pickled network has the keys of the model but computes something else."""
     if not place.candidate.is_module or place.match.parts:
         return
     try:

@@ -19,7 +19,7 @@ _EDIT = "Restore the file with which the weights were trained, and run the comma
 
 @dataclass(frozen=True, kw_only=True)
 class DarknetArchitecture:
-    """Settings of a YOLOv3 or YOLOv4 that a cfg holds and a `.weights` file does not.
+    """Settings of a YOLOv3 or YOLOv4 that are in a cfg, but not in a `.weights` file.
 
     Args:
         anchors: widths and heights in pixels, [scale][anchor][2], for strides 8, 16 and 32.

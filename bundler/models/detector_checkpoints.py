@@ -60,7 +60,7 @@ class Architecture:
         self.num_classes = found.num_classes
         self.options = {"architecture": found.architecture}
         height, width = found.size
-        self.network = f"as {source} says: {_described(found.architecture)}; its input has {width}x{height} pixels"
+        self.network = f"settings of {source}: {_described(found.architecture)}; input of {width}x{height} pixels"
 
     @property
     def classes(self) -> int:

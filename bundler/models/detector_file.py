@@ -50,7 +50,7 @@ def agreed_classes(found: int, asked: int | None, *, anchors: int, source: str) 
         )
     if asked is not None and asked != found:
         raise CheckpointError(
-            f"the checkpoint {source} has {found} classes, not {asked} as --num-classes says: each of its detection "
+            f"the checkpoint {source} has {found} classes, but --num-classes is {asked}: each of its detection "
             f"convolutions has {anchors * (BOX + found)} channels, {anchors} anchors x ({BOX} + {found})",
             next_step=f"Pass --num-classes {found}, or omit the option: the number is read from the checkpoint.",
         )

@@ -69,7 +69,7 @@ _MAGIC: tuple[tuple[int, bytes, FileKind], ...] = (
 _HTML = re.compile(rb"\s*<(!doctype|html|head|\?xml|!--|body|script|error)", re.IGNORECASE)
 _ONNX = re.compile(rb"\x08[\x01-\x14](\x12|\x3a|\x42|\x1a)", re.DOTALL)  # ir_version, then producer_name, graph or opset_import
 _OPENVINO_XML = re.compile(rb"<net[\s>]")
-_LONGEST_HEADER = 100_000_000  # of safetensors, as its own reader has it
+_LONGEST_HEADER = 100_000_000  # of a safetensors header in bytes, as in the format's own reader
 
 
 def identify(file: BinaryIO, size: int) -> FileKind:  # noqa: C901  one case for each kind
@@ -146,7 +146,7 @@ def _zip_kind(file: BinaryIO) -> FileKind:
     names = archive.namelist()
     last = {name.rpartition("/")[2] for name in names}
     if any(name.endswith((".npy",)) for name in names) and all(name.endswith(".npy") for name in names):
-        return _refused("NumPy", "holds NumPy arrays (.npz), not a PyTorch checkpoint", _GIVE_TORCH)
+        return _refused("NumPy", "contains NumPy arrays (.npz), not a PyTorch checkpoint", _GIVE_TORCH)
     if "data.pkl" in last:
         if "constants.pkl" in last or any("/code/" in f"/{name}" for name in names):
             return _refused(

@@ -262,7 +262,7 @@ class _Search:
             raise UnreadableError(f"it would need more than {MOST_BYTES:,} bytes")
         end = start + sum((dimension - 1) * step for dimension, step in zip(dimensions, steps, strict=True))
         if 0 not in dimensions and end >= count:
-            raise UnreadableError(f"its last element is number {end:,} in a storage of {count:,} elements")
+            raise UnreadableError(f"its last element has the index {end:,} in a storage of {count:,} elements")
         return TensorRecord(dtype=kind, shape=dimensions, stride=steps, offset=start, storage=key, count=count)
 
     def _storage(self, value: object, dtype: object) -> tuple[torch.dtype, str, int]:

@@ -169,8 +169,8 @@ def test_unreadable_images_are_named_skipped_and_replaced(folder: Path, capsys: 
     ("prepare", "words"),
     [
         (lambda folder: folder.rmdir(), "does not exist"),
-        (lambda _folder: None, "holds no image"),
-        (lambda folder: (folder / "readme.txt").write_text("x"), "holds no image"),
+        (lambda _folder: None, "contains no image"),
+        (lambda folder: (folder / "readme.txt").write_text("x"), "contains no image"),
         (lambda folder: [(folder / f"{index}.jpg").write_text("x") for index in range(3)], "none of the 3 images"),
         (lambda folder: picture(1).save(folder / "1.jpg"), "1 of the 1 images"),
     ],
@@ -187,10 +187,10 @@ def test_a_folder_without_images_is_an_error(tmp_path: Path, prepare: object, wo
 @pytest.mark.parametrize(
     ("images", "words"),
     [
-        ([np.zeros((50, 60, 3))] * 4, "the 4 calibration images in .* are alike: they are all black"),
-        ([np.full((50, 60, 3), 130)] * 3, "the 3 calibration images in .* are alike: they show the same"),
-        ([np.full((50, 60, 3), 130), np.full((70, 70, 3), 130.9)], "are alike"),
-        ([np.pad(np.full((30, 60, 3), 90), ((shade, 0), (0, 0), (0, 0))) for shade in (0, 0, 0)], "are alike"),
+        ([np.zeros((50, 60, 3))] * 4, "the 4 calibration images in .* are all black"),
+        ([np.full((50, 60, 3), 130)] * 3, "the 3 calibration images in .* are nearly equal"),
+        ([np.full((50, 60, 3), 130), np.full((70, 70, 3), 130.9)], "are nearly equal"),
+        ([np.pad(np.full((30, 60, 3), 90), ((shade, 0), (0, 0), (0, 0))) for shade in (0, 0, 0)], "are nearly equal"),
     ],
     ids=["black", "equal", "nearly equal", "equal with detail"],
 )
@@ -221,7 +221,7 @@ def test_sixteen_bits_and_eight_give_the_same_numbers(tmp_path: Path) -> None:
 def test_a_strip_is_skipped_by_a_limit_that_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (1, 40_000)).save(folder / "strip.png")
     assert load_pictures(folder, SMALL, count=20, seed=0).skipped == ("strip.png",)
-    assert "strip.png: it has 1 x 40000 pixels, beyond the limit of 50:1 for the aspect ratio" in capsys.readouterr().err
+    assert "strip.png: it has 1 x 40000 pixels, an aspect ratio above the limit of 50:1" in capsys.readouterr().err
 
 
 def test_links_to_class_folders_are_followed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

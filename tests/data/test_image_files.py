@@ -48,7 +48,7 @@ def test_the_suffix_says_nothing(tmp_path: Path, suffix: str) -> None:
         ("/nonexistent", "No such file or directory"),
         ("/", "it is a folder, not a regular file"),
         ("link.png", "Too many levels of symbolic links"),
-        ("/etc/passwd", "it is not an image in a format that is read"),
+        ("/etc/passwd", "it is not an image in a supported format"),
     ],
 )
 def test_what_links_lead_to_is_named(tmp_path: Path, target: str, words: str) -> None:

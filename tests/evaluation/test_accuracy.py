@@ -93,7 +93,7 @@ def test_top_1_of_each_mode_is_in_the_manifest_and_a_drop_fails_the_build(
     arguments = ("mobilenet_v2", "--target", str(unproved), *small, "--mode", "int8-ptq", "--data", str(labelled))
     arguments += ("--weights", str(tmp_path / "mine.pth"), "--input-size", "64x96", *PREPARED)
     process = run("bundle", *arguments, "--max-drop", "100", "--output", str(tmp_path / "dist"), code=3)
-    assert "Measuring accuracy on 20 pictures of 10 classes" in process.stderr
+    assert "Measuring accuracy on 20 images of 10 classes" in process.stderr
     bundle = tmp_path / "dist" / "arm64-qnnpack" / "mobilenet_v2"
     manifest = read_manifest(bundle)
     (mode,) = manifest.modes

@@ -95,7 +95,7 @@ def test_without_labels_the_boxes_that_do_not_agree_are_lost(tmp_path: Path) -> 
 
 def test_where_fp32_sees_nothing_nothing_is_measured(tmp_path: Path) -> None:
     blind = detector(tmp_path / "fp32.onnx", (8, 16, 8, 8, 0.2, 1, 0))
-    with pytest.raises(DataError, match="FP32 sees nothing in the 4 pictures"):
+    with pytest.raises(DataError, match=r"the FP32 model detects no object above confidence 0\.25 in the 4 images"):
         measured(tmp_path, blind, blind, LABELS)
 
 
@@ -130,7 +130,7 @@ def test_a_detectors_accuracy_is_in_the_manifest(
 ) -> None:
     arguments = ("yolov5n", "--target", str(unproved), *small, "--mode", "int8-ptq", "--data", str(street))
     process = run("bundle", *arguments, "--max-drop", "100", "--output", str(tmp_path / "dist"), code=3)
-    assert "Measuring accuracy on 6 pictures with 6 labelled boxes" in process.stderr
+    assert "Measuring accuracy on 6 images with 6 labelled boxes" in process.stderr
     (mode,) = read_manifest(tmp_path / "dist" / "arm64-qnnpack" / "yolov5n").modes
     assert isinstance(mode.accuracy, BoxesRecord)
     assert mode.accuracy.agreement is not None

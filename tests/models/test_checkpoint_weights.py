@@ -182,7 +182,7 @@ def test_what_is_not_the_networks_is_left_out_and_named(weights: StateDict, foun
     extra = {"criterion.weight": torch.ones(5), "metric.confusion": torch.ones(5, 5), "n_averaged": torch.tensor(1)}
     loaded = found({**under("model.", weights), **extra})
     assert_same(loaded.tensors, weights)
-    assert "left out: 3 tensors that are not the network's (criterion.weight, metric.confusion, n_averaged)" in loaded.notes
+    assert "ignored: 3 tensors that are not of this network (criterion.weight, metric.confusion, n_averaged)" in loaded.notes
     teacher = {"teacher.stem.weight": torch.ones(8, 3, 7, 7), "teacher.body.weight": torch.ones(8, 8, 3, 3)}
     assert_same(found({**under("student.", weights), **teacher}).tensors, weights)
 
@@ -214,7 +214,7 @@ def test_counters_may_be_missing(weights: StateDict, found: Found) -> None:
 
 def test_another_number_of_classes_than_asked_for(weights: StateDict, found: Found) -> None:
     assert found(weights, classes=5).notes == ()
-    with pytest.raises(CheckpointError, match=r"has 5 classes, and --num-classes says 7: fc\.weight is \[5, 4\]"):
+    with pytest.raises(CheckpointError, match=r"has 5 classes, but --num-classes is 7: fc\.weight is \[5, 4\]"):
         found(weights, classes=7)
 
 

@@ -144,9 +144,9 @@ DAMAGED: dict[str, tuple[str, Callable[[Path, dict[str, Tensor]], Any], str]] = 
     "empty": ("mine.pth", lambda file, _: file.touch(), "is empty"),
     "text": ("mine.pth", lambda file, _: file.write_text("no such file\n"), "is a text file that begins 'no such file'"),
     "zeros": ("mine.pth", lambda file, _: file.write_bytes(bytes(4096)), "begins with zeros"),
-    "truncated": ("mine.pth", truncated, "was cut off"),
+    "truncated": ("mine.pth", truncated, "truncated"),
     "empty safetensors": ("mine.safetensors", lambda file, _: file.touch(), "is empty"),
-    "truncated safetensors": ("mine.safetensors", truncated_safetensors, "was cut off"),
+    "truncated safetensors": ("mine.safetensors", truncated_safetensors, "truncated"),
 }
 
 
@@ -194,7 +194,7 @@ def test_the_number_of_classes_comes_from_the_file(
     assert loaded.num_classes == 10
     assert "10 classes, from the checkpoint's last layer" in loaded.notes
     assert_builds(loaded)
-    with pytest.raises(CheckpointError, match=r"has 10 classes, and --num-classes says 7: classifier\.3\.weight") as refusal:
+    with pytest.raises(CheckpointError, match=r"has 10 classes, but --num-classes is 7: classifier\.3\.weight") as refusal:
         load(tmp_path / "mine.pth", 7)
     assert "--num-classes 10" in refusal.value.next_step
 
@@ -202,7 +202,7 @@ def test_the_number_of_classes_comes_from_the_file(
 def test_a_pickle_that_would_run_code_does_not(load: Callable[..., LoadedWeights], tmp_path: Path) -> None:
     file, marker = tmp_path / "mine.pth", tmp_path / "marker"
     torch.save({"state_dict": RunsCode(marker)}, file)
-    with pytest.raises(CheckpointError, match="holds no state dict"):
+    with pytest.raises(CheckpointError, match="contains no state dict"):
         load(file)
     assert not marker.exists()
     torch.load(file, weights_only=False)  # it is a pickle that runs code
@@ -212,13 +212,13 @@ def test_a_pickle_that_would_run_code_does_not(load: Callable[..., LoadedWeights
 @pytest.mark.parametrize("payload", [[1, 2], {}, {"epoch": 3}, {"state_dict": {"weight": [1.0]}}, torch.ones(3), 7])
 def test_a_file_without_a_state_dict_is_refused(payload: object, load: Callable[..., LoadedWeights], tmp_path: Path) -> None:
     torch.save(payload, tmp_path / "mine.pth")
-    with pytest.raises(CheckpointError, match="holds no state dict"):
+    with pytest.raises(CheckpointError, match="contains no state dict"):
         load(tmp_path / "mine.pth")
 
 
 def test_what_is_no_regular_file_is_not_opened(load: Callable[..., LoadedWeights], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "mine.pth")  # to open it would wait for a writer
-    with pytest.raises(CheckpointError, match="no regular file"):
+    with pytest.raises(CheckpointError, match="not a regular file"):
         load(tmp_path / "mine.pth")
 
 
@@ -237,7 +237,7 @@ def test_values_that_are_not_finite_are_refused(
     spoilt = state_dict["features.3.block.0.0.weight"].clone()
     spoilt.view(-1)[7] = value
     torch.save({**state_dict, "features.3.block.0.0.weight": spoilt}, tmp_path / "mine.pth")
-    with pytest.raises(CheckpointError, match=r"not finite, first in features\.3\.block\.0\.0\.weight"):
+    with pytest.raises(CheckpointError, match=r"NaN or infinite values, first in features\.3\.block\.0\.0\.weight"):
         load(tmp_path / "mine.pth")
 
 
@@ -380,13 +380,13 @@ def test_a_darknet_file_fits_the_parser(tmp_path: Path) -> None:
     assert (loaded.source, loaded.trained, loaded.num_classes) == ("yolov3.weights", True, 3)
     built = yolov3(weights=loaded.state_dict, num_classes=3).state_dict()
     assert all(torch.equal(built[key], value) for key, value in numbers.items())
-    with pytest.raises(CheckpointError, match=r"numbers left|ends in the layer"):
+    with pytest.raises(CheckpointError, match=r"values more than the model|ends within the layer"):
         from_file(tmp_path / "yolov3.weights", "yolov3", num_classes=4)
     backbone = 20 + 4 * sum(value.numel() for key, value in numbers.items() if key.startswith("backbone."))
     (tmp_path / "darknet53.conv.74").write_bytes((tmp_path / "yolov3.weights").read_bytes()[:backbone])  # as published
-    with pytest.raises(CheckpointError, match="holds the first 52 of 75 convolutions"):
+    with pytest.raises(CheckpointError, match="contains the first 52 of 75 convolutions"):
         from_file(tmp_path / "darknet53.conv.74", "yolov3", num_classes=3)
-    with pytest.raises(CheckpointError, match="no network of Darknet's"):
+    with pytest.raises(CheckpointError, match="not a Darknet network"):
         from_file(tmp_path / "yolov3.weights", "yolov5n", num_classes=3)
 
 

@@ -171,7 +171,7 @@ def test_activations_are_as_many_as_blocks_and_have_a_name() -> None:
     assert acts[-1].negative_slope == 0.2
     with pytest.raises(ValueError, match="zip"):
         YoloV5(1 / 3, 0.25, CLASSES, YoloV5Architecture(activations=("ReLU",) * 56))
-    with pytest.raises(ValueError, match="no activation is called 'GELU'"):
+    with pytest.raises(ValueError, match="unknown activation 'GELU'"):
         YoloV5(1 / 3, 0.25, CLASSES, YoloV5Architecture(activations=("GELU",) * 57))
 
 

@@ -73,7 +73,7 @@ def test_what_can_be_read(content: bytes, kind: str) -> None:
         (b"\x08\x0a\x12\x07pytorch\x1a\x052.13" + bytes(100), "is an ONNX model", "torch.save"),
         (b"\x1c\0\0\0TFL3" + bytes(100), "is a TensorFlow Lite model", "torch.save"),
         (b"\x93NUMPY\x01\0", "is a NumPy array", "torch.save"),
-        (arrays(), r"holds NumPy arrays \(.npz\)", "torch.save"),
+        (arrays(), r"contains NumPy arrays \(.npz\)", "torch.save"),
         (pickle.dumps({"a": [1.0]}), "is a plain pickle", "torch.save"),
         (b"\x28\xb5\x2f\xfd" + bytes(10), "is compressed with zstd", "Unpack"),
         (zipped("model/saved_model.pb"), "is a TensorFlow SavedModel", "torch.save"),
