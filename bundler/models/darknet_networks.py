@@ -211,7 +211,7 @@ def _of_kind(sections: list[DarknetSection], kind: str) -> list[DarknetSection]:
 
 def _refuse_other_layer(section: DarknetSection, index: int, layer: _Layer, model: str, sections: list[DarknetSection]) -> None:
     if section.kind != layer.kind:
-        reason = f"layer {index} is [{section.kind[:40]}], but in {model} [{layer.kind}]{_relative(sections)}"
+        reason = f"layer {index} is [{section.kind[:40]}], not [{layer.kind}] as in {model}{_relative(sections)}"
         raise section.error("", reason, next_step=_BUILT)
     for key, value in _UNCHANGED.get(section.kind, {}).items():
         if section.number(key, value) != value:
@@ -219,11 +219,11 @@ def _refuse_other_layer(section: DarknetSection, index: int, layer: _Layer, mode
             raise section.error(key, reason, next_step=_BUILT)
     for (key, found), expected in zip(_facts(section, index), layer.facts, strict=False):
         if found != expected and not (key == "filters" and expected == 0):
-            reason = f"{key} of layer {index} [{section.kind}] is {found}, but in {model} {expected}{_relative(sections)}"
+            reason = f"{key} of layer {index} [{section.kind}] is {found}, not {expected} as in {model}{_relative(sections)}"
             raise section.error(key, reason, next_step=_BUILT)
     count = len(_facts(section, index))
     if layer.facts and count != len(layer.facts):
-        reason = f"layer {index} [{section.kind}] reads {count} layers, but in {model} {len(layer.facts)}"
+        reason = f"layer {index} [{section.kind}] reads {count} layers, not {len(layer.facts)} as in {model}"
         raise section.error("", f"{reason}{_relative(sections)}", next_step=_BUILT)
     if section.kind in {"convolutional", "shortcut"}:
         _refuse_other_activation(section, index, layer)
@@ -311,7 +311,7 @@ def _head(section: DarknetSection) -> Head:
     if len(flat) != 2 * count or min(flat, default=0) <= 0:
         raise section.error(
             "anchors",
-            f"anchors must be {2 * count} positive numbers, the widths and heights of num={count} anchors (got {len(flat)})",
+            f"anchors must be {2 * count} positive numbers, the widths and heights of num={count} anchors (got {section.text('anchors', '')[:60]})",
         )
     if not 1 <= len(mask) <= MOST_ANCHORS or not all(0 <= number < count for number in mask):
         raise section.error("mask", f"mask={section.text('mask', '')[:40]} does not select from num={count} anchors")

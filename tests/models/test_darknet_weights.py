@@ -114,7 +114,7 @@ def test_a_network_of_ours_takes_exactly_as_many_numbers_as_its_layers_have() ->
     with torch.device("meta"):  # its shapes alone; the numbers would take 250 MB
         yolov3 = load_parser(find_model("yolov3")[1])(num_classes=80)
     shapes = {key: tuple(value.shape) for key, value in yolov3.state_dict().items()}
-    with pytest.raises(CheckpointError, match=r"the model has 62,001,757, the file 0$"):  # as Darknet's yolov3.weights
+    with pytest.raises(CheckpointError, match=r"the model has 62,001,757 values, the file 0$"):  # as Darknet's yolov3.weights
         read_darknet_weights(header(), yolov3.darknet_layers(), shapes, source="yolov3.weights")
 
 
@@ -146,9 +146,9 @@ def check_truncated(count: int, bytes_of_the_next: int) -> None:
     index = max(index for index, start in enumerate(BOUNDARIES) if start <= count)
     with pytest.raises(CheckpointError) as refusal:
         read(content)
-    found = f"{LAYERS[index].convolution}, with {count - BOUNDARIES[index]} of its {SIZES[index]} numbers"
+    found = f"{LAYERS[index].convolution}, with {count - BOUNDARIES[index]} of its {SIZES[index]} values"
     assert f"mine.weights ends within the layer {found}" in refusal.value.message
-    assert refusal.value.message.endswith(f"the model has {BOUNDARIES[-1]}, the file {count}")
+    assert refusal.value.message.endswith(f"the model has {BOUNDARIES[-1]} values, the file {count}")
     assert "--num-classes" in refusal.value.next_step
     assert refusal.value.exit_code == 6
 
