@@ -309,10 +309,9 @@ def _head(section: DarknetSection) -> Head:
     if not 1 <= classes <= MOST_CLASSES:
         raise section.error("classes", f"classes={classes} is not between 1 and {MOST_CLASSES}")
     if len(flat) != 2 * count or min(flat, default=0) <= 0:
-        raise section.error(
-            "anchors",
-            f"anchors must be {2 * count} positive numbers, the widths and heights of num={count} anchors (got {section.text('anchors', '')[:60]})",
-        )
+        found = section.text("anchors", "")[:60]
+        reason = f"anchors must be {2 * count} positive numbers, the widths and heights of num={count} anchors (got {found})"
+        raise section.error("anchors", reason)
     if not 1 <= len(mask) <= MOST_ANCHORS or not all(0 <= number < count for number in mask):
         raise section.error("mask", f"mask={section.text('mask', '')[:40]} does not select from num={count} anchors")
     return section, (classes, tuple((flat[2 * number], flat[2 * number + 1]) for number in mask))

@@ -102,8 +102,8 @@ def differences(root: object, prefix: str, model: nn.Module) -> list[str]:
         activations = set(_activations(pickled, (prefix + name).removesuffix("."), other.children))
         built = {_name(child) for child in own.children() if _is_activation(child)}
         if more := activations - built:
-            expected = " and ".join(sorted(built)) or "no activation"
-            found.append(f"{name or 'the network'} has {' and '.join(sorted(more))} where {expected} is built")
+            expected = " and ".join(sorted(built)) or "none"
+            found.append(f"{name or 'the network'} has the activation {' and '.join(sorted(more))}, not {expected}")
     return found
 
 
@@ -118,7 +118,7 @@ def _other_numbers(name: str, own: nn.Module, other: PickledModule) -> Iterable[
             and isinstance(expected, int | float | str | tuple)
             and given != expected
         ):
-            yield f"{name} has {key} {given} where {expected} is built"
+            yield f"{name} has {key} {given}, not {expected}"
 
 
 def _activations(pickled: Mapping[str, PickledModule], path: str, children: Iterable[str]) -> Iterable[str]:

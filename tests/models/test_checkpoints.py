@@ -142,7 +142,7 @@ def truncated_safetensors(file: Path, state_dict: dict[str, Tensor]) -> None:
 
 DAMAGED: dict[str, tuple[str, Callable[[Path, dict[str, Tensor]], Any], str]] = {
     "empty": ("mine.pth", lambda file, _: file.touch(), "is empty"),
-    "text": ("mine.pth", lambda file, _: file.write_text("no such file\n"), "is a text file that begins 'no such file'"),
+    "text": ("mine.pth", lambda file, _: file.write_text("no such file\n"), "is a text file that begins with 'no such file'"),
     "zeros": ("mine.pth", lambda file, _: file.write_bytes(bytes(4096)), "begins with zeros"),
     "truncated": ("mine.pth", truncated, "truncated"),
     "empty safetensors": ("mine.safetensors", lambda file, _: file.touch(), "is empty"),
