@@ -131,7 +131,7 @@ def test_a_broken_one_does_not_take_the_others_down(install: Install) -> None:
 def test_a_name_of_the_scope_table_is_not_to_be_had(install: Install) -> None:
     install(GOOD, {"resnet18": "own_nets:net"})
     (model,) = user_models(taken=models())
-    assert model == BrokenModel(name="resnet18", package="own-nets 1.2", reason="the name resnet18 is taken")
+    assert model == BrokenModel(name="resnet18", package="own-nets 1.2", reason="the name resnet18 is already in use")
     assert find_model("resnet18") == models()["resnet18"]
     assert "own_nets" not in sys.modules
 
@@ -210,7 +210,7 @@ def test_of_two_with_the_same_name_the_first_is_used(install: Install) -> None:
     first, second = user_models(taken=())
     assert isinstance(first, UserModel)
     assert first.package == "a-nets 1.2"
-    assert second == BrokenModel(name="my_net", package="b-nets 1.2", reason="the name my_net is taken")
+    assert second == BrokenModel(name="my_net", package="b-nets 1.2", reason="the name my_net is already in use")
     row, spec = find_model("my_net")
     assert (row.name, spec) == ("a-nets 1.2", first.spec)
 
