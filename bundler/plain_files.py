@@ -1,4 +1,4 @@
-"""Reading files that somebody else may have put there: regular files only, without waiting for a writer, up to a size."""
+"""Read untrusted paths: regular files only, up to a size limit; FIFOs and devices are never opened."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _KINDS = {
 
 
 def kind_of(mode: int) -> str:
-    """Return what kind of file a `st_mode` says it is, with its article."""
+    """Return the file type of an `st_mode` in words, with an article."""
     return _KINDS.get(stat.S_IFMT(mode), "a file of an unknown kind")
 
 
 def open_regular(name: str | Path, *, folder: int | None = None, follow_links: bool = False) -> BinaryIO:
-    """Open a regular file to read its bytes. Nothing else is opened: that could wait for ever, or set a device going.
+    """Open a regular file for reading. Opening anything else could block for ever, or have effects on a device.
 
     Args:
-        name: path, relative to `folder` where that is given.
+        name: path, relative to `folder` if that is given.
         folder: file descriptor of a folder.
-        follow_links: whether a symbolic link stands for the file it points to; otherwise it is refused.
+        follow_links: follow a symbolic link; otherwise it is an error.
 
     Raises:
-        OSError: it is not there, cannot be read, or is not a regular file; `strerror` says which.
+        OSError: it does not exist, cannot be read, or is not a regular file; `strerror` has the reason.
     """
     _require_regular(os.stat(name, dir_fd=folder, follow_symlinks=follow_links), name)
-    # O_NONBLOCK and the second look: it may have been replaced since.
+    # O_NONBLOCK and the second check: the file may have been replaced in between.
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | (0 if follow_links else os.O_NOFOLLOW)
     descriptor = os.open(name, flags, dir_fd=folder)
     try:
@@ -50,14 +50,14 @@ def open_regular(name: str | Path, *, folder: int | None = None, follow_links: b
 
 
 def read_regular(name: str | Path, *, limit: int, folder: int | None = None, follow_links: bool = False) -> bytes:
-    """Return the bytes of a regular file, `limit` at most.
+    """Return the bytes of a regular file of at most `limit` bytes.
 
     Raises:
-        OSError: as `open_regular`, or it is larger.
+        OSError: as `open_regular`; or EFBIG: it is larger.
     """
     with open_regular(name, folder=folder, follow_links=follow_links) as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
+        content = file.read(limit + 1) if os.fstat(file.fileno()).st_size <= limit else None
+    if content is None or len(content) > limit:
         raise OSError(errno.EFBIG, f"it is larger than {limit:,} bytes", str(name))
     return content
 

@@ -1,4 +1,4 @@
-"""JSON documents of others: repeated keys, deep nesting, and what Python's parser accepts beyond RFC 8259 are refused."""
+"""Parse untrusted JSON: duplicate keys, deep nesting, and what Python accepts beyond RFC 8259 are errors."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 __all__ = ["parse_json"]
 
-_DEPTH = 32  # of objects and arrays in each other; a manifest has 8
-_DIGITS = 18  # of an integer, so that it fits into 64 bits
+_DEPTH = 32  # levels of nested objects and arrays; a manifest has 8
+_DIGITS = 18  # of an integer, which therefore fits into 64 bits
 
 
 def parse_json(content: bytes) -> Any:
-    """Return the document in UTF-8 `content`.
+    """Return the JSON document in UTF-8 `content`.
 
     Raises:
-        ValueError: it is not JSON, has a key twice, NaN or an infinity, an integer beyond 64 bits, more than 32 levels, or
-            half of a surrogate pair.
+        ValueError: it is not valid JSON, or has a duplicate key, NaN or infinity, an integer of more than 18 digits, more than
+            32 levels, or an unpaired surrogate.
     """
     try:
         document = json.loads(
@@ -78,4 +78,4 @@ def _check_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"the string {text[:40]!r} has one half of a surrogate pair, which is not a character") from error
+        raise ValueError(f"the string {text[:40]!r} has an unpaired surrogate") from error

@@ -84,7 +84,7 @@ def test_preprocessing_is_told_in_one_line() -> None:
 def test_what_a_detectors_file_says_is_written_where_there_is_something(tmp_path: Path) -> None:
     manifest = read_manifest(DATA)
     assert (manifest.model.class_names, manifest.model.weights.network) == (None, None)
-    weights = manifest.model.weights.model_copy(update={"network": "activations as the checkpoint names them: 57 ReLU"})
+    weights = manifest.model.weights.model_copy(update={"network": "activations of the checkpoint: 57 ReLU"})
     model = manifest.model.model_copy(update={"class_names": ("cat", "dog"), "weights": weights})
     told = manifest.model_copy(update={"model": model})
     write_manifest(told, tmp_path / "manifest.json")

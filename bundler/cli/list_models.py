@@ -1,4 +1,4 @@
-"""`bundler models`: the scope table, and the models of other packages."""
+"""`bundler models`: list the scope table and plug-in models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options that say how pictures are prepared, for weights that were trained with other preprocessing than usual."""
+"""Preprocessing options, for weights that were trained with other preprocessing than the published ones."""
 
 from __future__ import annotations
 
@@ -19,48 +19,48 @@ _OPTIONS = (
         "--mean",
         type=parse_values,
         metavar="R,G,B",
-        help="Subtracted from pixels / 255, in the order of the channels; one number stands for all three. "
-        "0 where the training had none.  [default: as the weights ask]",
+        help="Mean of pixels / 255, subtracted; in the order of the channels, or one number for all. "
+        "0 if the training had none.  [default: of the published weights]",
     ),
     click.option(
         "--std",
         type=parse_values,
         metavar="R,G,B",
-        help="Divided by afterwards. 1 where the training had none; 0.00392156863 (1/255) for an input from 0 to 255.  "
-        "[default: as the weights ask]",
+        help="Standard deviation, by which is divided. 1 if the training had none; 0.00392156863 (1/255) for inputs in 0..255."
+        "  [default: of the published weights]",
     ),
     click.option(
         "--resize",
         type=parse_pixels,
         metavar="N|HxW",
-        help="N: pixels of a picture's shorter side before the crop. HxW: exactly that (--fit squash).  "
-        "[default: as the weights ask, or --input-size]",
+        help="N: length of the shorter side in pixels before the crop. HxW: exactly this size (--fit squash).  "
+        "[default: of the published weights, or --input-size]",
     ),
     click.option(
         "--crop",
         type=parse_pixels,
         metavar="N|HxW",
-        help="Pixels taken from the middle of the resized picture: the network's input.  [default: --input-size]",
+        help="Size of the centre crop in pixels: the network's input.  [default: --input-size]",
     ),
     click.option(
         "--fit",
         type=click.Choice(get_args(Fit)),
-        help="crop: keep the proportions and cut off the edges. squash: resize to height and width whatever the proportions. "
-        "letterbox: fit the whole picture into the input, on grey (114).  [default: crop; detectors: letterbox]",
+        help="crop: keep the aspect ratio and crop the edges. squash: resize to height and width. "
+        "letterbox: keep the aspect ratio and pad with grey (114).  [default: crop; detectors: letterbox]",
     ),
     click.option("--channels", type=click.Choice(get_args(Channels)), help="Order of the input's channels.  [default: rgb]"),
     click.option(
         "--interpolation",
         type=click.Choice(get_args(Interpolation)),
-        help="Pillow's, which average when they shrink (but for nearest), or opencv-bilinear: cv2.resize with INTER_LINEAR, "
-        "bit for bit, which YOLO is trained with.  [default: as torchvision publishes; detectors: bilinear]",
+        help="Pillow's filters, which are antialiased except for nearest; or opencv-bilinear: bit-exact cv2.resize with "
+        "INTER_LINEAR, as in the training of YOLO.  [default: of the published weights; detectors: bilinear]",
     ),
 )
 _NAMES = ("mean", "std", "resize", "crop", "fit", "channels", "interpolation")
 
 
 def preprocessing_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options to a command, and pass it what they make as `preprocessing`."""
+    """Add the options to a command, which receives a PreprocessingRequest as `preprocessing`."""
 
     @functools.wraps(command)
     def with_request(*args: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Pictures → batches: class folders, a flat folder, or seeded synthetic ones that say so."""
+"""Calibration images: from a folder, flat or with class folders, or seeded synthetic ones."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bundler import console
-from bundler.data.image_files import decode_image, digest_of, name_of, printable, read_bytes
+from bundler.data.image_files import decode_image, digest_of, name_of, read_bytes
 from bundler.data.image_folders import Skipped, find_images, folder_problem
 from bundler.data.preprocessing import Preprocessing
 from bundler.errors import CalibrationError, UnreadableImageError
+from bundler.visible import visible
 
 __all__ = [
     "Dataset",
@@ -25,15 +26,22 @@ __all__ = [
     "synthetic_pictures",
 ]
 
-ALIKE = 2.0  # levels of 8 bits: frames of a scene that stands still differ by their noise
-_FOLDER_HINT = "Give a folder of images: flat, or one sub-folder for each class."
+ALIKE = 2.0  # mean difference in 8-bit levels; frames of a static scene differ by their noise
+_FOLDER_HINT = "Pass a folder of images, flat or with one sub-folder for each class."
 
 Batch = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Pictures ready for a network: float32 [N, 3, height, width], where they come from, and a digest of each one."""
+    """Preprocessed images, their source, and a digest of each.
+
+    Args:
+        source: "pictures" from files, or "synthetic"; as in the manifest.
+        pictures: float32 [N, 3, height, width].
+        digests: one line for each image: SHA-256 and name.
+        skipped: names of files that could not be used.
+    """
 
     source: Literal["pictures", "synthetic"]
     pictures: Batch
@@ -44,11 +52,11 @@ class Dataset:
         return len(self.pictures)
 
     def __str__(self) -> str:
-        return f"{len(self)} {'synthetic ' if self.source == 'synthetic' else ''}pictures"
+        return f"{len(self)} {'synthetic ' if self.source == 'synthetic' else ''}images"
 
     @property
     def sha256(self) -> str:
-        """Covers each picture's name and bytes, in their order."""
+        """SHA-256 over the names and bytes of all images, in order."""
         return hashlib.sha256("\n".join(self.digests).encode()).hexdigest()
 
     def batches(self, size: int) -> Iterator[Batch]:
@@ -56,7 +64,10 @@ class Dataset:
             yield self.pictures[start : start + size]
 
     def split(self, held_out: int) -> tuple[Dataset, Batch]:
-        """Return the set without its last pictures, and those; from a set too small for that, all of it and its first ones."""
+        """Return the set without its last `held_out` images, and these images.
+
+        A set with fewer than twice as many images is returned whole, together with its first images.
+        """
         if len(self) < 2 * held_out:
             return self, self.pictures[:held_out]
         kept = replace(self, pictures=self.pictures[:-held_out], digests=self.digests[:-held_out])
@@ -64,32 +75,32 @@ class Dataset:
 
 
 def load_pictures(folder: Path, preprocessing: Preprocessing, *, count: int, seed: int) -> Dataset:
-    """Read up to `count` images of a flat folder or of class folders, chosen by the seed and spread over the classes.
+    """Read up to `count` images of a flat folder or of class folders, sampled with the seed and balanced over the classes.
 
-    Files that cannot be used are named, skipped and replaced by others.
+    Unreadable files are reported, skipped and replaced by others.
 
     Raises:
-        CalibrationError: the folder does not exist, holds no image, fewer than two that can be read, or images that are alike.
+        CalibrationError: the folder does not exist, contains fewer than two readable images, or only nearly equal ones.
     """
     problem = folder_problem(folder)
     if problem is not None:
-        raise CalibrationError(f"the calibration folder {printable(folder)} {problem}", next_step=_FOLDER_HINT)
+        raise CalibrationError(f"the calibration folder {visible(folder)} {problem}", next_step=_FOLDER_HINT)
     found = find_images(folder)
     skipped = Skipped()
     skipped.add_found([found], folder)
     if not found.paths:
-        raise CalibrationError(f"the calibration folder {printable(folder)} holds no image", next_step=_FOLDER_HINT)
+        raise CalibrationError(f"the calibration folder {visible(folder)} contains no image", next_step=_FOLDER_HINT)
     candidates = _in_order(found.paths, seed)
-    pictures: list[Batch] = []
+    images: list[Batch] = []
     unusable = [path for path, _ in found.unusable]
     digests: list[str] = []
     with console.progress("reading images", min(count, len(candidates))) as advance:
         for path in candidates:
-            if len(pictures) == count:
+            if len(images) == count:
                 break
             try:
                 content = read_bytes(path)
-                pictures.append(preprocessing(decode_image(content, path)))
+                images.append(preprocessing(decode_image(content, path)))
             except UnreadableImageError as error:
                 skipped.add(path, error.reason)
                 unusable.append(path)
@@ -97,23 +108,22 @@ def load_pictures(folder: Path, preprocessing: Preprocessing, *, count: int, see
             digests.append(digest_of(content, path, folder))
             advance(1)
     skipped.finish()
-    if len(pictures) < 2:
+    if len(images) < 2:
         raise CalibrationError(
-            f"{len(pictures) or 'none'} of the {len(candidates)} images in {printable(folder)} can be read, and at least 2 are"
-            " needed",
-            next_step="Give a folder of JPEG or PNG images like those that the device will get, or leave --calibration out.",
+            f"{len(images) or 'none'} of the {len(candidates)} images in {visible(folder)} can be read; at least 2 are needed",
+            next_step="Pass a folder of JPEG or PNG images like those of the device, or omit --calibration.",
         )
-    require_unlike(np.stack(pictures), preprocessing, f"the {len(pictures)} calibration images in {printable(folder)}")
+    require_unlike(np.stack(images), preprocessing, f"the {len(images)} calibration images in {visible(folder)}")
     return Dataset(
         source="pictures",
-        pictures=np.stack(pictures),
+        pictures=np.stack(images),
         digests=tuple(digests),
         skipped=tuple(name_of(path, folder) for path in unusable),
     )
 
 
 def _in_order(paths: Sequence[Path], seed: int) -> list[Path]:
-    """Return the images, shuffled by the seed and then taken from each class in turn."""
+    """Return the images shuffled with the seed, then alternating between the classes."""
     order = np.random.default_rng(seed).permutation(len(paths))
     classes: dict[Path, list[Path]] = {}
     for index in order:
@@ -124,33 +134,33 @@ def _in_order(paths: Sequence[Path], seed: int) -> list[Path]:
 
 
 def require_unlike(images: Batch, preprocessing: Preprocessing, name: str) -> None:
-    """Refuse images, float32 [N, 3, H, W], that are all nearly the same: neither ranges nor errors can be seen on them.
+    """Refuse nearly equal images, float32 [N, 3, H, W]: ranges and errors cannot be estimated from them.
 
-    They are, where each differs from the first by less than `ALIKE` levels of 8 bits, on the average over its pixels.
+    `name` is the subject of the message.
 
     Raises:
-        CalibrationError: they are alike.
+        CalibrationError: each image differs from the first by less than `ALIKE` 8-bit levels on average.
     """
     levels = 255 * np.array(preprocessing.std, np.float32).reshape(3, 1, 1)
     if any(float(np.abs((image - images[0]) * levels).mean()) >= ALIKE for image in images[1:]):
         return
     black = float((images[0] * levels + 255 * np.array(preprocessing.mean, np.float32).reshape(3, 1, 1)).max()) < ALIKE
     raise CalibrationError(
-        f"{name} are alike: {'they are all black' if black else 'they show the same'}, within {ALIKE:g} of 255 levels",
-        next_step="Give different images, like those that the device will get: --calibration DIR.",
+        f"{name} are {'all black' if black else 'nearly equal'}, within {ALIKE:g} of 255 levels",
+        next_step="Pass different images like those of the device: --calibration DIR.",
     )
 
 
 def synthetic_pictures(preprocessing: Preprocessing, *, count: int, seed: int) -> Dataset:
-    """Make `count` seeded pictures of smooth colour fields with edges and noise, between 0 and 255 before normalisation.
+    """Generate `count` seeded images of smooth colour fields with edges and noise, 0 to 255 before normalisation.
 
-    They have a picture's low frequencies and range, which white noise has not, but they are no replacement for real ones:
-    the manifest says `synthetic`.
+    Unlike white noise they have the low frequencies and the range of photographs, but they do not replace real images: the
+    manifest has `synthetic` as their source.
     """
     generator = np.random.default_rng(seed)
-    pictures = np.stack([preprocessing(_synthetic(generator, *preprocessing.input_size)) for _ in range(count)])
-    digests = tuple(hashlib.sha256(picture.tobytes()).hexdigest() for picture in pictures)
-    return Dataset(source="synthetic", pictures=pictures, digests=digests)
+    images = np.stack([preprocessing(_synthetic(generator, *preprocessing.input_size)) for _ in range(count)])
+    digests = tuple(hashlib.sha256(image.tobytes()).hexdigest() for image in images)
+    return Dataset(source="synthetic", pictures=images, digests=digests)
 
 
 def _synthetic(generator: np.random.Generator, height: int, width: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Names of classes beside labels: `classes.txt` and the part of `data.yaml` that says what its data is."""
+"""Class names of labelled data: `classes.txt`, and the `names`, `nc`, `path`, `train` and `val` of a `data.yaml`."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from bundler.data.image_files import printable, read_bytes
+from bundler.data.image_files import read_bytes
 from bundler.errors import DataError, UnreadableImageError
+from bundler.visible import visible
 
 __all__ = ["DataYaml", "folder_of", "read_class_list", "read_data_yaml", "require_count"]
 
-MAX_BYTES = 1 << 20  # of such a file: they are written by hand
+MAX_BYTES = 1 << 20  # of such a file
 
 _KEY = re.compile(r"([A-Za-z_]\w*)\s*:(?:\s+(.*))?$")
 _ITEM = re.compile(r"\s*-\s+(.*)$")
 _PAIR = re.compile(r"\s+(\d{1,6})\s*:\s+(.*)$")
-# Quotes that do not end reach as far as the text: a search that starts again at each of them would take its square.
+# Unterminated quotes match to the end of the text: restarting at each of them would take quadratic time.
 _PART = re.compile(r"""'[^']*(?:'|$)|"(?:[^"\\]|\\.)*(?:"|$)|[\]}]|[^,'"\[\]{}\s][^,\[\]{}\n]*""")
 _HINT = "Write names as a list, `names: [cat, dog]`, or one on each line, `  0: cat`."
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataYaml:
-    """What a dataset's YAML file says: the classes' names by number, and the folders of its parts, as written."""
+    """The content of a dataset's YAML file: class names by number, and the folders of its parts, as written."""
 
     names: tuple[str, ...] | None
     root: str | None
@@ -42,26 +43,26 @@ def read_class_list(path: Path) -> tuple[str, ...]:
 
 
 def require_count(names: tuple[str, ...], path: Path, num_classes: int) -> None:
-    """Refuse names of another number of classes than the network has.
+    """Require one name for each class of the network.
 
     Raises:
-        DataError: with both numbers.
+        DataError: the number of names differs.
     """
     if len(names) != num_classes:
         raise DataError(
-            f"{printable(path)} names {len(names)} classes, and the network has {num_classes} classes",
-            next_step="Give --num-classes as the weights were trained for, or data of the same classes.",
+            f"{visible(path)} has {len(names)} class names, but the network has {num_classes} classes",
+            next_step="Pass --num-classes as in the training of the weights, or data with the same classes.",
         )
 
 
 def read_data_yaml(path: Path) -> DataYaml:
     """Read `names`, `nc`, `path`, `train` and `val` of a YAML file as YOLOv5, Ultralytics and Roboflow write it.
 
-    These are scalars, and for `names` a list on one or several lines or a mapping of numbers to names; the rest of the file is
-    passed over. This is not all of YAML: no parser of that is among the dependencies.
+    Supported are scalars, and for `names` a list on one or several lines or a mapping from numbers to names; the rest of the
+    file is ignored. There is no YAML parser among the dependencies.
 
     Raises:
-        DataError: it cannot be read, or a name's line is not understood.
+        DataError: the file cannot be read, or a name cannot be parsed.
     """
     lines = [_without_comment(line) for line in _text(path).splitlines()]
     values: dict[str, str] = {}
@@ -72,12 +73,12 @@ def read_data_yaml(path: Path) -> DataYaml:
             continue
         key, value = match[1], (match[2] or "").strip()
         if key == "names":
-            names = _names(value, lines[number + 1 :], f"{printable(path)}, line {number + 1}")
+            names = _names(value, lines[number + 1 :], f"{visible(path)}, line {number + 1}")
         elif key in ("path", "train", "val", "nc") and value and value[0] not in "[{&*|>":
             values[key] = _unquoted(value)
     count = values.get("nc")
     if names is not None and count is not None and count.isdigit() and int(count[:9]) != len(names):
-        raise DataError(f"{printable(path)}: nc is {count}, and there are {len(names)} names", next_step="Correct one of them.")
+        raise DataError(f"{visible(path)}: nc is {count}, but there are {len(names)} names", next_step="Correct one of them.")
     return DataYaml(names=names, root=values.get("path"), train=values.get("train"), validation=values.get("val"))
 
 
@@ -85,7 +86,7 @@ def _names(value: str, following: list[str], where: str) -> tuple[str, ...]:
     if value.startswith(("[", "{")):
         return _names_in_brackets("\n".join((value, *following)), where)
     if value:
-        raise DataError(f"{where}: {printable(value[:60])} is no list of names", next_step=_HINT)
+        raise DataError(f"{where}: {visible(value[:60])} is not a list of names", next_step=_HINT)
     items: list[str] = []
     numbered: list[tuple[int, str]] = []
     for line in following:
@@ -95,7 +96,7 @@ def _names(value: str, following: list[str], where: str) -> tuple[str, ...]:
         elif pair:
             numbered.append((int(pair[1]), _unquoted(pair[2].strip())))
         elif line[:1].isspace():
-            raise DataError(f"{where}: {printable(line.strip()[:60])} is no name", next_step=_HINT)
+            raise DataError(f"{where}: {visible(line.strip()[:60])} is not a name", next_step=_HINT)
         elif line:
             break
     return tuple(items) if items else _in_sequence(numbered, where)
@@ -108,7 +109,7 @@ def _names_in_brackets(text: str, where: str) -> tuple[str, ...]:
             break
         parts.append(part.strip())
     else:
-        raise DataError(f"{where}: the list of names does not end", next_step=_HINT)
+        raise DataError(f"{where}: the list of names has no closing bracket", next_step=_HINT)
     if text[0] == "[":
         return tuple(_unquoted(part) for part in parts if part)
     pairs = [re.fullmatch(r"(\d{1,6})\s*:\s*(.+)", part) for part in parts if part]
@@ -119,7 +120,7 @@ def _names_in_brackets(text: str, where: str) -> tuple[str, ...]:
 
 def _in_sequence(numbered: list[tuple[int, str]], where: str) -> tuple[str, ...]:
     if sorted(number for number, _ in numbered) != list(range(len(numbered))):
-        raise DataError(f"{where}: the names are not numbered from 0 without a gap", next_step=_HINT)
+        raise DataError(f"{where}: the names are not numbered consecutively from 0", next_step=_HINT)
     return tuple(name for _, name in sorted(numbered))
 
 
@@ -142,18 +143,18 @@ def _text(path: Path) -> str:
     try:
         content = read_bytes(path, MAX_BYTES)
     except UnreadableImageError as error:
-        raise DataError(error.message, next_step="Remove the file, or correct it.") from error
+        raise DataError(error.message, next_step="Correct the file, or remove it.") from error
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{printable(path)} is not UTF-8", next_step="Save it as UTF-8.") from error
+        raise DataError(f"{visible(path)} is not UTF-8", next_step="Save it as UTF-8.") from error
 
 
 def folder_of(part: str | None, yaml: DataYaml, folder: Path) -> Path | None:
-    """Return the folder that a YAML file in `folder` gives for a part of the data, where it lies in `folder`."""
+    """Return the folder that the YAML file in `folder` gives for a part of the data, if it is within `folder`."""
     for root in (yaml.root or "", ""):
         relative = os.path.normpath(os.path.join(root, part or ""))  # noqa: PTH118
-        while relative.startswith("../"):  # Roboflow's paths begin so, and mean the file's own folder
+        while relative.startswith("../"):  # as in Roboflow's files, where ../ means the file's own folder
             relative = relative[3:]
         if part and not os.path.isabs(relative) and (folder / relative).is_dir():  # noqa: PTH117
             return folder / relative

@@ -1,4 +1,4 @@
-"""Which JSON file in COCO's format belongs to which images on disk."""
+"""Find the COCO annotation file of a folder, and the image files that it lists."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bundler.data.coco_annotations import AnnotatedImage, CocoAnnotations
-from bundler.data.image_files import printable
 from bundler.data.image_folders import find_images, first_names
 from bundler.errors import DataError
+from bundler.visible import visible
 
 __all__ = ["annotation_file", "files_of"]
 
-_WITHOUT_BOXES = ("person_keypoints", "captions", "panoptic", "stuff", "image_info")  # other files of COCO itself
+_WITHOUT_BOXES = ("person_keypoints", "captions", "panoptic", "stuff", "image_info")  # prefixes of COCO's other files
 _USUAL = ("annotations.json", "coco.json", "result.json", "labels.json")
 _MEASURED = ("val", "valid", "validation", "val2017")
 
 
 def annotation_file(folder: Path, part: Path | None) -> Path | None:
-    """Find the JSON file for a part of the data, or for all of it."""
+    """Return the JSON file for a part of the data, or for all of it; None if there is none.
+
+    Raises:
+        DataError: there are several.
+    """
     if part is not None:
         beside = _json_files(part)
         if len(beside) == 1:
@@ -29,14 +33,14 @@ def annotation_file(folder: Path, part: Path | None) -> Path | None:
         found = [path for path in found if path.stem.endswith((*ends, *_MEASURED))] or found
     if len(found) > 1:
         raise DataError(
-            f"{printable(folder)} has several annotation files: {first_names(found, folder)}",
-            next_step="Give the one for the images to measure with, as --data FILE.json.",
+            f"{visible(folder)} has several annotation files: {first_names(found, folder)}",
+            next_step="Pass the file of the evaluated images: --data FILE.json.",
         )
     return found[0] if found else None
 
 
 def _json_files(folder: Path) -> list[Path]:
-    """Return the files that are called as COCO's annotations are; in a folder `annotations`, all JSON files."""
+    """Return files with usual names of COCO annotations; in a folder `annotations`, all JSON files."""
     found = sorted(path for path in folder.glob("*.json") if path.is_file() and not path.name.startswith(_WITHOUT_BOXES))
     if folder.name == "annotations":
         return found
@@ -46,7 +50,7 @@ def _json_files(folder: Path) -> list[Path]:
 
 
 def _matched(annotations: CocoAnnotations, paths: Sequence[Path]) -> dict[str, Path]:
-    """Return the files of a file's images, by the names there; what is in no other folder may be named with other folders."""
+    """Return the image files by their names in the annotations; a unique file name matches in any folder."""
     by_name: dict[str, list[Path]] = {}
     for path in paths:
         by_name.setdefault(path.name, []).append(path)
@@ -58,8 +62,8 @@ def _matched(annotations: CocoAnnotations, paths: Sequence[Path]) -> dict[str, P
         exact = [path for path in candidates if path.parts[-len(parts) :] == parts]
         if len(exact) > 1:
             raise DataError(
-                f"{printable(annotations.path)}: two images are called {printable(image.file_name)[:100]}",
-                next_step="Write the folder before the name, as file_name.",
+                f"{visible(annotations.path)}: two files match the name {visible(image.file_name, 100)}",
+                next_step="Include the folder in file_name.",
             )
         if exact:
             found[image.file_name] = exact[0]
@@ -71,12 +75,12 @@ def _matched(annotations: CocoAnnotations, paths: Sequence[Path]) -> dict[str, P
 
 
 def files_of(annotations: CocoAnnotations, paths: Sequence[Path], folder: Path) -> dict[Path, AnnotatedImage]:
-    """Return those of the files in `paths` that are annotated, in their order, with their annotations.
+    """Return the annotated files among `paths`, in order, with their annotations.
 
-    `paths` may be a part of what is in `folder`, and the annotations those of other parts too.
+    `paths` may be a part of the files in `folder`, and the annotations may include other parts.
 
     Raises:
-        DataError: an image is not in the folder, or it cannot be said which one is meant.
+        DataError: an image is not in the folder, or its name is ambiguous.
     """
     found = _matched(annotations, paths)
     missing = [image.file_name for image in annotations.images if image.file_name not in found]
@@ -84,11 +88,11 @@ def files_of(annotations: CocoAnnotations, paths: Sequence[Path], folder: Path) 
         elsewhere = _matched(annotations, find_images(folder).paths)
         missing = [name for name in missing if name not in elsewhere]
     if missing or not found:
-        named = ", ".join(printable(name)[:100] for name in missing[:5]) + (", …" if len(missing) > 5 else "")
+        named = ", ".join(visible(name, 100) for name in missing[:5]) + (", …" if len(missing) > 5 else "")
         raise DataError(
-            f"{len(missing)} of the {len(annotations.images)} images of {printable(annotations.path)} are not in"
-            f" {printable(folder)}{': ' if named else ''}{named}",
-            next_step="Put them there, or remove them from the file.",
+            f"{len(missing)} of the {len(annotations.images)} images of {visible(annotations.path)} are not in"
+            f" {visible(folder)}{': ' if named else ''}{named}",
+            next_step="Add them to the folder, or remove them from the file.",
         )
     images = {found[image.file_name]: image for image in annotations.images if image.file_name in found}
     return {path: images[path] for path in paths if path in images}

@@ -1,7 +1,7 @@
-"""Decode the bytes of one image file to upright 8-bit RGB, within limits; run as a program, in a process of its own.
+"""Decode image files to upright 8-bit RGB within limits; the program of the decoding child process.
 
-`bundler.data.image_files` starts this file as a child process: decoders are written in C, and their input is anybody's. It
-imports nothing of bundler, so that the child is small and starts in a tenth of a second.
+`bundler.data.image_files` starts this file as a child process, because decoders are C code with untrusted input. It imports no
+other module of bundler, so that the child is small and starts in 0.1 s.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ __all__ = [
     "what_it_is",
 ]
 
-MAX_PIXELS = 100_000_000  # of an image, from its header; Pillow keeps 4 bytes for each pixel of RGB
+MAX_PIXELS = 100_000_000  # of an image, from its header; Pillow uses 4 bytes per RGB pixel
 MAX_ASPECT_RATIO = 50  # of the longer side to the shorter: resizing 1 x 40,000 pixels to 224 wide takes 8 GB
 MAX_MEMORY = 2 << 30  # bytes of the child's address space; a progressive CMYK JPEG of 100 megapixels takes 1.2 GB
 MAX_CPU_SECONDS = 30  # for one image; an AVIF of 100 megapixels takes 5
-BAND_BYTES = 1 << 26  # of pixels that are copied at a time
+BAND_BYTES = 1 << 26  # of pixels that are copied at once
 START_BYTES = 512  # of a file, from which its format is recognized
 
 _MIB = 1 << 20
 _EIGHT_BIT = frozenset({"1", "L", "P", "RGB", "RGBA", "RGBX", "LA", "PA", "La", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"})
 _SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
-_UPRIGHT = {  # by the value of EXIF's Orientation; 1 is upright already
+_UPRIGHT = {  # by the value of EXIF's Orientation; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -89,11 +89,11 @@ _HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1"
 
 
 class UndecodableError(Exception):
-    """An image that is not decoded, with the reason in a few words."""
+    """An image that cannot be decoded, with the reason."""
 
 
 def format_of(start: bytes) -> str | None:
-    """Return Pillow's name of the format of a file that starts so (`START_BYTES`), of those that are read; otherwise None."""
+    """Return Pillow's name for the format of a file, from its first `START_BYTES`; None if it is not supported."""
     for magic, name in _STARTS:
         if start.startswith(magic):
             return name
@@ -106,13 +106,13 @@ def format_of(start: bytes) -> str | None:
     brands = _brands(start)
     if brands & {b"avif", b"avis"}:
         return "AVIF"
-    if brands & _HEIC and "HEIF" in Image.OPEN:  # where a plug-in of Pillow reads it
+    if brands & _HEIC and "HEIF" in Image.OPEN:  # if a Pillow plug-in reads it
         return "HEIF"
     return None
 
 
 def _brands(start: bytes) -> set[bytes]:
-    """Return the brands of a file of the ISO base media format (ISO/IEC 14496-12), the major one among them."""
+    """Return the brands of a file in the ISO base media format (ISO/IEC 14496-12), including the major one."""
     if start[4:8] != b"ftyp":
         return set()
     end = min(int.from_bytes(start[:4], "big"), len(start))
@@ -120,7 +120,7 @@ def _brands(start: bytes) -> set[bytes]:
 
 
 def what_it_is(start: bytes) -> str:
-    """Return in a few words what a file is that starts so and is in none of the formats that are read."""
+    """Return what an unsupported file is, from its first `START_BYTES`, as a part of a message."""
     if not start:
         return "the file is empty"
     for magic, words in _OTHERS:
@@ -132,40 +132,40 @@ def what_it_is(start: bytes) -> str:
     if start[128:132] == b"DICM":
         return "DICOM is not supported; convert it to PNG"
     if not any(start):
-        return "it holds zeros, not an image"
+        return "it contains only zeros"
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith((b"<svg", b"<?xml", b"<!--", b"<!doctype svg", b"<!doctype html", b"<html")):
-        return "SVG is not supported; convert it to PNG" if b"<svg" in text else "it is a page of HTML or XML, not an image"
-    return "it is not an image in a format that is read (JPEG, PNG, BMP, WebP, TIFF, GIF, PPM, AVIF)"
+        return "SVG is not supported; convert it to PNG" if b"<svg" in text else "it is an HTML or XML document, not an image"
+    return "it is not an image in a supported format (JPEG, PNG, BMP, WebP, TIFF, GIF, PPM, AVIF)"
 
 
 def decode(content: bytes) -> Image.Image:
-    """Return the image in a file's bytes as 8-bit RGB, upright; of several frames or pages, the first.
+    """Return the image in the bytes of a file as upright 8-bit RGB; of several frames or pages, the first.
 
-    What each of Pillow's modes becomes:
+    Conversion of Pillow's modes:
 
-    - `1`, `L`, `LA`, `P`, `PA`, `RGB`, `RGBA`, `CMYK` (Adobe's inverted one too), `YCbCr`, `LAB`, `HSV`: what Pillow's
-      `convert("RGB")` gives, as torchvision's loader does. Transparency is dropped, not blended.
+    - `1`, `L`, `LA`, `P`, `PA`, `RGB`, `RGBA`, `CMYK` (Adobe's inverted one too), `YCbCr`, `LAB`, `HSV`: Pillow's
+      `convert("RGB")`, as in torchvision's loader. Transparency is dropped, not blended.
     - `I;16` in either byte order: 16-bit grey, 0 to 65535; divided by 257 and rounded.
-    - `I` of a PNG or PPM file: likewise, as these formats have no more than 16 bits. (Pillow itself reads 16-bit colour as its
-      higher 8 bits.)
-    - `I` of other files, 32-bit or signed integers, and `F`, floats: their range is not stored. Floats within 0 to 1 are
-      multiplied by 255, and numbers within 0 to 255 are taken as they are, both rounded; others are refused.
-    - Signed numbers of 8 bits, which TIFF has: refused.
+    - `I` of a PNG or PPM file: the same, because these formats have at most 16 bits. (Pillow itself reads 16-bit colour as its
+      upper 8 bits.)
+    - `I` of other files (32-bit or signed integers) and `F` (floats): their range is not stored. Floats from 0 to 1 are
+      multiplied by 255, values from 0 to 255 are kept, both rounded; other values are an error.
+    - Signed 8-bit integers, which TIFF has: an error.
 
-    Orientation is EXIF's (tag 0x0112), all eight values; what cannot be read of EXIF counts as upright. Malformed metadata that
-    Pillow itself insists on is an error.
+    All eight values of EXIF's orientation (tag 0x0112) are applied; unreadable EXIF data counts as upright. Malformed metadata
+    that Pillow itself rejects is an error.
 
     Raises:
-        UndecodableError: it is none of the formats that are read, is damaged, has more than `MAX_PIXELS` or an aspect ratio
-            beyond `MAX_ASPECT_RATIO`, or numbers of an unknown range.
+        UndecodableError: the format is not supported, the file is damaged, has more than `MAX_PIXELS` or an aspect ratio above
+            `MAX_ASPECT_RATIO`, or values of an unknown range.
     """
     kind = format_of(content[:START_BYTES])
     if kind is None:
         raise UndecodableError(what_it_is(content[:START_BYTES]))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged metadata, or of sizes, which are checked here
+            warnings.simplefilter("ignore")  # about damaged metadata, or about sizes, which are checked here
             with Image.open(io.BytesIO(content), formats=[kind]) as image:
                 _require_size(image)
                 image.load()
@@ -174,10 +174,10 @@ def decode(content: bytes) -> Image.Image:
     except UndecodableError:
         raise
     except MemoryError as error:
-        raise UndecodableError(f"it takes more than {MAX_MEMORY // _MIB} MiB of memory to decode") from error
+        raise UndecodableError(f"decoding it needs more than {MAX_MEMORY // _MIB} MiB of memory") from error
     except UnidentifiedImageError as error:
-        raise UndecodableError(f"it starts like {kind} and is damaged, or of a kind of {kind} that is not read") from error
-    except Exception as error:  # whatever a plug-in of Pillow raises: OSError, SyntaxError, struct.error, KeyError, …
+        raise UndecodableError(f"it begins like a {kind} file, but is damaged or of an unsupported variant") from error
+    except Exception as error:  # plug-ins of Pillow raise OSError, SyntaxError, struct.error, KeyError, …
         raise UndecodableError(f"it is damaged: {_one_line(error)}") from error
 
 
@@ -191,15 +191,15 @@ def _require_size(image: Image.Image) -> None:
         )
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise UndecodableError(
-            f"it has {width} x {height} pixels, beyond the limit of {MAX_ASPECT_RATIO}:1 for the aspect ratio; cut it to pieces"
+            f"it has {width} x {height} pixels, an aspect ratio above the limit of {MAX_ASPECT_RATIO}:1; split the image"
         )
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _EIGHT_BIT:
         if _is_signed(image):
-            raise UndecodableError("its numbers are signed, -128 to 127; convert it to 8 bits without a sign")
-        if image.mode in ("La", "RGBa"):  # premultiplied with their transparency, from which there is no direct way
+            raise UndecodableError("its values are signed 8-bit integers (-128 to 127); convert it to unsigned 8 bits")
+        if image.mode in ("La", "RGBa"):  # premultiplied alpha, which has no direct conversion
             image = image.convert("LA" if image.mode == "La" else "RGBA")
         return image if image.mode == "RGB" else image.convert("RGB")
     if image.mode in _SIXTEEN_BIT or (image.mode == "I" and image.format in ("PNG", "PPM")):
@@ -233,10 +233,10 @@ def _from_unknown_range(image: Image.Image) -> NDArray[np.uint8]:
     numbers = np.asarray(image)
     lowest, highest = numbers.min(), numbers.max()
     if not (np.isfinite(lowest) and np.isfinite(highest)):
-        raise UndecodableError("it holds numbers that are not finite")
+        raise UndecodableError("it contains NaN or infinite values")
     if lowest < 0 or highest > 255:
         raise UndecodableError(
-            f"its numbers are {lowest:g} to {highest:g}, of an unknown range; convert it to 8 or 16 bits (floats: 0 to 1)"
+            f"its values, {lowest:g} to {highest:g}, have an unknown range; convert it to 8 or 16 bits (floats: 0 to 1)"
         )
     if image.mode == "F" and highest <= 1:
         numbers = numbers * np.float32(255)
@@ -249,9 +249,9 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return EXIF's orientation, 1 to 8, of an image that was loaded; Pillow turns TIFF by itself."""
+    """Return EXIF's orientation, 1 to 8, of a loaded image; 1 for TIFF, which Pillow transposes itself."""
     exif = image.info.get("exif")
-    raw = image.info.get("Raw profile type exif")  # as ImageMagick writes it into PNG: a name, a length, and hexadecimal
+    raw = image.info.get("Raw profile type exif")  # ImageMagick's form in PNG files: a name, a length, and hexadecimal digits
     if exif is None and isinstance(raw, str):
         try:
             exif = bytes.fromhex("".join(raw.split("\n")[3:]))
@@ -261,9 +261,9 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _orientation_in(exif: bytes) -> int:
-    """Find the orientation among the entries of the first directory.
+    """Return the orientation in the first directory of EXIF data; 1 if there is none.
 
-    Pillow's reader fails with an entry that is damaged, and copies each of 65,535 that say they are as long as the file.
+    Pillow's reader fails at damaged entries, and copies the whole file for each of 65,535 entries that claim to be as long.
     """
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
@@ -283,12 +283,11 @@ def _orientation_in(exif: bytes) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    words = " ".join(str(error).split())[:200]
-    return "".join(character if character.isprintable() else "?" for character in words) or type(error).__name__
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def bands(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
-    """Divide an image into bands, each with left, top, right and bottom: all at once would be one more copy of it."""
+    """Yield left, top, right and bottom of the bands in which an image is copied, to avoid a second copy of all pixels."""
     rows = max(BAND_BYTES // (3 * width), 1)
     for top in range(0, height, rows):
         yield 0, top, width, min(top + rows, height)
@@ -316,10 +315,10 @@ def _answer(memory: int, length: int) -> dict[str, Any]:
 
 
 def serve(memory: int, requests: BinaryIO, answers: BinaryIO) -> None:
-    """Turn files' bytes into pixels until there are no more: both lie in shared memory, the file descriptor `memory`.
+    """Answer requests until their end; files and pixels are in shared memory, the file descriptor `memory`.
 
-    A request is the number of bytes, a line. An answer is a line of JSON, `{"width": W, "height": H}` for W x H x 3 bytes of
-    pixels or `{"error": "…"}`.
+    A request is a line with the number of bytes of the file. An answer is a line of JSON:
+    `{"width": W, "height": H}` for W x H x 3 bytes of pixels, or `{"error": "…"}`.
     """
     for line in requests:
         _limit_time()
@@ -333,12 +332,12 @@ def serve(memory: int, requests: BinaryIO, answers: BinaryIO) -> None:
 
 if __name__ == "__main__":
     _limit_memory()
-    Image.MAX_IMAGE_PIXELS = None  # the limit here is lower, and an error
+    Image.MAX_IMAGE_PIXELS = None  # the limit here is lower, and raises an error
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     with contextlib.suppress(ImportError):  # of Pillow before 11.3
         from PIL import AvifImagePlugin
 
-        AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each takes address space
-    with contextlib.suppress(ImportError):  # whoever has installed it wants HEIC read
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each thread takes address space
+    with contextlib.suppress(ImportError):  # HEIC is supported if this optional package is installed
         importlib.import_module("pillow_heif").register_heif_opener()
     serve(int(sys.argv[1]), sys.stdin.buffer, sys.stdout.buffer)

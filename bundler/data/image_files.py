@@ -1,41 +1,38 @@
-"""Image files read within limits and decoded in a child process; nothing else opens images.
+"""Read image files within limits and decode them in a child process; no other module opens images.
 
-Decoders are C code whose input is anybody's, so that they run in a process of their own (`bundler.data.decoding`), which may
-take `MAX_MEMORY` bytes and `MAX_CPU_SECONDS` for each image, and is started anew when it has died. Limits of the file's bytes
-and pixels would not do: a TIFF of 2 MB and 64 x 64 pixels in one compressed tile takes 2 GB, and a progressive JPEG of 5 MB
-with 20,000 scans of 100 megapixels takes minutes (`tests/attacks/hostile_images.py`). An image of 500 x 375 pixels comes back
-2 ms later than from Pillow itself.
+Decoders are C code with untrusted input. They run in a child process (`bundler.data.decoding`) that is limited to `MAX_MEMORY`
+bytes, and `MAX_CPU_SECONDS` for each image, and is restarted after a crash. Limits on bytes and pixels of a file would not
+suffice: a TIFF of 2 MB and 64 x 64 pixels in one compressed tile takes 2 GB, and a progressive JPEG of 5 MB with 20,000 scans
+of 100 megapixels takes minutes (`tests/attacks/hostile_images.py`). For an image of 500 x 375 pixels this costs 2 ms.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import signal
-import stat
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import BinaryIO
 
 from PIL import Image
 
 from bundler.data import decoding
 from bundler.errors import UnreadableImageError
+from bundler.plain_files import read_regular
+from bundler.visible import visible
 
 __all__ = [
     "MAX_BYTES",
     "decode_image",
     "digest_of",
-    "kind_of",
     "name_of",
-    "open_plainly",
-    "printable",
     "read_bytes",
     "read_image",
     "reason_of",
@@ -45,26 +42,21 @@ MAX_BYTES = 320 << 20  # of a file: an RGB image of `decoding.MAX_PIXELS` withou
 
 
 def name_of(path: Path, folder: Path) -> str:
-    r"""Return a file's name below `folder` on one line, as digests and manifests have it.
+    r"""Return a file's path relative to `folder` on one line, as in digests and manifests.
 
-    A backslash is `\\`, and control characters and bytes that are not UTF-8 are `\n`, `\xNN` and the like: no two files have
-    one name. Other names are unchanged.
+    A backslash becomes `\\`, and control characters and bytes that are not UTF-8 become `\n`, `\xNN` and the like, so that
+    different files have different names. Other names are unchanged.
     """
     name = str(path.relative_to(folder) if path.is_relative_to(folder) else path)
     return "".join(_escaped(character) if _CONTROL.match(character) else character for character in name)
 
 
-def printable(text: object) -> str:
-    """Return a name or an error's text on one line that any terminal can show: what is not printable is escaped."""
-    return "".join(character if character.isprintable() else _escaped(character) for character in str(text))
-
-
-_CONTROL = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # a fixed set: what is printable changes with Python's Unicode
+_CONTROL = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # str.isprintable changes with Python's Unicode
 
 
 def _escaped(character: str) -> str:
     code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # how Python has a byte that is not UTF-8
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8 (PEP 383)
         return f"\\x{code - 0xDC00:02x}"
     if 0x80 <= code <= 0x9F:
         return f"\\u{code:04x}"
@@ -72,70 +64,41 @@ def _escaped(character: str) -> str:
 
 
 def digest_of(content: bytes, path: Path, folder: Path) -> str:
-    """Return the sha256 of a file's bytes with its name, as `sha256sum` lists them."""
+    """Return the SHA-256 of a file's bytes and its name, in the format of `sha256sum`."""
     return f"{hashlib.sha256(content).hexdigest()}  {name_of(path, folder)}"
 
 
 def read_image(path: Path) -> Image.Image:
-    """Return the image in a file as 8-bit RGB, upright, as `bundler.data.decoding.decode` does.
+    """Return the image in a file as upright 8-bit RGB; see `bundler.data.decoding.decode`.
 
     Raises:
-        UnreadableImageError: it is no regular file, cannot be read, is too large, or cannot be decoded.
+        UnreadableImageError: it is not a regular file, cannot be read, is too large, or cannot be decoded.
     """
     return decode_image(read_bytes(path), path)
 
 
 def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
-    """Return the bytes of a regular file of at most `limit` bytes; pipes, sockets and devices are never opened.
+    """Return the bytes of a regular file of at most `limit` bytes, or of one that a symbolic link points to.
 
     Raises:
-        UnreadableImageError: it is something else, is larger, or cannot be read.
+        UnreadableImageError: it is a FIFO, socket, device or folder, has more bytes, or cannot be read.
     """
     try:
-        _require_regular(path, path.stat())
-        with open_plainly(path) as file:
-            status = os.fstat(file.fileno())
-            _require_regular(path, status)
-            content = file.read(limit + 1) if status.st_size <= limit else None
+        return read_regular(path, limit=limit, follow_links=True)
     except OSError as error:
-        raise UnreadableImageError(printable(path), reason_of(error)) from error
+        too_large = f"it is larger than the limit of {limit >> 20} MiB; make it smaller"
+        raise UnreadableImageError(visible(path), too_large if error.errno == errno.EFBIG else reason_of(error)) from error
     except ValueError as error:  # a null byte in the name
-        raise UnreadableImageError(printable(path), printable(error)) from error
-    if content is None or len(content) > limit:
-        raise UnreadableImageError(printable(path), f"it is larger than the limit of {limit >> 20} MiB; make it smaller")
-    return content
-
-
-def open_plainly(path: Path) -> BinaryIO:
-    """Open a file to read, without waiting where it is a pipe."""
-    return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb")  # noqa: PTH123
+        raise UnreadableImageError(visible(path), visible(error)) from error
 
 
 def reason_of(error: OSError) -> str:
+    """Return why a file could not be opened or read."""
     return error.strerror or type(error).__name__
 
 
-def _require_regular(path: Path, status: os.stat_result) -> None:
-    kind = kind_of(status)
-    if kind is not None:
-        raise UnreadableImageError(printable(path), f"it is {kind}, not a file")
-
-
-def kind_of(status: os.stat_result) -> str | None:
-    """Return what a path leads to that is no regular file."""
-    kinds = (
-        (stat.S_ISREG, None),
-        (stat.S_ISDIR, "a folder"),
-        (stat.S_ISFIFO, "a named pipe"),
-        (stat.S_ISSOCK, "a socket"),
-        (stat.S_ISCHR, "a device"),
-        (stat.S_ISBLK, "a device"),
-    )
-    return next((name for test, name in kinds if test(status.st_mode)), "of an unknown kind")
-
-
 def decode_image(content: bytes, path: Path) -> Image.Image:
-    """Return the image in a file's bytes as `read_image` does; `path` names it in errors.
+    """Return the image in the bytes of a file as upright 8-bit RGB; `path` names it in errors.
 
     Raises:
         UnreadableImageError: it cannot be decoded.
@@ -143,16 +106,16 @@ def decode_image(content: bytes, path: Path) -> Image.Image:
     try:
         return _DECODER.decode(content)
     except decoding.UndecodableError as error:
-        raise UnreadableImageError(printable(path), str(error)) from error
+        raise UnreadableImageError(visible(path), visible(error)) from error
 
 
 class _Decoder:
-    """The child process that decodes, started when it is needed and again after it died."""
+    """The child process that decodes images; it is started on demand and restarted after a crash."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
-        self._memory = -1  # what is shared with the child: through a pipe, pixels take as long as they took to decode
+        self._memory = -1  # shared memory: sending pixels through a pipe takes as long as decoding them
 
     def decode(self, content: bytes) -> Image.Image:
         with self._lock:
@@ -160,25 +123,25 @@ class _Decoder:
             try:
                 return self._ask(child, content)
             except decoding.UndecodableError:
-                raise  # the child lives
+                raise  # the child is still running
             except MemoryError as error:
                 self._stop(kill=True)
-                raise decoding.UndecodableError("there is not enough memory for it") from error
+                raise decoding.UndecodableError("not enough memory") from error
             except (OSError, EOFError) as error:
                 raise decoding.UndecodableError(self._stop()) from error
-            except BaseException:  # interrupted: the answer would be taken for the next one's
+            except BaseException:  # interrupted: the pending answer would be read for the next image
                 self._stop(kill=True)
                 raise
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._memory = os.memfd_create("images")
-        # -P: modules of bundler do not stand in for others. Its own group: Ctrl-C is for the parent, whose end ends its input.
+        # -P: bundler/data is not on sys.path. Own process group: Ctrl-C goes to the parent only; the child ends with its input.
         self._child = subprocess.Popen(
             [sys.executable, "-P", decoding.__file__, str(self._memory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # each takes address space
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # each thread takes address space
             pass_fds=(self._memory,),
             process_group=0,
         )
@@ -216,14 +179,14 @@ class _Decoder:
         return image
 
     def _stop(self, *, kill: bool = False) -> str:
-        """End the child; return why it ended, where it did so by itself."""
+        """Stop the child; return the reason if it ended by itself."""
         child, self._child = self._child, None
         if child is None:
             return ""
         if kill:
             child.kill()
         for pipe in (child.stdin, child.stdout):
-            with contextlib.suppress(OSError):  # what was not written yet cannot be
+            with contextlib.suppress(OSError):  # buffered data cannot be written any more
                 pipe.close()  # type: ignore[union-attr]
         os.close(self._memory)
         code = child.wait()
@@ -236,8 +199,8 @@ class _Decoder:
             self._stop(kill=True)
 
 
-_KEPT = 64 << 20  # bytes of shared memory, from one image to the next
-_ANSWER = 4096  # bytes, of the longest answer
+_KEPT = 64 << 20  # bytes of shared memory that are kept between images
+_ANSWER = 4096  # longest answer in bytes
 
 _DECODER = _Decoder()
 atexit.register(_DECODER.close)

@@ -1,4 +1,4 @@
-"""Folders of images: which files are images, in which order, and what else is there."""
+"""Find image files in folders, in a reproducible order."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 
 from bundler import console
 from bundler.data import decoding
-from bundler.data.image_files import kind_of, name_of, open_plainly, printable, reason_of
+from bundler.data.image_files import name_of, reason_of
+from bundler.plain_files import kind_of, open_regular
+from bundler.visible import visible
 
 __all__ = ["FoundImages", "Skipped", "find_images", "first_names", "folder_problem", "sub_folders"]
 
-NAMED = 5  # files named in warnings of one kind, before "and N more"
+NAMED = 5  # files that a warning lists before "and N more"
 
 _IMAGES = """
     .jpg .jpeg .jpe .jfif .jif .png .apng .bmp .dib .webp .tif .tiff .gif .ppm .pgm .pbm .pnm .pfm .avif .avifs .mpo
@@ -33,10 +35,12 @@ OTHER_NAMES = frozenset({"thumbs.db", "desktop.ini", "readme", "license", "makef
 
 @dataclass(frozen=True, kw_only=True)
 class FoundImages:
-    """The images below a folder in an order that no file system or locale changes, and what else was there.
+    """The files below a folder, in an order that does not depend on the file system or locale.
 
-    `unusable` has devices, broken links, folders that cannot be read and the like, each with the reason; `others` has files
-    that are not images though their suffix does not say so.
+    Args:
+        paths: of images.
+        unusable: devices, broken links, unreadable folders and the like, with the reason for each.
+        others: files that are not images, although their suffix is not that of another format.
     """
 
     paths: tuple[Path, ...]
@@ -45,12 +49,12 @@ class FoundImages:
 
 
 def find_images(folder: Path) -> FoundImages:
-    """Find the images below `folder`, in any number of sub-folders.
+    """Find the images below `folder`, at any depth.
 
-    A file with an image's suffix is taken for an image, so that a damaged one is named; with a suffix that says otherwise
-    (.txt, .json, …) it is passed over; any other is an image if it starts like one. Hidden files and folders and `__MACOSX` are
-    passed over. Symbolic links are followed, also out of the folder; each folder is read once, through its own name where it
-    has one, and none above `folder`, so that loops end.
+    A file with the suffix of an image format counts as an image, so that damaged ones are reported. Files with another known
+    suffix (.txt, .json, …), hidden files and folders, and `__MACOSX` are ignored. All other files are recognized by content.
+    Symbolic links are followed, also to outside of the folder; each folder is read once, and none above `folder`, so that
+    loops end.
     """
     walk = _Walk()
     walk.read(folder)
@@ -69,17 +73,17 @@ class _Walk:
     seen: set[tuple[int, int]] = field(default_factory=set)
 
     def read(self, folder: Path) -> None:
-        own, linked = [folder], list[Path]()  # links are followed after the folders that lie here themselves
+        own, linked = [folder], list[Path]()  # real folders are read before links
         while own or linked:
             linked.sort(key=_order)
             current = own.pop() if own else linked.pop(0)
             try:
                 status = current.stat()
                 if (status.st_dev, status.st_ino) in self.seen:
-                    self.unusable.append((current, "it is a link to a folder that is read already"))
+                    self.unusable.append((current, "it is a link to a folder that is included already"))
                     continue
                 if current != folder and folder.resolve().is_relative_to(current.resolve()):
-                    self.unusable.append((current, "it is a link to a folder above"))
+                    self.unusable.append((current, "it is a link to a parent folder"))
                     continue
                 self.seen.add((status.st_dev, status.st_ino))
                 with os.scandir(current) as entries:
@@ -93,7 +97,7 @@ class _Walk:
                     (linked if entry.is_symlink() else own).append(path)
 
     def _is_folder(self, entry: os.DirEntry[str], path: Path) -> bool:
-        """Say whether it is one; put a file where it belongs."""
+        """Return whether an entry is a folder; add a file to the list to which it belongs."""
         try:
             status = entry.stat()
         except OSError as error:
@@ -105,9 +109,8 @@ class _Walk:
             return True
         if _is_of_another_kind(path):
             return False
-        kind = kind_of(status)
-        if kind is not None:
-            self.unusable.append((path, f"it is {kind}, not a file"))
+        if not stat.S_ISREG(status.st_mode):
+            self.unusable.append((path, f"it is {kind_of(status.st_mode)}, not a regular file"))
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             self.paths.append(path)
         else:
@@ -116,7 +119,7 @@ class _Walk:
 
     def _add_by_content(self, path: Path) -> None:
         try:
-            with open_plainly(path) as file:
+            with open_regular(path, follow_links=True) as file:
                 start = file.read(decoding.START_BYTES)
         except OSError as error:
             self.unusable.append((path, reason_of(error)))
@@ -125,7 +128,7 @@ class _Walk:
 
 
 def sub_folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, links to folders among them, without hidden ones, sorted by name.
+    """Return the visible folders in a folder, including links to folders, sorted by name.
 
     Raises:
         OSError: it cannot be read.
@@ -136,7 +139,7 @@ def sub_folders(folder: Path) -> list[Path]:
 
 
 def folder_problem(folder: Path) -> str | None:
-    """Return why a path is not a folder that can be read, as a predicate; None where it is one."""
+    """Return a predicate that says why a path is not a readable folder; None if it is one."""
     try:
         with os.scandir(folder):
             return None
@@ -163,7 +166,7 @@ def _is_of_another_kind(path: Path) -> bool:
 
 
 class Skipped:
-    """Files that are not used, named to the user as they turn up: the first few of them, and how many more at the end."""
+    """Reports skipped files: the first few as they occur, and the number of the others at the end."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -171,10 +174,10 @@ class Skipped:
     def add(self, path: Path, reason: str) -> None:
         self._count += 1
         if self._count <= NAMED:
-            console.warn(f"skipped {printable(path)}: {reason}")
+            console.warn(f"skipped {visible(path)}: {reason}")
 
     def add_found(self, found: Sequence[FoundImages], folder: Path) -> None:
-        """Name what `find_images` could not use below `folder`, and in one line the files that are not images."""
+        """Report the unusable files that `find_images` found below `folder`, and in one line those that are not images."""
         for path, reason in (item for one in found for item in one.unusable):
             self.add(path, reason)
         others = [path for one in found for path in one.others]
@@ -188,6 +191,6 @@ class Skipped:
 
 
 def first_names(paths: Sequence[Path], folder: Path) -> str:
-    """Return the names below `folder` of the first few files, and how many more there are."""
-    names = ", ".join(printable(name_of(path, folder)) for path in paths[:NAMED])
+    """Return the names of the first few files relative to `folder`, and the number of the others."""
+    names = ", ".join(visible(name_of(path, folder)) for path in paths[:NAMED])
     return f"{names} and {len(paths) - NAMED} more" if len(paths) > NAMED else names

@@ -1,4 +1,4 @@
-"""CSV files that give images their classes: `filename,label`, as competitions and annotation tools write them."""
+"""Read class labels of images from CSV files with the columns `filename,label`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundler.data.class_names import read_class_list, require_count
-from bundler.data.image_files import printable, read_bytes
+from bundler.data.image_files import read_bytes
 from bundler.data.image_folders import IMAGE_SUFFIXES, first_names
 from bundler.errors import DataError, UnreadableImageError
+from bundler.visible import visible
 
 __all__ = ["LabelTable", "find_label_table", "is_label_table", "read_label_table"]
 
@@ -32,13 +33,13 @@ _FILE_COLUMNS = (
     "id",
 )
 _LABEL_COLUMNS = ("label", "class", "class_name", "category", "target", "label_id", "class_id", "y")
-_Line = tuple[int, list[str]]  # its number, from 1, and its cells
-_HINT = "A line is `filename,label`; label is a class's name or its number from 0, the file lies beside the CSV or in images/."
+_Line = tuple[int, list[str]]  # its number from 1, and its cells
+_HINT = "Each line is `filename,label`: the label is a class name or a number from 0, the file is beside the CSV or in images/."
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelTable:
-    """Images with the numbers of their classes, in the order of the lines; `classes` are the names by number."""
+    """Images with their class numbers, in the order of the lines; `classes` are the names by number."""
 
     path: Path
     images: tuple[Path, ...]
@@ -54,24 +55,24 @@ class _Row:
 
 
 def is_label_table(path: Path) -> bool:
-    """Say whether a path is a CSV file, by its name."""
-    return path.suffix.lower() in _SUFFIXES and os.path.isfile(path)  # noqa: PTH113  which has no error for long names
+    """Return whether a path is a CSV or TSV file, by its name."""
+    return path.suffix.lower() in _SUFFIXES and os.path.isfile(path)  # noqa: PTH113  no error for long names
 
 
 def find_label_table(folder: Path) -> Path | None:
-    """Return the only CSV file in a folder; None where there is none, or where there are several."""
+    """Return the only CSV file in a folder; None if there is none or several."""
     found = [path for path in folder.iterdir() if is_label_table(path) and not path.name.startswith(".")]
     return found[0] if len(found) == 1 else None
 
 
 def read_label_table(path: Path, *, num_classes: int) -> LabelTable:
-    """Read a CSV file of images and classes, separated by commas, semicolons or tabs, with a line of headings or without.
+    """Read a CSV file of images and classes, separated by commas, semicolons or tabs, with or without a header line.
 
-    Labels are numbers, 0 to `num_classes - 1`, or names: sorted, these are the classes, unless a `classes.txt` beside the file
-    gives another order, a line for each. A name of an image may lack its suffix.
+    Labels are numbers from 0 to `num_classes - 1`, or names; the sorted names are the classes, unless a `classes.txt` beside
+    the file lists them in another order. Image names may lack their suffix.
 
     Raises:
-        DataError: naming the line: it cannot be read, an image is missing or has two classes, or a label is no class.
+        DataError: a line is malformed, an image is missing or has two classes, or a label is not a class; with the line.
     """
     rows = _distinct(_rows(path), path)
     labels, classes = _numbered(rows, path, num_classes)
@@ -81,18 +82,19 @@ def read_label_table(path: Path, *, num_classes: int) -> LabelTable:
 def _rows(path: Path) -> list[_Row]:
     lines = _lines(path)
     if not lines:
-        raise DataError(f"{printable(path)} is empty", next_step=_HINT)
+        raise DataError(f"{visible(path)} is empty", next_step=_HINT)
     lines, file_column, label_column = _columns(lines, path)
     rows: list[_Row] = []
     missing: list[tuple[int, str]] = []
     for number, cells in lines:
         if len(cells) <= max(file_column, label_column):
-            raise DataError(f"{printable(path)}, line {number}: {len(cells)} columns are too few", next_step=_HINT)
+            needed = max(file_column, label_column) + 1
+            raise DataError(
+                f"{visible(path)}, line {number}: at least {needed} columns are needed (got {len(cells)})", next_step=_HINT
+            )
         name, label = cells[file_column].strip(), cells[label_column].strip()
         if not name or not label:
-            raise DataError(
-                f"{printable(path)}, line {number}: the {'label' if name else 'filename'} is empty", next_step=_HINT
-            )
+            raise DataError(f"{visible(path)}, line {number}: the {'label' if name else 'filename'} is empty", next_step=_HINT)
         image = _found(path.parent, name)
         if image is None:
             missing.append((number, name))
@@ -102,16 +104,16 @@ def _rows(path: Path) -> list[_Row]:
         number, name = missing[0]
         more = f" (and {len(missing) - 1} others)" if len(missing) > 1 else ""
         raise DataError(
-            f"{printable(path)}, line {number}: {printable(name)}{more} is not in {printable(path.parent)} or its images/",
-            next_step="Put the images beside the CSV file, or remove their lines.",
+            f"{visible(path)}, line {number}: {visible(name)}{more} is not in {visible(path.parent)} or its images/",
+            next_step="Add the images beside the CSV file, or remove their lines.",
         )
     if not rows:
-        raise DataError(f"{printable(path)} names no image", next_step=_HINT)
+        raise DataError(f"{visible(path)} lists no image", next_step=_HINT)
     return rows
 
 
 def _columns(lines: list[_Line], path: Path) -> tuple[list[_Line], int, int]:
-    """Return the lines without headings, and in which columns image and label are."""
+    """Return the lines without the header, and the columns of file name and label."""
     number, cells = lines[0]
     first = [cell.strip().lower() for cell in cells]
     file_column = next((first.index(name) for name in _FILE_COLUMNS if name in first), None)
@@ -120,15 +122,15 @@ def _columns(lines: list[_Line], path: Path) -> tuple[list[_Line], int, int]:
         return lines[1:], file_column, label_column
     if len(first) != 2:
         raise DataError(
-            f"{printable(path)}, line {number}: {len(first)} columns, without headings that say what they are",
-            next_step=f"Name two of them `filename` and `label`. {_HINT}",
+            f"{visible(path)}, line {number}: {len(first)} columns without a header that names them",
+            next_step=f"Add a header with `filename` and `label`. {_HINT}",
         )
     in_other_words = _found(path.parent, cells[0]) is None and len(lines) > 1 and _found(path.parent, lines[1][1][0])
     return lines[1:] if in_other_words else lines, 0, 1
 
 
 def _lines(path: Path) -> list[_Line]:
-    """Return the lines that are not empty, as numbers from 1 and cells."""
+    """Return the non-empty lines with their numbers."""
     try:
         content = read_bytes(path, MAX_BYTES)
     except UnreadableImageError as error:
@@ -137,19 +139,19 @@ def _lines(path: Path) -> list[_Line]:
         text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
         number = content[: error.start].count(b"\n") + 1
-        raise DataError(f"{printable(path)}, line {number}: it is not UTF-8", next_step="Save it as UTF-8.") from error
+        raise DataError(f"{visible(path)}, line {number}: it is not UTF-8", next_step="Save it as UTF-8.") from error
     start = text.lstrip().partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=start.count), strict=True)
     lines: list[_Line] = []
     try:
         lines.extend((reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells))
     except csv.Error as error:
-        raise DataError(f"{printable(path)}, line {reader.line_num}: {printable(error)}", next_step=_HINT) from error
+        raise DataError(f"{visible(path)}, line {reader.line_num}: {visible(error)}", next_step=_HINT) from error
     return lines
 
 
 def _found(folder: Path, name: str) -> Path | None:
-    """Return the file of that name in a folder or its `images`, never outside of it."""
+    """Return the file of that name in a folder or in its `images`; never one outside of the folder."""
     relative = Path(name.replace("\\", "/"))
     if relative.is_absolute() or ".." in relative.parts or not relative.name or "\0" in name:
         return None
@@ -169,15 +171,19 @@ def _found(folder: Path, name: str) -> Path | None:
 
 
 def _distinct(rows: Sequence[_Row], path: Path) -> list[_Row]:
-    """Leave out repeated lines."""
+    """Return the rows without duplicates.
+
+    Raises:
+        DataError: an image has two different labels.
+    """
     first: dict[Path, _Row] = {}
     for row in rows:
         earlier = first.setdefault(row.image, row)
         if earlier.label != row.label:
             raise DataError(
-                f"{printable(path)}, line {row.line}: {first_names([row.image], path.parent)} is {printable(row.label)}, and"
-                f" {printable(earlier.label)} in line {earlier.line}",
-                next_step="Give each image one class.",
+                f"{visible(path)}, line {row.line}: {first_names([row.image], path.parent)} is {visible(row.label)}, but"
+                f" {visible(earlier.label)} in line {earlier.line}",
+                next_step="Label each image once.",
             )
     return list(first.values())
 
@@ -188,23 +194,23 @@ def _numbered(rows: Sequence[_Row], path: Path, num_classes: int) -> tuple[tuple
         for row in rows:
             if int(row.label) not in range(num_classes):
                 raise DataError(
-                    f"{printable(path)}, line {row.line}: label {printable(row.label)}, and the network's classes are 0 to"
-                    f" {num_classes - 1}",
-                    next_step="Number the classes from 0, or give --num-classes as the weights were trained for.",
+                    f"{visible(path)}, line {row.line}: label {visible(row.label)} is not a class of the network (0 to"
+                    f" {num_classes - 1})",
+                    next_step="Number the classes from 0, or pass --num-classes as in the training of the weights.",
                 )
         return tuple(int(row.label) for row in rows), names or tuple(map(str, range(num_classes)))
     classes = names or tuple(sorted({row.label for row in rows}))
     if len(classes) != num_classes:
-        listed = ", ".join(map(printable, classes[:3])) + (", …" if len(classes) > 3 else "")
+        listed = ", ".join(map(visible, classes[:3])) + (", …" if len(classes) > 3 else "")
         raise DataError(
-            f"{printable(path)} has {len(classes)} classes ({listed}), and the network has {num_classes} classes",
-            next_step="Name all classes in a classes.txt beside it, or give --num-classes as the weights were trained for.",
+            f"{visible(path)} has {len(classes)} classes ({listed}), but the network has {num_classes} classes",
+            next_step="List all classes in a classes.txt beside it, or pass --num-classes as in the training of the weights.",
         )
     numbers = {name: number for number, name in enumerate(classes)}
     for row in rows:
         if row.label not in numbers:
             raise DataError(
-                f"{printable(path)}, line {row.line}: label {printable(row.label)} is not in classes.txt",
+                f"{visible(path)}, line {row.line}: label {visible(row.label)} is not in classes.txt",
                 next_step="Add it there, in the order of the network's classes.",
             )
     return tuple(numbers[row.label] for row in rows), classes

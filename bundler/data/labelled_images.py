@@ -1,4 +1,4 @@
-"""Pictures with their classes, read from disk when they are needed: to measure accuracy with, and to train."""
+"""Labelled images of classifiers, read on demand: for evaluation and training."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bundler.data.image_files import digest_of, printable, read_bytes, read_image
+from bundler.data.image_files import digest_of, read_bytes, read_image
 from bundler.data.image_folders import Skipped, find_images, first_names, folder_problem, sub_folders
 from bundler.data.label_tables import LabelTable, find_label_table, is_label_table, read_label_table
 from bundler.data.preprocessing import Preprocessing
 from bundler.errors import DataError
+from bundler.visible import visible
 
 __all__ = [
     "HELD_OUT",
@@ -31,8 +32,8 @@ __all__ = [
 
 LEARNED = ("train",)
 MEASURED = ("val", "valid", "validation", "test")
-DEEPEST = 3  # folders that hold nothing but the next one, as archives unpack
-HELD_OUT = 0.2  # of each class, or of all, where a folder is not divided into train/ and val/
+DEEPEST = 3  # levels of folders that contain only one folder, as unpacked archives have them
+HELD_OUT = 0.2  # of each class, or of all, if a folder is not divided into train/ and val/
 
 Part = TypeVar("Part")
 LabelledBatch = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -40,7 +41,16 @@ LabelledBatch = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledPictures:
-    """Files with the index of their class; the folders' sorted names are the classes, as in torchvision's `ImageFolder`."""
+    """Image files that are read on demand, with their class indices.
+
+    Args:
+        folder: of the images.
+        paths: of the images.
+        labels: class index of each image.
+        classes: names by index: the sorted folder names, as in torchvision's `ImageFolder`, or those of a CSV file.
+        preprocessing: of the images.
+        tables: the CSV file, if it has the labels.
+    """
 
     folder: Path
     paths: tuple[Path, ...]
@@ -53,26 +63,30 @@ class LabelledPictures:
         return len(self.paths)
 
     def __str__(self) -> str:
-        return f"{len(self)} pictures of {len(self.classes)} classes"
+        return f"{len(self)} images of {len(self.classes)} classes"
 
     @cached_property
     def sha256(self) -> str:
-        """Covers each file's name and bytes, in their order, and the CSV file's where that has the labels."""
+        """SHA-256 over the names and bytes of all images and of the CSV file, in order."""
         return sha256_of_files(self.folder, (*self.paths, *self.tables))
 
     def batches(self, size: int, *, seed: int | None = None, skip: int = 0) -> Iterator[LabelledBatch]:
-        """Yield pictures, float32 [N, 3, height, width], and classes, int64 [N], as `read_batches` does."""
-        for chosen, pictures in read_batches(self.paths, self.preprocessing, size, seed=seed, skip=skip):
-            yield pictures, np.array([self.labels[index] for index in chosen])
+        """Yield images, float32 [N, 3, height, width], and class indices, int64 [N]; see `read_batches`."""
+        for chosen, images in read_batches(self.paths, self.preprocessing, size, seed=seed, skip=skip):
+            yield images, np.array([self.labels[index] for index in chosen])
 
 
 def read_batches(
     paths: Sequence[Path], preprocessing: Preprocessing, size: int, *, seed: int | None, skip: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Yield places in `paths`, int64 [N], and pictures, float32 [N, 3, height, width]: in order, or shuffled by a seed.
+    """Yield indices into `paths`, int64 [N], and their images, float32 [N, 3, height, width].
 
-    The first `skip` batches are passed over without being read. Shuffled pictures are to be learned from, and so half of them
-    are mirrored.
+    Args:
+        paths: of the images.
+        preprocessing: of the images.
+        size: of a batch; the last one may be smaller.
+        seed: shuffles the images for training, and flips a random half of them horizontally; None for the order of `paths`.
+        skip: number of batches at the beginning that are not read.
 
     Raises:
         UnreadableImageError: an image cannot be read.
@@ -83,12 +97,12 @@ def read_batches(
         order, mirrored = generator.permutation(order), generator.random(len(paths)) < 0.5
     for start in range(skip * size, len(order), size):
         chosen = order[start : start + size]
-        pictures = [read_picture(paths[index], preprocessing)[0][:, :, :: -1 if mirrored[index] else 1] for index in chosen]
-        yield chosen, np.stack(pictures)
+        images = [read_picture(paths[index], preprocessing)[0][:, :, :: -1 if mirrored[index] else 1] for index in chosen]
+        yield chosen, np.stack(images)
 
 
 def read_picture(path: Path, preprocessing: Preprocessing) -> tuple[NDArray[np.float32], tuple[int, int]]:
-    """Return an image as a network's input, float32 [3, height, width], and its own width and height, upright.
+    """Return an image as a network input, float32 [3, height, width], and the width and height of the upright image.
 
     Raises:
         UnreadableImageError: it cannot be read.
@@ -98,60 +112,60 @@ def read_picture(path: Path, preprocessing: Preprocessing) -> tuple[NDArray[np.f
 
 
 def sha256_of_files(folder: Path, paths: Iterable[Path]) -> str:
-    """Return a digest of each file's name below the folder and its bytes, in their order."""
+    """Return the SHA-256 over each file's bytes and its name relative to the folder, in order."""
     lines = (digest_of(read_bytes(path), path, folder) for path in paths)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split(Generic[Part]):
-    """Pictures to train on, and others to measure with."""
+    """Images for training, and others for evaluation."""
 
     train: Part
     validation: Part
 
 
 def load_validation(folder: Path, preprocessing: Preprocessing, *, num_classes: int) -> LabelledPictures:
-    """List the images to measure with, by class folders, links to folders among them, or by a CSV file.
+    """List the evaluation images, from class folders (or links to folders) or a CSV file.
 
-    Of a folder that is divided these are in `val`, `valid`, `validation` or `test`, the first of them that is there. In place
-    of class folders there may be one CSV file (`bundler.data.label_tables`), and `folder` may be such a file itself. A folder
-    that holds a single folder stands for that one.
+    In a divided folder these are in the first existing one of `val`, `valid`, `validation` and `test`. Instead of class folders
+    there may be one CSV file (`bundler.data.label_tables`); `folder` may also be such a file itself. A folder that contains
+    only one folder is replaced by it.
 
     Raises:
-        DataError: there are no class folders, another number than the network's classes, or one is empty.
+        DataError: there are no class folders, their number is not `num_classes`, or one is empty.
     """
     folder, part = _part_of(folder, MEASURED)
     return _listed(folder / part if part else folder, preprocessing, num_classes)
 
 
 def load_split(folder: Path, preprocessing: Preprocessing, *, num_classes: int, seed: int) -> Split[LabelledPictures]:
-    """List `folder/train` and what `load_validation` lists; of a folder without them, a fifth of each class is held out.
+    """List the images of `folder/train`, and those of `load_validation`; if undivided, a fifth of each class is held out.
 
     Raises:
-        DataError: as `load_validation`; or the two have other classes, or a class has a single image.
+        DataError: as `load_validation`; or the two parts have different classes, or a class has only one image.
     """
     folder, learned = _part_of(folder, LEARNED)
     folder, measured = _part_of(folder, MEASURED)
     if (learned is None) != (measured is None):
         raise DataError(
-            f"{printable(folder)} has {learned or measured}/ and no {'train' if measured else 'val'}/",
-            next_step="Give both, or class folders alone.",
+            f"{visible(folder)} has {learned or measured}/ but no {'train' if measured else 'val'}/",
+            next_step="Pass a folder with both, or with class folders only.",
         )
     if learned is not None and measured is not None:
         train, validation = (_listed(folder / part, preprocessing, num_classes) for part in (learned, measured))
         if train.classes != validation.classes:
             odd = sorted(set(train.classes) ^ set(validation.classes))
             raise DataError(
-                f"{printable(folder)}/{learned} and {measured} differ: {', '.join(map(printable, odd[:5]))}",
-                next_step="Give both the same classes.",
+                f"{visible(folder)}/{learned} and {measured} have different classes: {', '.join(map(visible, odd[:5]))}",
+                next_step="Use the same class folders in both.",
             )
         return Split(train=train, validation=validation)
     return _divided(_listed(folder, preprocessing, num_classes), seed)
 
 
 def _part_of(folder: Path, names: Sequence[str]) -> tuple[Path, str | None]:
-    """Return the folder itself, out of folders that hold it alone, and the first of the names that is a part in it."""
+    """Return the folder within folders that contain nothing else, and the first of `names` that is a part of it."""
     if is_label_table(folder):
         return folder, None
     inside = [path.name for path in _folders_in(folder)]
@@ -166,7 +180,7 @@ def _part_of(folder: Path, names: Sequence[str]) -> tuple[Path, str | None]:
 
 
 def _is_divided_by_class(part: Path) -> bool:
-    """Say whether a folder called `train` is a part of the data: a class may have that name too."""
+    """Return whether a folder called `train` is a part of the data, and not a class of that name."""
     return bool(_folders_in(part)) or find_label_table(part) is not None
 
 
@@ -174,8 +188,8 @@ def _folders_in(folder: Path) -> list[Path]:
     problem = folder_problem(folder)
     if problem is not None:
         raise DataError(
-            f"the data folder {printable(folder)} {problem}",
-            next_step="Give a folder with one sub-folder for each class, or a CSV file with lines `filename,label`.",
+            f"the data folder {visible(folder)} {problem}",
+            next_step="Pass a folder with one sub-folder for each class, or a CSV file with lines `filename,label`.",
         )
     return sub_folders(folder)
 
@@ -188,10 +202,10 @@ def _listed(folder: Path, preprocessing: Preprocessing, num_classes: int) -> Lab
         return _of_table(read_label_table(table, num_classes=num_classes), preprocessing)
     classes = [path.name for path in folders]
     if len(classes) != num_classes:
-        named = f" ({', '.join(map(printable, classes[:3]))}{', …' if len(classes) > 3 else ''})" if classes else ""
+        named = f" ({', '.join(map(visible, classes[:3]))}{', …' if len(classes) > 3 else ''})" if classes else ""
         raise DataError(
-            f"{printable(folder)} has {len(classes)} class folders{named}, and the network has {num_classes} classes",
-            next_step="Give a sub-folder for each class or a CSV file, or --num-classes as the weights were trained for.",
+            f"{visible(folder)} has {len(classes)} class folders{named}, but the network has {num_classes} classes",
+            next_step="Add one sub-folder for each class, or pass --num-classes as in the training of the weights.",
         )
     found = [find_images(own) for own in folders]
     skipped = Skipped()
@@ -200,8 +214,8 @@ def _listed(folder: Path, preprocessing: Preprocessing, num_classes: int) -> Lab
     empty = [own for own, inside in zip(folders, found, strict=True) if not inside.paths]
     if empty:
         raise DataError(
-            f"{printable(folder)}: {first_names(empty, folder)} holds no image",
-            next_step="Put some in, or remove the folder.",
+            f"{visible(folder)}: {first_names(empty, folder)} contains no image",
+            next_step="Add images, or remove the folder.",
         )
     return LabelledPictures(
         folder=folder,
@@ -223,29 +237,29 @@ def _of_table(table: LabelTable, preprocessing: Preprocessing) -> LabelledPictur
     )
 
 
-def _divided(pictures: LabelledPictures, seed: int) -> Split[LabelledPictures]:
+def _divided(images: LabelledPictures, seed: int) -> Split[LabelledPictures]:
     generator = np.random.default_rng(seed)
     train: list[int] = []
     validation: list[int] = []
-    for label, name in enumerate(pictures.classes):
-        members = generator.permutation([index for index, own in enumerate(pictures.labels) if own == label]).tolist()
+    for label, name in enumerate(images.classes):
+        members = generator.permutation([index for index, own in enumerate(images.labels) if own == label]).tolist()
         if len(members) == 1:
             raise DataError(
-                f"{printable(pictures.folder / name)} has a single image",
-                next_step="Give at least 2, to train on and to measure with.",
+                f"{visible(images.folder / name)} has only one image",
+                next_step="Add images: at least 2 are needed, to train on and for evaluation.",
             )
-        held_out = max(round(len(members) * HELD_OUT), 1)  # none of a class that a CSV file does not name
+        held_out = max(round(len(members) * HELD_OUT), 1)  # none of a class without images in a CSV file
         validation += members[:held_out]
         train += members[held_out:]
-    return Split(train=_part(pictures, sorted(train)), validation=_part(pictures, sorted(validation)))
+    return Split(train=_part(images, sorted(train)), validation=_part(images, sorted(validation)))
 
 
-def _part(pictures: LabelledPictures, indices: list[int]) -> LabelledPictures:
+def _part(images: LabelledPictures, indices: list[int]) -> LabelledPictures:
     return LabelledPictures(
-        folder=pictures.folder,
-        paths=tuple(pictures.paths[index] for index in indices),
-        labels=tuple(pictures.labels[index] for index in indices),
-        classes=pictures.classes,
-        preprocessing=pictures.preprocessing,
-        tables=pictures.tables,
+        folder=images.folder,
+        paths=tuple(images.paths[index] for index in indices),
+        labels=tuple(images.labels[index] for index in indices),
+        classes=images.classes,
+        preprocessing=images.preprocessing,
+        tables=images.tables,
     )

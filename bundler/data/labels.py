@@ -1,4 +1,4 @@
-"""The labelled objects of an image."""
+"""Labels: the labelled objects of an image."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from numpy.typing import NDArray
 
 __all__ = ["NO_OBJECTS", "SLACK", "Labels"]
 
-SLACK = 1e-3  # of an image's side, by which tools let a box stick out of it
+SLACK = 1e-3  # tolerance for boxes that extend beyond the image, relative to its size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """The objects in an image: classes int64 [K]; left, top, right and bottom float64 [K, 4].
+    """The labelled objects of an image.
 
-    `crowd`, bool [K] or None where there is none, marks regions of many objects: what a detector finds in them counts neither
-    for nor against it, as COCO has it.
+    Args:
+        classes: int64 [K].
+        boxes: left, top, right, bottom; float64 [K, 4]; relative to the image size, or in pixels where stated.
+        crowd: bool [K], COCO's `iscrowd`: regions of many objects, in which detections are ignored; None if there are none.
     """
 
     classes: NDArray[np.int64]
@@ -26,7 +28,7 @@ class Labels:
 
     @property
     def counted(self) -> NDArray[np.bool_]:
-        """Which of them are objects to find, bool [K]."""
+        """Objects that are not crowds, bool [K]."""
         return np.ones(len(self.classes), np.bool_) if self.crowd is None else ~self.crowd
 
 

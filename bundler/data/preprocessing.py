@@ -1,4 +1,4 @@
-"""Preprocessing: how a picture of any size becomes a network's input."""
+"""Preprocessing: converts an image of any size to a network's input."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, on which torchvision's weights were trained
 DEVIATION = (0.229, 0.224, 0.225)
-GREY = (114, 114, 114)  # around a letterboxed picture, as YOLOv5 is trained
+GREY = (114, 114, 114)  # borders of a letterboxed image, as in the training of YOLOv5
 
 Channels = Literal["rgb", "bgr"]
 Fit = Literal["crop", "squash", "letterbox"]
@@ -39,20 +39,20 @@ def height_and_width(pixels: Pixels) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How a picture becomes a network's input of `crop` pixels, and then (x/255 - mean) / std.
+    """Resize and crop an image to a network's input, then normalise it: (x/255 - mean) / std.
 
     Args:
-        resize: the size, as `fit` uses it; not used by "letterbox".
-        crop: the size of the input.
+        resize: size in pixels, depending on `fit`; not used by "letterbox".
+        crop: size of the input in pixels.
         interpolation: one of Pillow's resampling filters, all of which average over the source pixels when they shrink; or
             "opencv-bilinear", OpenCV's INTER_LINEAR on 8-bit pixels, which does not.
         fit: "crop" resizes with unchanged proportions to the smallest size that covers `resize` (for a square, the shorter
             side becomes that long) and takes `crop` pixels from the middle; "squash" resizes to exactly `resize` and takes
             `crop` pixels from the middle; "letterbox" resizes with unchanged proportions to the largest size that lies within
             `crop` and centres it on grey.
-        channels: their order in the input.
-        mean: one for each channel in that order, in units of x/255.
-        std: likewise.
+        channels: order of the input's channels.
+        mean: of each channel in that order, in units of x/255.
+        std: of each channel in that order, in units of x/255.
     """
 
     resize: Pixels
@@ -68,9 +68,9 @@ class Preprocessing:
         """Height and width of the input."""
         return height_and_width(self.crop)
 
-    def __call__(self, picture: Image.Image) -> NDArray[np.float32]:
-        """Return float32 [3, height, width]; with "crop", the same numbers as torchvision's `ImageClassification` preset."""
-        fitted = self._fitted(picture.convert("RGB"))
+    def __call__(self, image: Image.Image) -> NDArray[np.float32]:
+        """Return float32 [3, height, width]; with "crop", the values of torchvision's `ImageClassification` preset."""
+        fitted = self._fitted(image.convert("RGB"))
         pixels = np.asarray(fitted, dtype=np.float32) / np.float32(255)
         if self.channels == "bgr":
             pixels = pixels[:, :, ::-1]
@@ -78,9 +78,9 @@ class Preprocessing:
         return np.ascontiguousarray(normalised.transpose(2, 0, 1))
 
     def frame(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Return where a whole picture of that size lies in the input: left, top, width and height in pixels.
+        """Return the area of an image of `width` x `height` in the input: left, top, width and height in pixels.
 
-        Left and top are negative where a part of the picture is cut off.
+        Left and top are negative if a part of the image is cropped.
         """
         input_height, input_width = self.input_size
         new_width, new_height = self._resized_size(width, height)
@@ -100,17 +100,17 @@ class Preprocessing:
             return int(target_height * width / height), target_height
         return target_width, int(target_width * height / width)
 
-    def _fitted(self, picture: Image.Image) -> Image.Image:
+    def _fitted(self, image: Image.Image) -> Image.Image:
         input_height, input_width = self.input_size
-        left, top, width, height = self.frame(*picture.size)
+        left, top, width, height = self.frame(*image.size)
         if self.interpolation == "opencv-bilinear":
-            picture = Image.fromarray(opencv_bilinear(np.asarray(picture), width, height))
+            image = Image.fromarray(opencv_bilinear(np.asarray(image), width, height))
         else:
-            picture = picture.resize((width, height), Image.Resampling[self.interpolation.upper()])
+            image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         if self.fit != "letterbox":
-            return picture.crop((-left, -top, input_width - left, input_height - top))
+            return image.crop((-left, -top, input_width - left, input_height - top))
         canvas = Image.new("RGB", (input_width, input_height), GREY)
-        canvas.paste(picture, (left, top))
+        canvas.paste(image, (left, top))
         return canvas
 
 
@@ -136,9 +136,9 @@ def opencv_bilinear(pixels: NDArray[np.uint8], width: int, height: int) -> NDArr
 
 
 def _neighbours(old: int, new: int, *, inside: bool) -> tuple[NDArray[np.int32], ...]:
-    """Return the two source pixels of each new one along an axis, and their weights of 2048 in all.
+    """Return the two source pixels of each new pixel along an axis, and their weights, which add up to 2048.
 
-    OpenCV takes the weights at the edges from `inside` the picture along a row, and not so along a column.
+    `inside`: along rows, OpenCV gives the weight of pixels beyond the edge to the pixel inside; along columns it does not.
     """
     positions = ((np.arange(new) + 0.5) * (1 / (new / old)) - 0.5).astype(np.float32)
     first = np.floor(positions)

@@ -1,1 +1,1 @@
-"""Accuracy on labelled sets: classification, detection, and what a poor figure may be due to."""
+"""Accuracy on labelled images: classification, detection, and likely causes of low accuracy."""

@@ -1,4 +1,4 @@
-"""Accuracy as a gate: each mode is measured on pictures of the user's, and INT8 may lose no more than is allowed."""
+"""Evaluate each mode on the user's images, and enforce the maximum accuracy drop of INT8."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ __all__ = ["AccuracyTest", "prepare_test", "require_accuracy", "suspect"]
 
 
 class AccuracyTest(Protocol):
-    """Pictures on which FP32 has been measured, so that INT8 can be compared with it."""
+    """Evaluation images with the results of FP32, with which INT8 modes are compared."""
 
     @property
     def fp32(self) -> AccuracyRecord | BoxesRecord:
-        """How accurate FP32 is."""
+        """The accuracy of FP32."""
 
     def measure(self, graph: ExportedGraph) -> AccuracyRecord | BoxesRecord:
-        """Run every picture through an INT8 graph; return how accurate it is, and how much less so than FP32.
+        """Run an INT8 graph on all images; return its accuracy and the drop from FP32.
 
         Raises:
-            DataError: a picture cannot be read.
+            DataError: an image cannot be read.
         """
 
 
 def prepare_test(
-    fp32: ExportedGraph, pictures: LabelledPictures | DetectionPictures, *, level: OptimizationLevel
+    fp32: ExportedGraph, images: LabelledPictures | DetectionPictures, *, level: OptimizationLevel
 ) -> AccuracyTest:
-    """Run every picture through the float graph, so that others can be compared with it.
+    """Run the FP32 graph on all images.
 
     Raises:
-        DataError: a picture cannot be read, or a detector sees nothing in any of them.
+        DataError: an image cannot be read, or a detector detects no object in any of them.
     """
-    console.step(f"Measuring accuracy on {pictures}")
-    if isinstance(pictures, DetectionPictures):
-        return prepare_boxes(fp32, pictures, level=level)
-    return prepare_top1(fp32, pictures, level=level)
+    console.step(f"Measuring accuracy on {images}")
+    if isinstance(images, DetectionPictures):
+        return prepare_boxes(fp32, images, level=level)
+    return prepare_top1(fp32, images, level=level)
 
 
 def suspect(fp32: ExportedGraph, test: AccuracyTest, claims: Mapping[str, float]) -> tuple[str, ...]:
-    """Return what FP32's accuracy is probably due to where it is poor; nothing where there is nothing to suspect.
+    """Return the likely cause of a low FP32 accuracy; an empty tuple if the accuracy is not suspicious.
 
     Raises:
-        DataError: a picture cannot be read.
+        DataError: an image cannot be read.
     """
     suspicion = None
     if isinstance(test, BoxesTest):
@@ -68,10 +68,10 @@ def suspect(fp32: ExportedGraph, test: AccuracyTest, claims: Mapping[str, float]
 
 
 def require_accuracy(records: Mapping[Mode, AccuracyRecord | BoxesRecord], max_drop: float) -> None:
-    """Refuse INT8 modes that lost more than `max_drop` points.
+    """Require that no INT8 mode loses more than `max_drop` percentage points.
 
     Raises:
-        AccuracyError: with each such mode's figures.
+        AccuracyError: a mode loses more; the message has the figures of all such modes.
     """
     lost = [
         mode for mode, record in sorted(records.items()) if record.lost_points is not None and record.lost_points > max_drop
@@ -79,7 +79,7 @@ def require_accuracy(records: Mapping[Mode, AccuracyRecord | BoxesRecord], max_d
     if lost:
         detector = any(isinstance(records[mode], BoxesRecord) for mode in lost)
         raise AccuracyError(
-            "; ".join(f"{mode} {records[mode]}" for mode in lost) + f"; {max_drop:g} points are allowed",
-            next_step="Calibrate with more pictures like those of the device (--calibration DIR, --calibration-pictures N), or "
+            "; ".join(f"{mode} {records[mode]}" for mode in lost) + f"; the limit is {max_drop:g} points",
+            next_step="Calibrate with more images like those of the device (--calibration DIR, --calibration-pictures N), or "
             + ("quantize less of it: --int8-scope backbone." if detector else "train for it: --mode int8-qat."),
         )

@@ -18,16 +18,16 @@ __all__ = ["mean_average_precision"]
 
 
 def mean_average_precision(found: Sequence[Detections], truth: Sequence[Labels]) -> tuple[float, float]:
-    """Return mAP50-95 and mAP50, 0 to 1, of what was found in each picture of `truth`.
+    """Return mAP50-95 and mAP50, from 0 to 1, of the detections `found` in each image for the labels `truth`.
 
-    The mean is over the classes that are labelled. Of each picture and class the 100 best detections count; none in a crowd.
+    The mean is over the labelled classes. Up to 100 detections per image and class count; those in a crowd are ignored.
     """
     images = [{"id": index} for index in range(len(truth))]
     categories = [{"id": int(kind)} for kind in np.unique(np.concatenate([labels.classes[labels.counted] for labels in truth]))]
     counted = np.concatenate([labels.counted for labels in truth]).tolist()
     objects = [
         {"id": number, "image_id": index, "category_id": kind, "bbox": box, "area": box[2] * box[3], "iscrowd": int(not counts)}
-        # an identifier of 0 would pass for no match
+        # pycocotools treats the identifier 0 as no match
         for number, ((index, kind, box), counts) in enumerate(zip(_each(truth), counted, strict=True), start=1)
     ]
     scores = np.concatenate([one.scores for one in found])
@@ -37,7 +37,7 @@ def mean_average_precision(found: Sequence[Detections], truth: Sequence[Labels])
     detections = np.array(
         [(index, *box, score, kind) for (index, kind, box), score in zip(boxes, scores.tolist(), strict=True)]
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells what it does, where results belong
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints progress to stdout, which is for results
         labelled = COCO()
         labelled.dataset = {"images": images, "annotations": objects, "categories": categories}  # type: ignore[typeddict-item]
         labelled.createIndex()
@@ -49,10 +49,10 @@ def mean_average_precision(found: Sequence[Detections], truth: Sequence[Labels])
     return float(precision.mean()), float(precision[0].mean())
 
 
-def _each(pictures: Sequence[Labels | Detections]) -> list[tuple[int, int, list[float]]]:
-    """Return picture, class, and box as left, top, width, height, one after another."""
+def _each(images: Sequence[Labels | Detections]) -> list[tuple[int, int, list[float]]]:
+    """Return the image index, class, and box (left, top, width, height) of each object."""
     return [
         (index, int(kind), [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()])
-        for index, one in enumerate(pictures)
+        for index, one in enumerate(images)
         for kind, box in zip(one.classes, one.boxes, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Whether a classifier's mistakes come from classes in another order than it was trained with."""
+"""Detect wrong predictions that are due to another order of the classes than in training."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 
 __all__ = ["ClassOrder", "find_class_order"]
 
-EXPLAINED = 0.8  # share of what is seen that another order has to make right
-GAIN = 0.3  # by how much that has to be more than what is right already
-EACH = 3  # things seen of each class at least, on the average: of fewer, chance makes an order out of any answers
+EXPLAINED = 0.8  # minimum accuracy with the other order
+GAIN = 0.3  # minimum gain in accuracy
+EACH = 3  # minimum mean number of samples per class: with fewer, an order can fit any predictions by chance
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassOrder:
-    """For each labelled class, which one is predicted in its place; with that, `share` would be right."""
+    """The class that is predicted for each labelled class, and the accuracy with that order (0 to 1)."""
 
     predicted: Mapping[int, int]
     share: float
 
 
 def find_class_order(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> ClassOrder | None:
-    """Return the order of classes with which most of `labels` would equal `predicted`, both int64 [N]; None where none does."""
+    """Return the order of classes with which most of `labels` equal `predicted`, both int64 [N]; None if there is none."""
     if len(labels) < EACH * len(np.unique(labels)):
         return None
     pairs, counts = np.unique(np.stack([labels, predicted]), axis=1, return_counts=True)

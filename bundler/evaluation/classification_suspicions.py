@@ -1,4 +1,4 @@
-"""A suspicion about a classifier: what a poor top-1 is probably due to."""
+"""The likely cause of a classifier's low top-1 accuracy."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from bundler import console
 from bundler.data.labelled_images import LabelledPictures
 from bundler.evaluation.class_order import ClassOrder, find_class_order
 from bundler.evaluation.classification import Top1Test, wilson
-from bundler.evaluation.other_preprocessing import Other, other_fits, other_normalisations, renormalised
-from bundler.evaluation.trials import Trials
+from bundler.evaluation.other_preprocessing import Other, Trials, other_fits, other_normalisations, renormalised
 from bundler.graphs.exported_graph import ExportedGraph
 from bundler.graphs.host_runs import runnable
+from bundler.visible import visible
 
 __all__ = ["suspect_top1"]
 
@@ -25,82 +25,87 @@ Inputs = NDArray[np.float32]
 Right = NDArray[np.bool_]
 Run = Callable[[Inputs], Inputs]
 
-PICTURES = 128  # that other preprocessing is tried on
-MEMORY = 256 << 20  # bytes that they may take as inputs
-FEWEST_WRONG = 9  # answers among them: fewer cannot be significant
+IMAGES = 128  # on which other preprocessing is tried
+MEMORY = 256 << 20  # limit for their inputs in bytes
+FEWEST_WRONG = 9  # wrong predictions: an improvement of fewer cannot be significant
 BATCH = 16
-SIGNIFICANT = 0.05  # chance of a false alarm over everything that is tried
-BELOW_CLAIM = 0.05  # by which an accuracy may fall short of what a checkpoint says
-MARGIN = 0.02  # by which another order has to be better than other preprocessing: red and blue may be classes
-LISTED = 5  # classes that are named
+SIGNIFICANT = 0.05  # probability of a false alarm over all trials
+BELOW_CLAIM = 0.05  # tolerated difference from the accuracy that a checkpoint states
+MARGIN = 0.02  # by which another class order must be better than other preprocessing: red and blue may be classes
+LISTED = 5  # classes listed in a message
 
 
 CHECKED = "check the preprocessing first: --mean, --std, --channels, --fit and --resize must be as in the training"
 
 
 def suspect_top1(graph: ExportedGraph, test: Top1Test, claims: Mapping[str, float]) -> str | None:
-    """Return what FP32's top-1 is probably due to where it is suspicious; `claims` are accuracies that the checkpoint names.
+    """Return the likely cause of a suspicious FP32 top-1 accuracy; None if it is not suspicious.
 
-    Other preprocessing and another order of the classes come first, whichever makes more answers right, and each is named only
-    where it is significantly better; then an accuracy that may be chance, or is below what the checkpoint says of itself.
+    Other preprocessing and another class order are tried first; the better one is reported if it is significantly better than
+    the current accuracy. Otherwise an accuracy near chance, or below the one that the checkpoint states, is reported.
+
+    Args:
+        graph: FP32.
+        test: results of FP32.
+        claims: accuracies that the checkpoint states, from 0 to 1, by name.
 
     Raises:
-        DataError: a picture cannot be read.
+        DataError: an image cannot be read.
     """
-    pictures, right = test.pictures, test.fp32_ranks == 0
-    if len(right) - int(right.sum()) < FEWEST_WRONG and not _near_chance(right, pictures):
-        return _below_claims(right, pictures, claims)
-    order = find_class_order(np.array(pictures.labels), test.fp32_predicted)
-    subset = _subset(pictures)
+    images, right = test.pictures, test.fp32_ranks == 0
+    if len(right) - int(right.sum()) < FEWEST_WRONG and not _is_near_chance(right, images):
+        return _below_claims(right, images, claims)
+    order = find_class_order(np.array(images.labels), test.fp32_predicted)
+    subset = _subset(images)
     trials = Trials()
     found = _better(runnable(graph, test.level), subset, trials)
-    console.detail(f"tried {trials} on {len(subset)} pictures")
+    console.detail(f"tried {trials} on {len(subset)} images")
     if order is not None and (found is None or found[2] < order.share - MARGIN):
-        return _other_order(right, pictures, order)
+        return _other_order(right, images, order)
     if found is not None:
         other, before, after = found
         return (
-            f"{_measured(right, pictures)}: check the preprocessing first. Of {len(subset)} pictures {before:.1%} are right"
-            f" as they are prepared now, {after:.1%} with `{other}`. If the weights were trained so, build again with that"
+            f"{_measured(right, images)}: check the preprocessing first. On {len(subset)} images it is {before:.1%} with the"
+            f" current preprocessing and {after:.1%} with `{other}`. If the weights were trained with it, build with that"
         )
-    if _near_chance(right, pictures):
+    if _is_near_chance(right, images):
         return (
-            f"{_measured(right, pictures)}: {CHECKED}; then the order of the classes, which is that of the folders' sorted"
-            f" names; then whether the weights were trained for these classes. None of {trials.finished} other preprocessings"
-            " that were tried is significantly better"
+            f"{_measured(right, images)}: {CHECKED}; then the order of the classes, which is that of the sorted folder"
+            f" names; then whether the weights were trained for these classes. None of {trials.finished} tried variants of the"
+            " preprocessing is significantly better"
         )
-    return _below_claims(right, pictures, claims)
+    return _below_claims(right, images, claims)
 
 
-def _below_claims(right: Right, pictures: LabelledPictures, claims: Mapping[str, float]) -> str | None:
+def _below_claims(right: Right, images: LabelledPictures, claims: Mapping[str, float]) -> str | None:
     if not claims:
         return None
     name, claimed = max(claims.items(), key=lambda item: item[1])
     if wilson(int(right.sum()), len(right))[1] >= claimed - BELOW_CLAIM:
         return None
     return (
-        f"{_measured(right, pictures)}, and the checkpoint says {claimed:.1%} of itself ({name}): {CHECKED}; then the order of"
-        " the classes; then whether these pictures are like those that it was measured on"
+        f"{_measured(right, images)}, but the checkpoint states {claimed:.1%} ({name}): {CHECKED}; then the order of the"
+        " classes; then whether these images are like those of that evaluation"
     )
 
 
-def _near_chance(right: Right, pictures: LabelledPictures) -> bool:
-    """Whether the accuracy is not significantly above that of guessing, or of always naming the most frequent class."""
-    return wilson(int(right.sum()), len(right))[0] <= _chance(pictures)
+def _is_near_chance(right: Right, images: LabelledPictures) -> bool:
+    """Return whether the accuracy is not significantly above that of always predicting the most frequent class."""
+    return wilson(int(right.sum()), len(right))[0] <= _chance(images)
 
 
-def _chance(pictures: LabelledPictures) -> float:
-    return max(1 / len(pictures.classes), float(np.bincount(pictures.labels).max()) / len(pictures))
+def _chance(images: LabelledPictures) -> float:
+    return max(1 / len(images.classes), float(np.bincount(images.labels).max()) / len(images))
 
 
-def _other_order(right: Right, pictures: LabelledPictures, order: ClassOrder) -> str:
-    names = [_name(Path(name)) for name in pictures.classes]
+def _other_order(right: Right, images: LabelledPictures, order: ClassOrder) -> str:
+    names = [_name(Path(name)) for name in images.classes]
     moved = [f"{names[label]} as {guess}" for label, guess in order.predicted.items() if label != guess]
     trained = {guess: names[label] for label, guess in order.predicted.items()}
     sequence = [trained.get(index, "?") for index in range(min(len(names), LISTED))]
     return (
-        f"{_measured(right, pictures)}, and {order.share:.1%} with the classes in another order:"
-        f" it takes {_listed(moved)}. Rename the folders so that their sorted names are in the order of the training:"
+        f"{_measured(right, images)}, but {order.share:.1%} with the classes in another order:"
+        f" it predicts {_listed(moved)}. Rename the folders so that their sorted names have the order of the training:"
         f" {_listed([f'{index} {name}' for index, name in enumerate(sequence)], len(names))}"
     )
 
@@ -110,25 +115,25 @@ def _listed(items: Sequence[str], count: int | None = None) -> str:
     return ", ".join(items[:LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _subset(pictures: LabelledPictures) -> LabelledPictures:
-    """Return as many pictures as other preprocessing is tried on, evenly spread, and so over the classes."""
-    height, width = pictures.preprocessing.input_size
-    count = min(PICTURES, max(MEMORY // (12 * height * width), 1), len(pictures))
-    chosen = np.unique(np.linspace(0, len(pictures) - 1, count).round().astype(int)).tolist()
+def _subset(images: LabelledPictures) -> LabelledPictures:
+    """Return the images on which other preprocessing is tried, evenly spaced and therefore from all classes."""
+    height, width = images.preprocessing.input_size
+    count = min(IMAGES, max(MEMORY // (12 * height * width), 1), len(images))
+    chosen = np.unique(np.linspace(0, len(images) - 1, count).round().astype(int)).tolist()
     return replace(
-        pictures,
-        paths=tuple(pictures.paths[index] for index in chosen),
-        labels=tuple(pictures.labels[index] for index in chosen),
+        images,
+        paths=tuple(images.paths[index] for index in chosen),
+        labels=tuple(images.labels[index] for index in chosen),
     )
 
 
-def _better(run: Run, pictures: LabelledPictures, trials: Trials) -> tuple[Other, float, float] | None:
-    """Return the best other preprocessing where it is significantly better, and the shares that are right without and with it.
+def _better(run: Run, images: LabelledPictures, trials: Trials) -> tuple[Other, float, float] | None:
+    """Return the best other preprocessing if it is significantly better, with the accuracy before and after.
 
-    Means, standard deviations and channels are tried first, then other fits with the best of them.
+    Means, standard deviations and channel orders are tried first, then other fits with the best of these.
     """
-    current, labels = pictures.preprocessing, np.array(pictures.labels)
-    batches = [batch for batch, _ in pictures.batches(BATCH)]
+    current, labels = images.preprocessing, np.array(images.labels)
+    batches = [batch for batch, _ in images.batches(BATCH)]
     before = _right(run, batches, labels, trials)
     if before is None:
         return None
@@ -145,12 +150,12 @@ def _better(run: Run, pictures: LabelledPictures, trials: Trials) -> tuple[Other
     start, options = reached, best.options
     for fit in other_fits(best.preprocessing):
         other = replace(fit, options=(*options, *fit.options))
-        fitted = replace(pictures, preprocessing=other.preprocessing)
+        fitted = replace(images, preprocessing=other.preprocessing)
         right = _right(run, (batch for batch, _ in fitted.batches(BATCH)), labels, trials)
         trials.finished += right is not None
         if right is not None and _significant(start, right, attempts):
             best, reached = _kept((best, reached), other, right)
-    if not _significant(before, reached, attempts) or _near_chance(reached, pictures):
+    if not _significant(before, reached, attempts) or _is_near_chance(reached, images):
         return None
     return best, float(before.mean()), float(reached.mean())
 
@@ -160,7 +165,7 @@ def _kept(best: tuple[Other, Right], other: Other, right: Right | None) -> tuple
 
 
 def _right(run: Run, batches: Iterable[Inputs], labels: NDArray[np.int64], trials: Trials) -> Right | None:
-    """Return which answers are right; None where time is over."""
+    """Return which predictions are right, bool [N]; None if the time limit is exceeded."""
     answers = [run(batch).argmax(1) for batch in trials.in_time(batches)]
     predicted = np.concatenate(answers) if answers else np.empty(0, np.int64)
     if len(predicted) < len(labels):
@@ -170,17 +175,17 @@ def _right(run: Run, batches: Iterable[Inputs], labels: NDArray[np.int64], trial
 
 
 def _significant(before: Right, after: Right, attempts: int) -> bool:
-    """Whether more answers are right than chance would have it: an exact sign test, for as many attempts (Bonferroni)."""
+    """Return whether the improvement is significant: an exact sign test, corrected for `attempts` tests (Bonferroni)."""
     won, lost = int((after & ~before).sum()), int((before & ~after).sum())
     count = won + lost
     chance = sum(math.comb(count, more) for more in range(won, count + 1)) / 2**count
     return won > lost and chance < SIGNIFICANT / attempts
 
 
-def _measured(right: Right, pictures: LabelledPictures) -> str:
-    return f"FP32 top-1 is {right.mean():.2%} on {_name(pictures.folder)} (chance: {_chance(pictures):.1%})"
+def _measured(right: Right, images: LabelledPictures) -> str:
+    return f"FP32 top-1 is {right.mean():.2%} on {_name(images.folder)} (chance: {_chance(images):.1%})"
 
 
 def _name(path: Path) -> str:
-    """Return a folder's own name in printable characters: the sentence goes into the manifest."""
-    return "".join(letter if letter.isprintable() else "?" for letter in path.name) or str(path)
+    """Return a folder's own name in printable characters; the sentence is stored in the manifest."""
+    return visible(path.name or path)

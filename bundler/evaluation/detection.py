@@ -1,4 +1,4 @@
-"""Boxes: whether a detector still sees in INT8 what it sees in FP32, and what of that is right where labels are given."""
+"""Agreement of a detector's INT8 boxes with its FP32 boxes, and average precision if there are labels."""
 
 from __future__ import annotations
 
@@ -11,84 +11,86 @@ from bundler.data.labelled_boxes import DetectionPictures
 from bundler.device.detections import agreeing
 from bundler.errors import DataError
 from bundler.evaluation.average_precision import mean_average_precision
-from bundler.evaluation.detection_suspicions import seen_otherwise
-from bundler.evaluation.seen import Seen, look
+from bundler.evaluation.detection_suspicions import next_step_for_no_detection
+from bundler.evaluation.detector_outputs import SHOWN, DetectorOutputs, run_detector
 from bundler.graphs.exported_graph import ExportedGraph
 from bundler.manifest import BoxesRecord
 from bundler.targets import OptimizationLevel
+from bundler.visible import visible
 
-__all__ = ["BoxesTest", "prepare_boxes"]
+__all__ = ["BoxesTest", "agreement_share", "prepare_boxes"]
 
-DRAWS = 2000  # of all pictures, for the interval
+DRAWS = 2000  # bootstrap samples for the interval
 
 Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BoxesTest:
-    """Pictures, what FP32 sees in them, and how much of that is right."""
+    """Evaluation images, the detections of FP32 in them, and its accuracy."""
 
     pictures: DetectionPictures
     level: OptimizationLevel
-    seen: Seen
+    seen: DetectorOutputs
     fp32: BoxesRecord
 
     def measure(self, graph: ExportedGraph) -> BoxesRecord:
-        """Return how much an INT8 graph sees of what FP32 sees, and how much less is right.
+        """Return the agreement of an INT8 graph with FP32, its average precision, and the drop from FP32.
 
         Raises:
-            DataError: a picture cannot be read.
+            DataError: an image cannot be read.
         """
-        seen = look(graph, self.pictures, self.level)
+        seen = run_detector(graph, self.pictures, self.level)
         record = _record(self.pictures, seen)
         pairs = zip(seen.shown, self.seen.shown, strict=True)
         agreed = np.array([agreeing(own, other) for own, other in pairs])
-        share, interval = _share(agreed)
+        share, interval = agreement_share(agreed)
         drop = None
         if record.map50_95 is not None and self.fp32.map50_95 is not None:
             drop = self.fp32.map50_95 - record.map50_95
         return record.model_copy(update={"agreement": share, "agreement_interval": interval, "drop": drop})
 
 
-def prepare_boxes(fp32: ExportedGraph, pictures: DetectionPictures, *, level: OptimizationLevel) -> BoxesTest:
-    """Look at every picture with the float graph.
+def prepare_boxes(fp32: ExportedGraph, images: DetectionPictures, *, level: OptimizationLevel) -> BoxesTest:
+    """Run the FP32 graph on all images.
 
     Raises:
-        DataError: a picture cannot be read, or nothing is seen in any of them, so that nothing could be compared.
+        DataError: an image cannot be read, or no object is detected in any of them, so that nothing can be compared.
     """
-    seen = look(fp32, pictures, level)
+    seen = run_detector(fp32, images, level)
     if not any(len(found.scores) for found in seen.shown):
-        checked = seen_otherwise(fp32, pictures, level)
+        checked = next_step_for_no_detection(fp32, images, level)
         raise DataError(
-            f"FP32 sees nothing in the {len(pictures)} pictures of {pictures.folder}: no score is high enough",
-            next_step=f"{checked} Otherwise give pictures of what the network was trained to find, or trained weights"
-            " (--weights FILE).",
+            f"the FP32 model detects no object above confidence {SHOWN:g} in the {len(images)} images of"
+            f" {visible(images.folder)}",
+            next_step=f"{checked} Otherwise pass images with objects of the trained classes, or trained weights.",
         )
-    return BoxesTest(pictures=pictures, level=level, seen=seen, fp32=_record(pictures, seen))
+    return BoxesTest(pictures=images, level=level, seen=seen, fp32=_record(images, seen))
 
 
-def _record(pictures: DetectionPictures, seen: Seen) -> BoxesRecord:
-    """Return what is seen by itself, without a comparison."""
+def _record(images: DetectionPictures, seen: DetectorOutputs) -> BoxesRecord:
+    """Return the record of a graph without a comparison with FP32."""
     precise = None
-    if seen.ranked is not None and pictures.labels is not None:
-        precise = mean_average_precision(seen.ranked, pictures.labels)
+    if seen.ranked is not None and images.labels is not None:
+        precise = mean_average_precision(seen.ranked, images.labels)
     return BoxesRecord(
-        pictures=len(pictures),
-        data_sha256=pictures.sha256,
+        pictures=len(images),
+        data_sha256=images.sha256,
         boxes=sum(len(found.scores) for found in seen.shown),
         agreement=None,
         agreement_interval=None,
-        labelled_boxes=pictures.labelled_boxes,
+        labelled_boxes=images.labelled_boxes,
         map50_95=None if precise is None else precise[0],
         map50=None if precise is None else precise[1],
         drop=None,
     )
 
 
-def _share(agreed: Counts) -> tuple[float, tuple[float, float]]:
-    """Return the share of all detections that agree, and its 95 % interval; agreeing ones and all, int64 [pictures, 2].
+def agreement_share(agreed: Counts) -> tuple[float, tuple[float, float]]:
+    """Return the share of detections that agree, and its 95 % interval.
 
-    Detections of one picture stand and fall together, so whole pictures are drawn anew (Efron 1979).
+    `agreed` has the numbers of agreeing and of all detections, int64 [images, 2]. Detections in one image are not independent,
+    so that the bootstrap (Efron 1979) samples whole images.
     """
     same, count = agreed.sum(0).tolist()
     generator = np.random.default_rng(0)

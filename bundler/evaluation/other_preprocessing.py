@@ -1,8 +1,11 @@
-"""Preprocessing that networks are often trained with, other than what a bundle is built with."""
+"""Common variants of preprocessing, and trials of them within a time limit."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,13 +13,16 @@ from numpy.typing import NDArray
 from bundler.data.preprocessing import DEVIATION, MEAN, Channels, Preprocessing, height_and_width
 from bundler.preprocessing_request import pixels_text, values_text
 
-__all__ = ["Other", "other_fits", "other_normalisations", "renormalised"]
+__all__ = ["Other", "Trials", "other_fits", "other_normalisations", "renormalised"]
 
+Item = TypeVar("Item")
 Values = tuple[float, float, float]
+
+SECONDS = 60.0  # after which no further preprocessing is tried
 
 ZERO, HALF, ONE = (0.0,) * 3, (0.5,) * 3, (1.0,) * 3
 TO_255 = (1 / 255,) * 3  # the standard deviation with which inputs go up to 255
-# The usual first: torchvision's ToTensor alone; from -1 to 1; ImageNet's; from 0 to 255; that without ImageNet's mean (Caffe).
+# Common first: torchvision's ToTensor alone; from -1 to 1; ImageNet's; from 0 to 255; that without ImageNet's mean (Caffe).
 NORMALISATIONS: tuple[tuple[Values, Values], ...] = (
     (ZERO, ONE),
     (HALF, HALF),
@@ -24,12 +30,12 @@ NORMALISATIONS: tuple[tuple[Values, Values], ...] = (
     (ZERO, TO_255),
     (MEAN, TO_255),
 )
-LARGER = 256 / 224  # than the crop, as the published networks of 224 pixels resize the shorter side
+LARGER = 256 / 224  # ratio of resize to crop in the published networks of 224 pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Other:
-    """Other preprocessing, and the options of `bundler bundle` that ask for it."""
+    """A variant of preprocessing, and the options of `bundler bundle` that select it."""
 
     preprocessing: Preprocessing
     options: tuple[str, ...]
@@ -39,7 +45,7 @@ class Other:
 
 
 def other_normalisations(current: Preprocessing) -> list[Other]:
-    """Return other means, standard deviations and orders of the channels; pixels lie where they are."""
+    """Return variants with other means, standard deviations and channel orders; geometry is unchanged."""
     others = [_normalised(current, mean, std, current.channels) for mean, std in NORMALISATIONS]
     turned: Channels = "rgb" if current.channels == "bgr" else "bgr"
     others.append(Other(preprocessing=replace(current, channels=turned), options=(f"--channels {turned}",)))
@@ -58,7 +64,7 @@ def _normalised(current: Preprocessing, mean: Values, std: Values, channels: Cha
 
 
 def other_fits(current: Preprocessing) -> list[Other]:
-    """Return other ways to fit a picture into an input of the same size, other sizes of the current way first."""
+    """Return variants with another fit or resize for the same input size, those with the current fit first."""
     size = pixels_text(current.crop)
     larger = tuple(round(LARGER * side) for side in height_and_width(current.crop))
     resized = larger[0] if larger[0] == larger[1] else (larger[0], larger[1])
@@ -78,7 +84,7 @@ def other_fits(current: Preprocessing) -> list[Other]:
 
 
 def renormalised(inputs: NDArray[np.float32], current: Preprocessing, other: Preprocessing) -> NDArray[np.float32]:
-    """Return inputs, float32 [N, 3, H, W], as they were with another mean, standard deviation and order of the channels."""
+    """Convert inputs, float32 [N, 3, H, W], to another mean, standard deviation and channel order."""
     pixels = inputs * _column(current.std) + _column(current.mean)
     if other.channels != current.channels:
         pixels = pixels[:, ::-1]
@@ -87,3 +93,26 @@ def renormalised(inputs: NDArray[np.float32], current: Preprocessing, other: Pre
 
 def _column(values: Values) -> NDArray[np.float32]:
     return np.array(values, np.float32).reshape(3, 1, 1)
+
+
+@dataclass
+class Trials:
+    """The number of finished trials, and the time that they took."""
+
+    started: float = field(default_factory=time.monotonic)
+    finished: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def in_time(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items until the time limit."""
+        for item in items:
+            if self.seconds > SECONDS:
+                return
+            yield item
+
+    def __str__(self) -> str:
+        limit = f" (limit: {SECONDS:.0f} s)" if self.seconds > SECONDS else ""
+        return f"{self.finished} variants of the preprocessing in {self.seconds:.0f} s{limit}"

@@ -1,4 +1,4 @@
-"""What a network is trained for INT8 to do: a classifier what its labels say, a detector what it does in float."""
+"""Objectives of quantization-aware training: labels for classifiers, distillation from FP32 for detectors."""
 
 from __future__ import annotations
 
@@ -18,9 +18,15 @@ __all__ = ["Classification", "Detection"]
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
-    """What the labels say, and what a float teacher adds to that (Hinton et al. 2015, arXiv:1503.02531); the score is top-1.
+    """Cross-entropy with the labels, and distillation from a float teacher (Hinton et al. 2015, arXiv:1503.02531).
 
-    `teacher` is in eval mode, and its share of the loss between 0 and 1.
+    The score is top-1 accuracy.
+
+    Args:
+        teacher: in eval mode.
+        teacher_share: of the loss, from 0 to 1.
+        validation: labelled images for the score.
+        batch_size: for the score.
     """
 
     teacher: nn.Module
@@ -33,9 +39,9 @@ class Classification:
         with torch.inference_mode():
             taught = nn.functional.log_softmax(self.teacher(images), 1)
         logits = model(images)
-        told = nn.functional.log_softmax(logits, 1)
-        copied = nn.functional.kl_div(told, taught.clone(), reduction="batchmean", log_target=True)
-        loss = (1 - self.teacher_share) * nn.functional.cross_entropy(logits, classes) + self.teacher_share * copied
+        student = nn.functional.log_softmax(logits, 1)
+        distillation = nn.functional.kl_div(student, taught.clone(), reduction="batchmean", log_target=True)
+        loss = (1 - self.teacher_share) * nn.functional.cross_entropy(logits, classes) + self.teacher_share * distillation
         return loss, float((logits.argmax(1) == classes).float().mean())
 
     def score(self, model: nn.Module) -> float:
@@ -47,11 +53,15 @@ class Classification:
 
 @dataclass(frozen=True, kw_only=True)
 class Detection:
-    """To see what a float teacher sees, whatever is in the pictures: no label is read.
+    """Distillation from a float teacher, without labels.
 
-    What the teacher is sure of counts (Mehta, Ozturk 2018, arXiv:1805.06361). The loss is the noise in all scores, as a share
-    of their power, and the noise in the boxes, as a share of their sizes, in proportion to their scores. The score of a model
-    is the share of boxes that agree with FP32's, `seen` in each validation picture.
+    The loss is the error of all scores relative to their power, plus the error of the boxes relative to their sizes, weighted
+    by the teacher's scores (Mehta, Ozturk 2018, arXiv:1805.06361). The score is the share of boxes that agree with FP32's.
+
+    Args:
+        teacher: in eval mode.
+        validation: images for the score.
+        seen: detections of FP32 in each validation image.
     """
 
     teacher: QuantizableDetector
@@ -71,8 +81,8 @@ class Detection:
 
     def score(self, model: nn.Module) -> float:
         same = count = 0
-        for picture, reference in zip(self.validation, self.seen, strict=True):
-            (rows,) = model(torch.from_numpy(picture.pixels[None])).numpy()
+        for image, reference in zip(self.validation, self.seen, strict=True):
+            (rows,) = model(torch.from_numpy(image.pixels[None])).numpy()
             agreed, both = agreeing(shown(rows), reference)
             same, count = same + agreed, count + both
         return same / count

@@ -1,1 +1,1 @@
-"""The models, one file per family; `registry` holds the scope table and needs no torch."""
+"""Models, one module per family, and the readers of their checkpoints; `registry` does not import torch."""

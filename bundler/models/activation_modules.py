@@ -1,4 +1,4 @@
-"""Activations of the YOLO detectors by name, as a checkpoint or a cfg states them: "SiLU", "LeakyReLU(0.1)"."""
+"""Activations of the YOLO detectors by name, as in a checkpoint or a cfg: "SiLU", "LeakyReLU(0.1)"."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 __all__ = ["ACTIVATIONS", "describe_activations", "leaky_relu", "make_activation"]
 
-# What bundler.quantization has an INT8 form of, or torch itself.
+# Activations with an INT8 form in torch or bundler.quantization.
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "SiLU": nn.SiLU,
     "Hardswish": nn.Hardswish,
@@ -36,10 +36,10 @@ def make_activation(name: str) -> nn.Module:
         return ACTIVATIONS[name]()
     if leaky := _LEAKY.fullmatch(name):
         return nn.LeakyReLU(float(leaky[1]))
-    msg = f"no activation is called {name!r}; there are {', '.join(ACTIVATIONS)} and LeakyReLU(slope)"
+    msg = f"unknown activation {name!r}; supported are {', '.join(ACTIVATIONS)} and LeakyReLU(slope)"
     raise ValueError(msg)
 
 
 def describe_activations(names: Sequence[str]) -> str:
-    """Return the activations of a network with their counts, the commonest first: "72 Mish, 35 LeakyReLU(0.1)"."""
+    """Return the activations of a network with their counts, most common first: "72 Mish, 35 LeakyReLU(0.1)"."""
     return ", ".join(f"{count} {name}" for name, count in Counter(names).most_common())

@@ -1,6 +1,6 @@
-"""Archives around checkpoints, as training services hand them out: zip, tar (gz, bz2, xz), and a file compressed with gzip.
+"""Archives around checkpoints, as training services deliver them: zip, tar (gz, bz2, xz), and gzip of a single file.
 
-Standard library alone (bundler/models/checkpoint_reader.py).
+Runs in the child process (bundler/models/checkpoint_reader.py): only the standard library is needed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from bundler.models.file_kinds import HEAD, looks_like_checkpoint
-from bundler.models.inert_pickle import UnreadableError
+from bundler.models.pickle_interpreter import UnreadableError
 from bundler.models.torch_files import open_zip
 
 __all__ = ["checkpoints_in", "unpack"]
@@ -26,10 +26,10 @@ _SAVED_MODEL = ("saved_model.pb", "saved_model.pbtxt")
 
 
 def checkpoints_in(file: BinaryIO, kind: str) -> list[str]:
-    """Return the names of the checkpoints in an archive: of "zip", "tar" or "gzip".
+    """Return the names of the checkpoints in an archive of the kind "zip", "tar" or "gzip".
 
     Raises:
-        UnreadableError: it is damaged, or is itself a checkpoint of a format that is not read.
+        UnreadableError: it is damaged, or is itself a checkpoint of an unsupported format.
     """
     names: list[str] = []
     seen: set[str] = set()
@@ -43,7 +43,7 @@ def checkpoints_in(file: BinaryIO, kind: str) -> list[str]:
             if looks_like_checkpoint(name, member.read(HEAD)):
                 names.append(name)
     if seen >= _TORCH_0_1:
-        raise UnreadableError("it is of torch's first format (a tar file, torch 0.1), which is not read any more")
+        raise UnreadableError("it is in the tar format of torch 0.1, which is not supported")
     return names
 
 
@@ -61,10 +61,10 @@ def unpack(file: BinaryIO, kind: str, name: str, target: BinaryIO, *, most: int)
             while piece := member.read(_CHUNK):
                 left -= len(piece)
                 if left < 0:
-                    raise UnreadableError(f"{name} unpacks to more than {most:,} bytes, which is more than the model needs")
+                    raise UnreadableError(f"{name} has more than {most:,} bytes when it is unpacked, the limit for this model")
                 target.write(piece)
             return
-    raise UnreadableError(f"{name} is not in it any more")
+    raise UnreadableError(f"{name} was removed from the archive while it was read")
 
 
 def _members(file: BinaryIO, kind: str) -> Iterator[tuple[str, Any]]:
@@ -99,7 +99,7 @@ def _holds_tar(file: BinaryIO) -> bool:
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    """Turn what the standard library finds in damaged archives, for which it has many types, into an UnreadableError."""
+    """Convert the many exceptions that the standard library raises for damaged archives into UnreadableError."""
     try:
         yield
     except (UnreadableError, MemoryError, OSError) as error:
@@ -107,4 +107,4 @@ def _failures() -> Iterator[None]:
             raise UnreadableError(f"the archive is damaged ({error})") from error
         raise
     except (tarfile.TarError, zipfile.BadZipFile, Exception) as error:
-        raise UnreadableError(f"the archive is damaged or was cut off ({error})") from error
+        raise UnreadableError(f"the archive is damaged or truncated ({error})") from error

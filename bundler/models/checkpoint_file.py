@@ -1,7 +1,7 @@
-"""A file of weights that a stranger may have made: another process parses it under limits, and here its tensors are used.
+"""Access to an untrusted checkpoint file, which a child process parses under limits.
 
-The other process (bundler/models/checkpoint_reader.py) reads zip archives, pickles, tar files and headers with bounded memory,
-time and output. It answers in JSON, and hands storages over as bytes in memory. Nothing is unpickled in either.
+The child process (bundler/models/checkpoint_reader.py) reads zip archives, pickles, tar files and headers with bounded memory,
+CPU time and output. It answers in JSON and passes storages as bytes in shared memory. Neither process unpickles anything.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import math
 import mmap
 import os
-import stat
 import subprocess
 import sys
 import tempfile
@@ -26,23 +25,25 @@ from torch import Tensor
 
 import bundler
 from bundler.errors import CheckpointError
-from bundler.models.inert_json import from_json
-from bundler.models.inert_pickle import UnreadableError
 from bundler.models.module_tensors import Candidate, TensorRecord, find_candidates, tensor_record
+from bundler.models.pickle_interpreter import UnreadableError
+from bundler.models.pickle_json import from_json
 from bundler.models.torch_files import Place
+from bundler.plain_files import open_regular
+from bundler.visible import visible
 
-__all__ = ["CheckpointFile", "Reader", "printable", "read_in_process"]
+__all__ = ["CheckpointFile", "Reader", "read_in_process"]
 
 Reader = Callable[[Mapping[str, Any], tuple[int, ...]], dict[str, Any]]
 
 _PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from bundler.models.checkpoint_reader import main; main()"
-_MEMORY = 2**30  # bytes of address space
-_SECONDS = 10  # of processor time, and one more for each 50 MB
+_MEMORY = 2**30  # bytes of address space of the child process
+_SECONDS = 10  # of CPU time, plus one for each 50 MB of the file
 _BYTES_A_SECOND = 50_000_000
-_PATIENCE = 12  # times as long may pass on a machine that does other things as well
+_PATIENCE = 12  # wall-clock limit as a multiple of the CPU time limit, for busy machines
 _PIECE = 2**20
-_ALIGNMENT = 64  # bytes, of a storage in memory
-_SPARE = 2**28  # bytes beside the model's that its file may have
+_ALIGNMENT = 64  # bytes, of the storages in shared memory
+_SPARE = 2**28  # bytes that a file may have in addition to the model's tensors
 _GET_AGAIN = "Download or save the file again."
 
 # safetensors' names of types
@@ -65,18 +66,11 @@ _SAFETENSORS = {
 }
 
 
-def printable(text: object, longest: int = 300) -> str:
-    """Return a message or a name in one line without control characters; a file's author chooses what its keys hold."""
-    line = " ".join(str(text).split())
-    line = line if len(line) <= longest else f"{line[:longest]}…"
-    return line if line.isprintable() else line.encode("unicode_escape").decode("ascii")
-
-
 def read_in_process(task: Mapping[str, Any], descriptors: tuple[int, ...]) -> dict[str, Any]:
-    """Run a task of checkpoint_reader in a process of its own, which inherits the file descriptors.
+    """Run a task of checkpoint_reader in a child process that inherits the file descriptors.
 
     Raises:
-        UnreadableError: what it found wrong, or that it ran into a limit or crashed.
+        UnreadableError: the file is damaged, or the child process exceeded a limit or crashed.
     """
     root = str(Path(bundler.__file__).parents[1])
     command = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, root]
@@ -94,7 +88,7 @@ def read_in_process(task: Mapping[str, Any], descriptors: tuple[int, ...]) -> di
         raise UnreadableError(f"reading it took more than {task['seconds'] * _PATIENCE} s") from error
     if done.returncode < 0:
         signal = -done.returncode
-        took = f"took more than {task['seconds']} s of processor time" if signal in (9, 24) else f"ended with signal {signal}"
+        took = f"took more than {task['seconds']} s of CPU time" if signal in (9, 24) else f"ended with signal {signal}"
         raise UnreadableError(f"reading it {took}")
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
@@ -107,14 +101,14 @@ def read_in_process(task: Mapping[str, Any], descriptors: tuple[int, ...]) -> di
 
 
 class CheckpointFile:
-    """A file of weights: what it is, which state dicts are in it, and their tensors when they are asked for.
+    """A checkpoint file: its format, the state dicts in it, and their tensors, which are read on demand.
 
-    Use it in a `with` statement. Every failure is a CheckpointError that names the file.
+    A context manager. All its methods raise CheckpointError, which names the file.
 
     Args:
         path: of the file.
-        model_bytes: of the model's own float32 tensors, from which limits are derived.
-        reader: runs the tasks of checkpoint_reader.
+        model_bytes: size of the model's tensors in float32, from which limits are derived.
+        reader: runs a task of checkpoint_reader and returns its answer.
     """
 
     def __init__(self, path: Path, *, model_bytes: int, reader: Reader = read_in_process) -> None:
@@ -145,7 +139,7 @@ class CheckpointFile:
 
     @cached_property
     def description(self) -> object:
-        """What the file's pickle describes (bundler.models.inert_pickle); None for a file without one."""
+        """The file's pickle as records (bundler.models.pickle_interpreter); None for a file without a pickle."""
         try:
             return from_json(self._answer["description"]) if "description" in self._answer else None
         except UnreadableError as error:
@@ -153,7 +147,7 @@ class CheckpointFile:
 
     @cached_property
     def candidates(self) -> list[Candidate]:
-        """The state dicts and modules in the file, the outermost first."""
+        """The state dicts and modules in the file, outermost first."""
         if "tensors" in self._answer:
             return [Candidate(path="", tensors={name: _stored(name, item) for name, item in self._answer["tensors"].items()})]
         try:
@@ -162,10 +156,10 @@ class CheckpointFile:
             raise self.unreadable(error) from error
 
     def load(self, records: Mapping[str, TensorRecord]) -> dict[str, Tensor]:
-        """Return tensors of the file. Those that share a storage in the file share it here; their types stay.
+        """Return tensors with their types in the file. Tensors that share a storage in the file share memory.
 
         Raises:
-            CheckpointError: one cannot be used, its bytes are damaged, or they are more than the model needs.
+            CheckpointError: a tensor cannot be used or is damaged, or together they are larger than 4 times the model.
         """
         for key, record in records.items():
             if record.problem:
@@ -177,7 +171,7 @@ class CheckpointFile:
         total = sum(_aligned(length) for length in needed.values())
         unpacked = sum(4 * _numbers(record) for record in records.values())
         if max(total, unpacked) > (most := 4 * self._model_bytes + _SPARE):
-            raise self.unreadable(f"its tensors take {max(total, unpacked):,} bytes, more than {most:,}")
+            raise self.unreadable(f"its tensors need {max(total, unpacked):,} bytes; the limit for this model is {most:,}")
         positions: dict[str, int] = {}
         position = 0
         for storage, length in needed.items():
@@ -187,20 +181,20 @@ class CheckpointFile:
         return {key: _tensor(record, content, positions[record.storage]) for key, record in records.items()}
 
     def tensor(self, value: object, name: str) -> Tensor:
-        """Return a tensor that is described anywhere in the pickle; `name` is what messages call it."""
+        """Return the tensor that a value of `description` stands for; `name` names it in messages."""
         record = tensor_record(value, self._places)
         if record is None:
-            raise self.unreadable(f"{name} is no tensor")
+            raise self.unreadable(f"{name} is not a tensor")
         return self.load({name: record})[name]
 
     def content(self) -> bytes:
-        """Return the whole file, which is no larger than a checkpoint of the model can be."""
+        """Return the bytes of the whole file, after checking its size."""
         self.refuse_large()
         self._file.seek(0)
         return self._file.read()
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the file as it was given."""
+        """Return the SHA-256 of the file at `path`, which may be an archive around the checkpoint."""
         digest = hashlib.sha256()
         with _opened(self.path) as file:
             while piece := file.read(_PIECE):
@@ -208,29 +202,29 @@ class CheckpointFile:
         return digest.hexdigest()
 
     def refuse_large(self) -> None:
-        """Raise a CheckpointError if the file is far larger than any checkpoint of the model."""
+        """Raise a CheckpointError if the file is larger than 16 times the model and 256 MiB."""
         if self.size > (most := 16 * self._model_bytes + _SPARE):
             raise CheckpointError(
-                f"the checkpoint {self.named} has {self.size:,} bytes, and the model's weights {self._model_bytes:,}: "
-                f"more than {most:,} are not read",
-                next_step="Give the weights alone: torch.save(model.state_dict(), FILE).",
+                f"the checkpoint {self.named} has {self.size:,} bytes; the limit for this model, whose weights have "
+                f"{self._model_bytes:,}, is {most:,}",
+                next_step="Save the weights alone: torch.save(model.state_dict(), FILE).",
             )
 
     @property
     def named(self) -> str:
-        """What messages call the file."""
-        path = printable(self.path)
-        return path if self.inner is None else f"{path} ({printable(self.inner, 100)})"
+        """The file's name in messages."""
+        path = visible(self.path, 300)
+        return path if self.inner is None else f"{path} ({visible(self.inner, 100)})"
 
     def unreadable(self, reason: object) -> CheckpointError:
         """Return the error for a file that is damaged or hostile."""
-        return CheckpointError(f"the checkpoint {self.named} cannot be read: {printable(reason)}", next_step=_GET_AGAIN)
+        return CheckpointError(f"the checkpoint {self.named} cannot be read: {visible(reason, 300)}", next_step=_GET_AGAIN)
 
     def problem(self, key: str, record: TensorRecord) -> CheckpointError:
-        """Return the error for a tensor that no network can be given."""
+        """Return the error for a tensor that cannot be loaded into a network."""
         return CheckpointError(
-            f"the checkpoint {self.named} cannot be used: {printable(key, 100)} {printable(record.problem)}",
-            next_step="Give plain tensors of a float network: torch.save(model.state_dict(), FILE).",
+            f"the checkpoint {self.named} cannot be used: {visible(key, 100)} {visible(record.problem, 300)}",
+            next_step="Save plain tensors of a float network: torch.save(model.state_dict(), FILE).",
         )
 
     def _describe(self) -> None:
@@ -240,10 +234,10 @@ class CheckpointFile:
         self.refuse_large()
         members = self._answer["members"]
         if len(members) != 1:
-            names = ", ".join(printable(name, 60) for name in members[:4]) + (", …" if len(members) > 4 else "")
-            holds = f"{len(members)} checkpoints ({names})" if members else "no checkpoint"
+            names = ", ".join(visible(name, 60) for name in members[:4]) + (", …" if len(members) > 4 else "")
+            found = f"{len(members)} checkpoints ({names})" if members else "no checkpoint"
             raise CheckpointError(
-                f"the archive {self.named} holds {holds}", next_step="Unpack it, and give the file that is meant."
+                f"the archive {self.named} contains {found}", next_step="Unpack it, and pass the checkpoint itself."
             )
         (name,) = members
         target = _memory_file()
@@ -258,13 +252,13 @@ class CheckpointFile:
         self._file, self.inner = target, name
         self._ask()
         if self.kind in ("zip", "tar", "gzip"):
-            raise self.unreadable("it is an archive in an archive")
+            raise self.unreadable("it is an archive within an archive")
 
     def _ask(self) -> None:
         self._answer = self._run({"task": "describe"})
         self.kind = self._answer["kind"]
         if refusal := self._answer.get("refusal"):
-            raise CheckpointError(f"the checkpoint {self.named} {printable(refusal)}", next_step=self._answer["next_step"])
+            raise CheckpointError(f"the checkpoint {self.named} {visible(refusal, 300)}", next_step=self._answer["next_step"])
         self._places = {key: Place(**place) for key, place in self._answer.get("places", {}).items()}
         if "tensors" in self._answer:
             self._places = {
@@ -272,7 +266,7 @@ class CheckpointFile:
             }
 
     def _storages(self, needed: Mapping[str, int], positions: Mapping[str, int], total: int) -> mmap.mmap:
-        """Return storages in memory that only this process sees, each at its position."""
+        """Return a private mapping of shared memory with the storages at their positions."""
         places = [replace(self._places[key], size=length) for key, length in needed.items()]
         task = {
             "task": "extract",
@@ -301,25 +295,18 @@ class CheckpointFile:
 
 
 def _opened(path: Path) -> BinaryIO:
-    """Open a regular file; anything else might wait for ever, or have no end."""
+    """Open a regular file, or the one that a symbolic link points to."""
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise CheckpointError(
-                f"the checkpoint {printable(path)} cannot be read: it is no regular file (a FIFO, socket or device)",
-                next_step="Copy it into a file first.",
-            )
-        file: BinaryIO = path.open("rb")
+        return open_regular(path, follow_links=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"the checkpoint {printable(path)} cannot be read: {getattr(error, 'strerror', None) or error}",
+            f"the checkpoint {visible(path, 300)} cannot be read: {getattr(error, 'strerror', None) or error}",
             next_step="--weights takes auto, pretrained, random, or the path of a .pth, .pt, .safetensors or .weights file.",
         ) from error
-    return file
 
 
 def _memory_file() -> BinaryIO:
-    """Return a file in memory, for which no disk can be too small."""
+    """Return a file in memory, which needs no disk space."""
     if hasattr(os, "memfd_create"):
         file: BinaryIO = os.fdopen(os.memfd_create("weights"), "w+b")
         return file
@@ -335,10 +322,10 @@ def _numbers(record: TensorRecord) -> int:
 
 
 def _stored(name: str, item: Mapping[str, Any]) -> TensorRecord:
-    """Return the record of a safetensors entry, whose header was checked."""
+    """Return the record of an entry of a validated safetensors header."""
     shape, kind = tuple(item["shape"]), item["kind"]
     if kind not in _SAFETENSORS:
-        return TensorRecord(problem="is complex" if kind == "C64" else f"is of the type {kind}, which no weight has")
+        return TensorRecord(problem="is complex" if kind == "C64" else f"has the unsupported type {kind}")
     dtype = _SAFETENSORS[kind]
     strides = tuple(math.prod(shape[index + 1 :]) for index in range(len(shape)))
     return TensorRecord(dtype=dtype, shape=shape, stride=strides, storage=name, count=item["size"] // dtype.itemsize)

@@ -1,7 +1,7 @@
-"""The process that opens files of strangers: it parses them under limits and hands back JSON and bytes, never objects.
+"""The child process that parses untrusted checkpoint files under limits; it returns JSON and bytes, never objects.
 
-`python -I -S` runs `main` with a task as JSON on stdin, which names inherited file descriptors; the standard library is all
-that it needs. What is read is described in bundler/models/checkpoint_file.py, which starts it.
+bundler/models/checkpoint_file.py starts it with `python -I -S`. `main` reads a task as JSON from stdin, which names inherited
+file descriptors. This module and its imports need only the standard library.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 
 from bundler.models.archived_files import checkpoints_in, unpack
 from bundler.models.file_kinds import identify
-from bundler.models.inert_json import to_json
-from bundler.models.inert_pickle import UnreadableError
+from bundler.models.pickle_interpreter import UnreadableError
+from bundler.models.pickle_json import to_json
 from bundler.models.safetensors_files import read_safetensors_header
 from bundler.models.torch_files import Place, open_zip, read_legacy_file, read_storage, read_torch_zip
 
@@ -27,19 +27,19 @@ _LONGEST_ANSWER = 48 * 2**20  # characters
 
 
 def main() -> None:
-    """Do the task that stdin gives, under its limits, and write the answer to stdout as JSON."""
+    """Execute the task on stdin under its limits, and write the answer to stdout as JSON."""
     task = json.load(sys.stdin)
     _limit(task)
-    gc.disable()  # it would go through the description again and again, and the memory is limited anyway
+    gc.disable()  # it would traverse the description repeatedly, and memory is limited anyway
     text = json.dumps(answer(task))
     if len(text) > _LONGEST_ANSWER:
-        text = json.dumps({"unreadable": "its pickle describes more than any network needs"})
+        text = json.dumps({"unreadable": f"the description of its pickle has more than {_LONGEST_ANSWER >> 20} MiB"})
     with os.fdopen(1, "w") as pipe:
         pipe.write(text)
 
 
 def answer(task: dict[str, Any]) -> dict[str, Any]:
-    """Do a task, and return what there is to say of the file; why it cannot be read stands under "unreadable"."""
+    """Execute a task and return its answer; the reason for a failure has the key "unreadable"."""
     try:
         return _TASKS[task["task"]](task)
     except UnreadableError as error:
@@ -53,7 +53,7 @@ def answer(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _limit(task: dict[str, Any]) -> None:
-    """Limit this process before it opens anything; what it writes to (`output` bytes) is a file in memory."""
+    """Set the resource limits of this process; `output` is the size limit of the shared memory that it writes."""
     for kind, value in (
         (resource.RLIMIT_AS, task["memory"]),
         (resource.RLIMIT_CPU, task["seconds"]),

@@ -1,4 +1,4 @@
-"""A network's weights among everything that a checkpoint holds: which state dict, behind which prefix, under which names."""
+"""Find the weights of a network in a checkpoint: the state dict, the prefix of its keys, and the naming scheme."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from bundler.errors import CheckpointError
-from bundler.models.checkpoint_file import CheckpointFile, printable
-from bundler.models.inert_pickle import UnreadableError
+from bundler.models.checkpoint_file import CheckpointFile
 from bundler.models.module_tensors import Candidate, TensorRecord
 from bundler.models.other_names import TIMM, other_namings, relative
-from bundler.models.pickled_modules import items_of
-from bundler.models.pickled_networks import differences
+from bundler.models.pickle_interpreter import UnreadableError
+from bundler.models.pickled_modules import differences, items_of
 from bundler.quantization.key_matching import KeyMatch, find_matches, shown
 from bundler.quantization.preparation import foreign_keys, other_shapes
 from bundler.quantization.weight_names import (
@@ -28,25 +27,26 @@ from bundler.quantization.weight_names import (
     shapes_of,
     training_naming,
 )
+from bundler.visible import visible
 
 __all__ = ["Network", "NetworkWeights", "network_of", "weights_in"]
 
-TOP = "."  # how --weights-key calls what has no key and no prefix
+TOP = "."  # value of --weights-key for a state dict at the top level
 _MOST_COMPARED = 4
-_SAVE = "Save it again as a state dict: torch.save(model.state_dict(), FILE)."
-_FLOAT = "Give the checkpoint of the float network, from before `convert`; the weights are quantized here."
+_SAVE = "Save the weights as a state dict: torch.save(model.state_dict(), FILE)."
+_FLOAT = "Pass the checkpoint of the float model, from before `convert`; bundler quantizes it."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """The network that weights are wanted for.
+    """The network whose weights are searched for.
 
     Args:
         name: of the model.
-        model: it, with `num_classes` classes; its tensors may be without numbers (torch's meta device).
+        model: with `num_classes` classes; its tensors may be on the meta device.
         num_classes: of `model`.
-        asked_classes: what --num-classes says; None to take the number from the checkpoint.
-        class_slopes: how much longer the first dimension of a tensor is for each class more, by key.
+        asked_classes: value of --num-classes; None to take the number from the checkpoint.
+        class_slopes: growth of a tensor's first dimension per class, by key.
     """
 
     name: str
@@ -57,13 +57,13 @@ class Network:
 
     @property
     def bytes(self) -> int:
-        """Bytes of its tensors in float32."""
+        """Size of its tensors in float32, in bytes."""
         return sum(4 * value.numel() for value in self.model.state_dict().values())
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkWeights:
-    """The weights, as they are in the file, with the keys that the model parser loads; and what there is to say of them."""
+    """The weights with their types in the file and the model's keys; notes and warnings for the user."""
 
     tensors: Mapping[str, Tensor]
     num_classes: int
@@ -76,7 +76,7 @@ def network_of(
 ) -> Network:
     """Return the network that `build` makes for a number of classes.
 
-    One of ours is made without numbers, which takes no time; another package's may need them.
+    A network of this package is built on the meta device, which takes no time; another package's may need real tensors.
     """
     with torch.device("meta" if is_ours else "cpu"):
         model, wider = build(num_classes), build(num_classes + 1)
@@ -91,7 +91,7 @@ def network_of(
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """A network found in a candidate, with its number of classes; `wrong` are keys of other shapes."""
+    """A network found in a candidate, with its number of classes; `wrong` are keys with other shapes."""
 
     candidate: Candidate
     match: KeyMatch
@@ -100,7 +100,7 @@ class _Place:
 
     @property
     def label(self) -> str:
-        """What --weights-key calls it: the wrapper's keys, then the prefix."""
+        """Its value of --weights-key: the wrapper's keys, then the prefix."""
         return _joined(self.candidate.path, self.match.prefix.removesuffix(".")) or TOP
 
     @property
@@ -115,20 +115,20 @@ class _Place:
 
 
 def weights_in(file: CheckpointFile, network: Network, *, key: str | None) -> NetworkWeights:
-    """Return the weights of a network that a checkpoint holds.
+    """Return the weights of `network` in a checkpoint.
 
     Args:
-        file: opened.
-        network: that is looked for.
-        key: what --weights-key says, where a checkpoint holds more than one.
+        file: an open checkpoint.
+        network: that is searched for.
+        key: value of --weights-key, which chooses between several state dicts.
 
     Raises:
-        CheckpointError: there are none, several, or a part of them; another network's; or other than float ones.
+        CheckpointError: the file has no, several, incomplete or quantized weights, or those of another network.
     """
     candidates = [_without_observers(candidate) for candidate in file.candidates]
     if not candidates:
         raise CheckpointError(
-            f"the checkpoint {file.named} holds no state dict (a mapping from names to tensors) and no module with tensors",
+            f"the checkpoint {file.named} contains no state dict (a mapping from names to tensors) and no module with tensors",
             next_step=_SAVE,
         )
     places = _all_places(candidates, network)
@@ -149,7 +149,7 @@ def weights_in(file: CheckpointFile, network: Network, *, key: str | None) -> Ne
 
 
 def _all_places(candidates: Sequence[Candidate], network: Network) -> list[_Place]:
-    """Return where the network is, in the first form in which it is anywhere; or where only shapes differ."""
+    """Return the matches of the first naming scheme that has one; otherwise plain matches with other shapes."""
     found: list[_Place] = []
     for naming in _namings(network):
         places = [place for candidate in candidates for place in _places(candidate, naming, network)]
@@ -164,7 +164,7 @@ def _all_places(candidates: Sequence[Candidate], network: Network) -> list[_Plac
 
 
 def _namings(network: Network) -> Iterable[Naming]:
-    """Yield the forms in which the network may be saved, the commonest first; the later ones take time to find out."""
+    """Yield the naming schemes in which the network may be saved, most common first; the last ones are slow to compute."""
     yield plain_naming(network.model)
     yield from other_namings(network.name, shapes_of(network.model.state_dict()))
     if hasattr(network.model, "fuse_model"):
@@ -177,7 +177,7 @@ def _without_observers(candidate: Candidate) -> Candidate:
 
 
 def _together(candidates: Sequence[Candidate]) -> Candidate:
-    """Return all state dicts of a checkpoint as one: some keep a backbone's and a head's apart."""
+    """Return all state dicts of a checkpoint as one, for files that store a backbone and a head separately."""
     tensors = {_joined(candidate.path, key): item for candidate in candidates for key, item in candidate.tensors.items()}
     return Candidate(path="", tensors=tensors)
 
@@ -201,7 +201,7 @@ def _places(candidate: Candidate, naming: Naming, network: Network) -> list[_Pla
 
 
 def _classes(wrong: Sequence[str], match: KeyMatch, given: Shapes, network: Network) -> int | None:
-    """Return the number of classes that explains every other shape; None if there is none."""
+    """Return the number of classes that explains all different shapes; None if there is none."""
     numbers = set()
     for key in wrong:
         shape, expected = given[match.keys[key]], match.naming.shapes[key]
@@ -214,17 +214,17 @@ def _classes(wrong: Sequence[str], match: KeyMatch, given: Shapes, network: Netw
     return next(iter(numbers), network.num_classes)
 
 
-# Which of several
+# Choosing one of several matches
 
 
 def _chosen(file: CheckpointFile, places: list[_Place], key: str | None) -> _Place:
     if key is not None:
         named = [place for place in places if place.label == key] or [place for place in places if place.is_called(key)]
         if not named:
-            known = ", ".join(dict.fromkeys(printable(place.label, 60) for place in places))
+            known = ", ".join(dict.fromkeys(visible(place.label, 60) for place in places))
             raise CheckpointError(
-                f"the checkpoint {file.named} has no weights of this network under {printable(key, 60)!r}",
-                next_step=f"There are some under: {known} (`{TOP}` is the top of the file). Give --weights-key one of these.",
+                f"the checkpoint {file.named} has no weights of this network under the key {visible(key, 60)!r}",
+                next_step=f"Pass --weights-key with one of: {known} (`{TOP}` is the top level of the file).",
             )
         places = named
     distinct: list[_Place] = []
@@ -235,24 +235,24 @@ def _chosen(file: CheckpointFile, places: list[_Place], key: str | None) -> _Pla
     if len(distinct) > 1:
         distinct = _preferred(distinct) or distinct
     if len(distinct) > 1 and not _are_equal(file, distinct):
-        labels = [printable(place.label, 60) for place in distinct]
+        labels = [visible(place.label, 60) for place in distinct]
         average = next((label for label in labels if re.search(r"ema|swa|average", label, re.IGNORECASE)), None)
         hint = " (an average of the weights, which is usually more accurate)" if average else ""
         raise CheckpointError(
-            f"the checkpoint {file.named} holds weights of this network {len(distinct)} times, with different values: "
+            f"the checkpoint {file.named} contains weights of this network {len(distinct)} times, with different values: "
             f"{', '.join(labels[:6])}",
-            next_step=f"Choose one of them: --weights-key {average or labels[0]}{hint}.",
+            next_step=f"Choose one of them, for example --weights-key {average or labels[0]}{hint}.",
         )
     return distinct[0]
 
 
 def _holds(outer: _Place, inner: _Place) -> bool:
-    """Say whether a network stands inside another's state dict, as a teacher does in its student's."""
+    """Return whether a network is a part of another match, as a teacher is of its student."""
     return outer.candidate is inner.candidate and inner.match.prefix.startswith(outer.match.prefix)
 
 
 def _preferred(places: Sequence[_Place]) -> list[_Place]:
-    """Return the module `ema` where it stands beside the module `model`, as in YOLOv5's files, whose loader takes it."""
+    """Return the module `ema` if the only other one is `model`, as in YOLOv5's files, whose loader prefers it."""
     paths = {place.candidate.path for place in places if place.candidate.is_module}
     return [place for place in places if place.candidate.path == "ema"] if paths == {"ema", "model"} else []
 
@@ -268,7 +268,7 @@ def _are_equal(file: CheckpointFile, places: Sequence[_Place]) -> bool:
     )
 
 
-# What is refused
+# Refusals
 
 
 def _refuse_converted(file: CheckpointFile, candidates: Sequence[Candidate]) -> None:
@@ -278,9 +278,9 @@ def _refuse_converted(file: CheckpointFile, candidates: Sequence[Candidate]) -> 
         quantized += [key for key, record in candidate.tensors.items() if ".nn.quantized." in record.problem]
         quantized += [key for key, record in candidate.tensors.items() if ".intrinsic.quantized." in record.problem]
         if quantized or len(scales) > 1:
-            first = printable(quantized[0] if quantized else scales[0], 100)
+            first = visible(quantized[0] if quantized else scales[0], 100)
             raise CheckpointError(
-                f"the checkpoint {file.named} is of an already quantized (converted) model: {first} "
+                f"the checkpoint {file.named} is of a quantized (converted) model: {first} "
                 f"{'is quantized' if quantized else 'is the scale of an INT8 layer'}",
                 next_step=_FLOAT,
             )
@@ -300,9 +300,9 @@ def _refuse_other_classes(file: CheckpointFile, place: _Place, network: Network)
         expected = list(place.match.naming.shapes[key])
         found = list(place.candidate.tensors[place.match.keys[key]].shape)
         raise CheckpointError(
-            f"the checkpoint {file.named} has {place.classes} classes, and --num-classes says {network.asked_classes}: "
+            f"the checkpoint {file.named} has {place.classes} classes, but --num-classes is {network.asked_classes}: "
             f"{key} is {found} in the checkpoint and {expected} in the model",
-            next_step=f"Give `--num-classes {place.classes}`, or leave the option out: the number is read from the checkpoint.",
+            next_step=f"Pass --num-classes {place.classes}, or omit the option: the number is read from the checkpoint.",
         )
 
 
@@ -314,7 +314,7 @@ def _other_shapes(file: CheckpointFile, place: _Place, network: Network) -> Chec
 
 
 def _foreign(file: CheckpointFile, candidates: Sequence[Candidate], network: Network) -> CheckpointError:
-    """Return the error for a checkpoint that lacks keys of the network: the candidate that has most of them is compared."""
+    """Return the error for a checkpoint that lacks keys of the network, from the candidate with the most of them."""
     plain = plain_naming(network.model)
     namings = [plain, fused_naming(network.model, is_qat=False)] if hasattr(network.model, "fuse_model") else [plain]
 
@@ -343,20 +343,20 @@ def _foreign(file: CheckpointFile, candidates: Sequence[Candidate], network: Net
     what = relative(best.tensors, own)
     if what is not None:
         return CheckpointError(
-            f"the checkpoint {file.named} is of another network than {network.name}: of {what}",
-            next_step="Choose the model it was trained on, or offer your own architecture as a plug-in (README).",
+            f"the checkpoint {file.named} is not of {network.name} but of {what}",
+            next_step="Choose the model that it was trained for, or provide your own architecture as a plug-in (README).",
         )
-    for key in network.class_slopes:  # a different number of classes alone would be no difference
+    for key in network.class_slopes:  # another number of classes alone is no difference
         if key in given and len(given[key]) == len(plain.shapes[key]) and given[key][1:] == plain.shapes[key][1:]:
             given[key] = plain.shapes[key]
     error = foreign_keys(*(naming.shapes for naming in namings), given=given)
     where = _joined(best.path, prefix.removesuffix("."))
-    place = f" ({printable(where, 80)})" if where else ""
-    return CheckpointError(f"{file.named}{place}: {printable(error.message, 500)}", next_step=error.next_step)
+    place = f" ({visible(where, 80)})" if where else ""
+    return CheckpointError(f"{file.named}{place}: {visible(error.message, 500)}", next_step=error.next_step)
 
 
 def _refuse_other_modules(file: CheckpointFile, place: _Place, network: Network) -> None:
-    """Raise a CheckpointError where a pickled network has the keys of ours and computes something else."""
+    """Raise a CheckpointError if a pickled network has the keys of the model but computes something else."""
     if not place.candidate.is_module or place.match.parts:
         return
     try:
@@ -366,42 +366,42 @@ def _refuse_other_modules(file: CheckpointFile, place: _Place, network: Network)
     if different:
         more = f", and {len(different) - 2} more differences" if len(different) > 2 else ""
         raise CheckpointError(
-            f"the checkpoint {file.named} has the keys of {network.name} and computes something else: "
-            f"{printable('; '.join(different[:2]))}{more}",
-            next_step="Offer your own architecture as a plug-in (README).",
+            f"the checkpoint {file.named} has the keys of {network.name} but computes something else: "
+            f"{visible('; '.join(different[:2]), 300)}{more}",
+            next_step="Provide your own architecture as a plug-in (README).",
         )
 
 
 def _warnings(file: CheckpointFile, place: _Place, network: Network) -> tuple[str, ...]:
-    """Return what to warn of; CheckpointError where the file says that it is of a network with the same names."""
+    """Return warnings; CheckpointError if the file states that it is of another network with the same names."""
     if place.match.naming.form != TIMM:
         return ()
     entries = items_of(file.description)
     arch = next((text for key in ("arch", "architecture", "model_name") if isinstance(text := entries.get(key), str)), None)
     if arch is not None and arch.startswith("tf_"):
         raise CheckpointError(
-            f"the checkpoint {file.named} is of timm's {printable(arch, 60)}, which pads as TensorFlow does: its outputs "
-            f"differ from those of {network.name} with the same weights",
-            next_step=f"Train timm's {printable(arch.removeprefix('tf_'), 60)} or torchvision's {network.name} instead.",
+            f"the checkpoint {file.named} is of timm's {visible(arch, 60)}, which pads like TensorFlow: with the same weights, "
+            f"{network.name} gives other outputs",
+            next_step=f"Train timm's {visible(arch.removeprefix('tf_'), 60)} or torchvision's {network.name} instead.",
         )
     if arch is not None or network.name == "mobilenet_v2":
         return ()
-    return (f"timm's tf_{network.name} has the same names: weights of that network give wrong outputs, as it pads otherwise",)
+    return (f"timm's tf_{network.name} has the same names but other padding: its weights would give wrong outputs",)
 
 
 def _left_out(file: CheckpointFile, place: _Place, network: Network, *, asked: bool) -> list[str]:
-    """Return the tensors that are not the network's; CheckpointError if its outputs may depend on them.
+    """Return the tensors that do not belong to the network; CheckpointError if its outputs may depend on them.
 
-    A tensor inside the network's own children belongs to another network. Layers beside it may follow it (a second classifier),
-    unless they take pictures themselves, as a teacher does.
+    An additional tensor within the network's own children belongs to another network. Layers beside it may process its outputs
+    (a second classifier), unless they take images themselves, as a teacher does.
     """
     match = place.match
     others = _others(place)
     if inside := _inside(place):
         raise CheckpointError(
-            f"the checkpoint {file.named} belongs to another network: it has all keys of {network.name} and, among them, "
-            f"{len(inside)} unexpected ({printable(shown(inside))})",
-            next_step="Choose the model it was trained on, or offer your own architecture as a plug-in (README).",
+            f"the checkpoint {file.named} is of another network: it has all keys of {network.name} and {len(inside)} more in "
+            f"its modules ({visible(shown(inside), 300)})",
+            next_step="Choose the model that it was trained for, or provide your own architecture as a plug-in (README).",
         )
     groups: dict[str, list[str]] = {}
     for full in others:
@@ -409,12 +409,12 @@ def _left_out(file: CheckpointFile, place: _Place, network: Network, *, asked: b
     tensors = place.candidate.tensors
     for full_keys in groups.values():
         shapes = [tensors[full].shape for full in full_keys if full.endswith("weight")]
-        takes_pictures = any(len(shape) == 4 and shape[1] == 3 for shape in shapes)
-        if any(len(shape) >= 2 for shape in shapes) and not takes_pictures and not asked:
+        takes_images = any(len(shape) == 4 and shape[1] == 3 for shape in shapes)
+        if any(len(shape) >= 2 for shape in shapes) and not takes_images and not asked:
             raise CheckpointError(
                 f"the checkpoint {file.named} has all keys of {network.name} and {len(full_keys)} of layers beside it "
-                f"({printable(shown(full_keys))}), on which its outputs may depend",
-                next_step=f"If the network works without them, add --weights-key {printable(place.label, 60)}; otherwise offer "
+                f"({visible(shown(full_keys), 300)}), on which its outputs may depend",
+                next_step=f"If the network works without them, add --weights-key {visible(place.label, 60)}; otherwise provide "
                 "your own architecture as a plug-in (README).",
             )
     return others
@@ -425,7 +425,7 @@ def _others(place: _Place) -> list[str]:
 
 
 def _inside(place: _Place) -> list[str]:
-    """Return the tensors beside the network's that are in the network's own children: another network has them."""
+    """Return the additional tensors within the network's own children, which only another network has."""
     children = {key.partition(".")[0] for key in place.match.naming.shapes}
     return [full for full in _others(place) if _child(full, place.match.prefix) in children]
 
@@ -435,7 +435,7 @@ def _child(full: str, prefix: str) -> str | None:
 
 
 def _group(full: str, prefix: str) -> str:
-    """Return the beginning of a key up to the first name in which it differs from the prefix."""
+    """Return a key up to the first name in which it differs from the prefix."""
     names, own = full.split("."), prefix.split(".")
     common = 0
     while common < min(len(names), len(own)) and names[common] == own[common]:
@@ -443,26 +443,26 @@ def _group(full: str, prefix: str) -> str:
     return ".".join(names[: common + 1])
 
 
-# What is said
+# Notes for the user
 
 
 def _notes(place: _Place, network: Network, left: Sequence[str]) -> Iterable[str]:
     match = place.match
     facts = []
     if place.candidate.path:
-        facts.append(f"{printable(place.candidate.path, 60)} of the file")
+        facts.append(f"{visible(place.candidate.path, 60)} of the file")
     if match.prefix:
         count = sum(full.startswith(match.prefix) for full in match.keys.values())
-        facts.append(f"prefix {printable(match.prefix, 60)!r} removed from {count} keys")
-    facts += [f"{child} from {printable(prefix + child, 60)!r}" for child, prefix in match.parts.items()]
-    facts += [f"{key} from {printable(full, 60)!r}" for key, full in match.renamed.items()]
+        facts.append(f"prefix {visible(match.prefix, 60)!r} removed from {count} keys")
+    facts += [f"{child} from {visible(prefix + child, 60)!r}" for child, prefix in match.parts.items()]
+    facts += [f"{key} from {visible(full, 60)!r}" for key, full in match.renamed.items()]
     if match.naming.form != "plain":
-        facts.append(f"names of the {match.naming.form} form")
+        facts.append(f"names in the {match.naming.form} form")
     if facts:
         yield f"weights: {', '.join(facts)}"
     if left:
         tensors = "one tensor that is" if len(left) == 1 else f"{len(left)} tensors that are"
-        yield f"left out: {tensors} not the network's ({printable(shown(left))})"
+        yield f"ignored: {tensors} not of this network ({visible(shown(left), 300)})"
     types = Counter(
         str(record.dtype).removeprefix("torch.")
         for record in place.records.values()

@@ -1,4 +1,4 @@
-"""Where a model's weights come from: published, a user's file, or seeded random ones that say so."""
+"""Load a model's weights: published by torchvision, from a user's checkpoint, or seeded random ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from bundler import console
 from bundler.errors import CheckpointError
 from bundler.models import torchvision_operators  # noqa: F401  before torchvision
-from bundler.models.checkpoint_file import CheckpointFile, printable
+from bundler.models.checkpoint_file import CheckpointFile
 from bundler.models.checkpoint_weights import Network, network_of, weights_in
 from bundler.models.claims import claims_in, mapping_of
 from bundler.models.detector_checkpoints import Architecture, is_detector, read_darknet, read_detector
@@ -31,6 +31,7 @@ from bundler.models.pickled_modules import Payload
 from bundler.models.specs import ModelSpec
 from bundler.models.weight_checks import float_weights
 from bundler.quantization.weight_names import observer_key
+from bundler.visible import visible
 
 from torchvision.models import WeightsEnum, get_model_weights, list_models
 
@@ -44,12 +45,19 @@ _DELETE = "Delete {} and run the command again."
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedWeights:
-    """A state dict, and what the manifest says of it: source, SHA-256 (of the file where there is one), trained or not.
+    """A state dict, and what the manifest records about it.
 
-    `claims` are the accuracies that the file says it has, from 0 to 1, by their names there. `notes` say what of the file was
-    taken and what was left out, a line each. Of a detector, `options` are the arguments with which its parser builds the
-    network of the file, `class_names` are in the file, and `network` says what the file states of activations and anchors, or
-    what is assumed.
+    Args:
+        state_dict: with the keys of the model.
+        source: "pretrained:…", "random:SEED", or the file's name.
+        sha256: of the file, or of the keys and values of random weights.
+        trained: False for random weights.
+        num_classes: of the model that the weights fit.
+        claims: accuracies that the file states, from 0 to 1, by their names in it.
+        options: keyword arguments with which a detector's parser builds the network of the file.
+        class_names: of a detector, where the file has them.
+        network: one sentence about a detector: activations and anchors in the file, or the assumed ones.
+        notes: what was taken from the file and what was ignored, one line each.
     """
 
     state_dict: Mapping[str, Tensor]
@@ -77,14 +85,23 @@ def load_weights(
 ) -> LoadedWeights:
     """Resolve `--weights auto|pretrained|random|FILE`.
 
-    Of a file, what it is decides and not its name. Without `num_classes` the number is that of its last layer. `key` names
-    which weights are meant where a file holds several. `cfg` is Darknet's description of a yolov3 or yolov4.
+    The format of a file is recognized by its content, not by its name. `auto` is the published checkpoint; if that cannot be
+    downloaded or has another number of classes, random weights are used after a warning.
 
-    `auto` is the published checkpoint and, where that cannot be reached or has another number of classes, random weights with a
-    loud warning. `pictures` gives float32 [N, 3, H, W] for the statistics of random weights and is called only for those.
+    Args:
+        request: the value of `--weights`.
+        variant: of the model.
+        parser: the model parser of the variant.
+        num_classes: value of `--num-classes`; None to take the number from the file's last layer.
+        pictures: returns normalised images, float32 [N, 3, H, W], N ≥ 8, for the BatchNorm statistics of random weights; it is
+            called only for those.
+        seed: of random weights.
+        cfg: Darknet's cfg of a yolov3 or yolov4.
+        key: which weights to take from a file that holds several state dicts.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of another network or format; the published one cannot be had.
+        CheckpointError: the file is missing, damaged, of another network or of an unsupported format; or the published
+            checkpoint is not available.
     """
     known = Architecture(variant, parser, num_classes=num_classes, cfg=cfg)
     classes = known.classes
@@ -95,7 +112,7 @@ def load_weights(
             return _published(variant, parser, classes)
         except CheckpointError as error:
             console.warn(f"{error.message}")
-            console.warn("the weights are RANDOM: the package will work and mean nothing. Give --weights FILE for your own.")
+            console.warn("using random weights: predictions are meaningless; pass --weights FILE")
             request = "random"
     if request == "random":
         state_dict = random_state_dict(
@@ -116,14 +133,14 @@ def load_weights(
 def _published(variant: ModelSpec, parser: Callable[..., Any], classes: int) -> LoadedWeights:
     if variant.name not in list_models() or not variant.parser.startswith("bundler.models."):
         raise CheckpointError(
-            f"no weights of {variant.name} are published where they can be fetched from",
-            next_step="Give a checkpoint: --weights FILE. YOLO: Darknet's .weights, or a .pt of YOLOv5.",
+            f"there are no published weights of {variant.name}",
+            next_step="Pass a checkpoint: --weights FILE (Darknet's .weights for yolov3 and yolov4, a .pt of YOLOv5).",
         )
     weights: WeightsEnum = get_model_weights(variant.name).DEFAULT
     if classes != variant.num_classes:
         raise CheckpointError(
             f"the published weights of {variant.name} have {variant.num_classes} classes, not {classes}",
-            next_step="Give your own checkpoint: --weights FILE.",
+            next_step="Pass your own checkpoint: --weights FILE.",
         )
     file = _hub_folder() / Path(weights.url).name
     try:
@@ -136,12 +153,12 @@ def _published(variant: ModelSpec, parser: Callable[..., Any], classes: int) -> 
         ) from error
     except OSError as error:  # urllib's URLError and HTTPError are OSErrors
         raise CheckpointError(
-            f"the published weights of {variant.name} cannot be reached ({weights.url}: {error})",
-            next_step=f"Download the file elsewhere and give --weights FILE, or put it into {_hub_folder()}.",
+            f"the published weights of {variant.name} cannot be downloaded ({weights.url}: {error})",
+            next_step=f"Download the file on another machine and pass --weights FILE, or copy it into {_hub_folder()}.",
         ) from error
     except RuntimeError as error:  # torch.hub's, for a wrong digest
         raise CheckpointError(
-            f"the published weights of {variant.name} are damaged: {printable(error, 160)}", next_step=_DELETE.format(file)
+            f"the published weights of {variant.name} are damaged: {visible(error, 160)}", next_step=_DELETE.format(file)
         ) from error
     return LoadedWeights(
         state_dict=state_dict, source=f"pretrained:{weights}", sha256=digest, trained=True, num_classes=classes
@@ -156,7 +173,7 @@ def _download(url: str, file: Path) -> None:
 
 
 def _published_state_dict(file: Path, variant: ModelSpec, parser: Callable[..., Any]) -> tuple[Mapping[str, Tensor], str]:
-    """Return a published checkpoint, which is read as carefully as any other, and its SHA-256."""
+    """Return the state dict of a published checkpoint, read under the same limits as any other file, and its SHA-256."""
     network = network_of(
         variant.name,
         lambda classes: parser(num_classes=classes),
@@ -207,20 +224,20 @@ def _from_file(path: Path, known: Architecture, key: str | None) -> LoadedWeight
             options=found.options,
             class_names=found.class_names,
             network=found.network,
-            notes=notes if file.inner is None else (f"read from the archive: {printable(file.inner)}", *notes),
+            notes=notes if file.inner is None else (f"read from the archive: {visible(file.inner, 300)}", *notes),
         )
 
 
 def _detector(file: CheckpointFile, known: Architecture) -> tuple[DetectorFile, tuple[str, ...]]:
-    """Return what a checkpoint of a detector gives; of several state dicts, the one that YOLOv5's own loader takes.
+    """Return the content of a detector's checkpoint; of several state dicts, the one that YOLOv5's own loader takes.
 
-    The network is built as the file describes it, and so the tensors are looked at before any is compared with a network's.
+    The network is built from the file's description, so that its tensors are loaded before they are compared with a network.
     """
     candidate = preferred(file.candidates)
     if candidate is None:
         raise CheckpointError(
-            f"the checkpoint {file.named} holds no state dict (a mapping from names to tensors) and no module with tensors",
-            next_step="Save it again as a state dict: torch.save(model.state_dict(), FILE).",
+            f"the checkpoint {file.named} contains no state dict (a mapping from names to tensors) and no module with tensors",
+            next_step="Save the weights as a state dict: torch.save(model.state_dict(), FILE).",
         )
     last = next(reversed(known.build(known.classes).state_dict()))
     prefixes = {name.removesuffix(last) for name in candidate.tensors if name.endswith(last)}
@@ -235,19 +252,19 @@ def _detector(file: CheckpointFile, known: Architecture) -> tuple[DetectorFile, 
             next_step="Choose the model it was trained on.",
         )
     payload = Payload(description=file.description, tensor=file.tensor) if candidate.is_module else None
-    notes = [f"weights: {printable(candidate.path, 60)} of the file"] if candidate.path else []
-    notes += [f"prefix {printable(prefix, 60)!r} removed from {len(kept)} keys"] if prefix else []
+    notes = [f"weights: {visible(candidate.path, 60)} of the file"] if candidate.path else []
+    notes += [f"prefix {visible(prefix, 60)!r} removed from {len(kept)} keys"] if prefix else []
     return read_detector(tensors, payload, known, source=file.named), tuple(notes)
 
 
 def _darknet(file: CheckpointFile, known: Architecture, network: Network) -> DetectorFile:
-    """Read one of Darknet's files, which have no mark of their own: by name, or by a header that they begin with."""
+    """Read a Darknet file. The format has no magic number: it is recognized by the file's name, or by a plausible header."""
     named = _DARKNET.search(file.inner or file.path.name) is not None
     if not named and (file.kind == "zeros" or not hasattr(network.model, "darknet_layers")):
-        what = "begins with zeros, as a download that was cut off does" if file.kind == "zeros" else "is of no known format"
+        what = "begins with zeros, like an incomplete download" if file.kind == "zeros" else "is of an unknown format"
         raise CheckpointError(
             f"the checkpoint {file.named} {what}",
-            next_step="Give a file of torch.save or safetensors, or Darknet's .weights for yolov3 and yolov4.",
+            next_step="Pass a file written by torch.save or safetensors, or Darknet's .weights for yolov3 and yolov4.",
         )
     return read_darknet(file.content(), known, source=file.named)
 

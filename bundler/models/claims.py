@@ -1,4 +1,4 @@
-"""What a checkpoint says of its own accuracy, beside the weights."""
+"""Accuracies that training scripts store in a checkpoint beside the weights."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from bundler.models.inert_pickle import Object
+from bundler.models.pickle_interpreter import Object
 from bundler.models.pickled_modules import items_of
 
 __all__ = ["claims_in", "mapping_of"]
 
-# Names as training scripts have them, without case and signs between: best_acc1, val/accuracy, Top-1, metrics/mAP50-95(B).
+# Names that training scripts use, without case and punctuation: best_acc1, val/accuracy, Top-1, metrics/mAP50-95(B).
 _WHEN = r"(?:best|max|final|val|valid|validation|test|eval|metrics?)*"
 _ACCURACY = re.compile(_WHEN + r"(?:acc(?:uracy)?1?|top1(?:acc(?:uracy)?)?|acc(?:uracy)?top1|prec1|multiclassaccuracy)")
 _PRECISION = re.compile(_WHEN + r"(?:fitness|map|map5095|bboxmap)b?")
 _PLAIN = re.compile(r"[A-Za-z0-9_@/.(): -]{1,80}")
-DEPTH = 3  # of mappings within mappings
-LARGEST = 200  # items of a mapping that may hold such figures; larger ones hold weights
+DEPTH = 3  # levels of nested mappings that are searched
+LARGEST = 200  # items of a mapping that is searched; larger ones are state dicts
 
 
 def claims_in(checkpoint: object) -> dict[str, float]:
-    """Return top-1 accuracies and mean average precisions that stand in a checkpoint, as shares from 0 to 1, by their names.
+    """Return top-1 accuracies and mean average precisions that a checkpoint states, from 0 to 1, by their names in it.
 
-    A figure above 1 is taken for per cent. Lightning's `best_model_score` counts where its `monitor` has such a name.
+    A value above 1 is taken as a percentage. Lightning's `best_model_score` counts if `monitor` has such a name.
     """
     return dict(_figures(checkpoint, DEPTH)) if isinstance(checkpoint, Mapping) else {}
 
 
 def mapping_of(description: object) -> dict[str, object]:
-    """Return the text and the numbers of what a pickle describes, by their names, with the mappings in it; empty for others."""
+    """Return strings, numbers and nested mappings of a pickled mapping by their keys; an empty dict for other records."""
     return _plain(description, DEPTH)
 
 
@@ -60,7 +60,7 @@ def _figures(mapping: Mapping[object, object], depth: int) -> Iterator[tuple[str
 
 
 def _names_one(key: str) -> bool:
-    if not _PLAIN.fullmatch(key):  # it is printed, and anybody may have written it
+    if not _PLAIN.fullmatch(key):  # untrusted text that will be printed
         return False
     name = re.sub(r"[^a-z0-9]", "", key.lower())
     return bool(_ACCURACY.fullmatch(name) or _PRECISION.fullmatch(name))

@@ -1,4 +1,4 @@
-"""Darknet's `.cfg` files: sections in square brackets, one for each layer, with one `key=value` on a line."""
+"""Darknet's `.cfg` files: one section in square brackets for each layer, with one `key=value` per line."""
 
 from __future__ import annotations
 
@@ -9,20 +9,35 @@ from dataclasses import dataclass, field
 
 from bundler.errors import CheckpointError
 
-__all__ = ["DarknetSection", "parse_cfg"]
+__all__ = ["MOST_BYTES", "DarknetArchitecture", "DarknetSection", "parse_cfg"]
 
-_MOST_BYTES = 2**20  # yolov4.cfg has 12,000
+MOST_BYTES = 2**20  # yolov4.cfg has 12,000
 _ALIASES = {"conv": "convolutional", "max": "maxpool", "network": "net"}
-_NOT_A_CFG = "Give the .cfg file that the weights were trained with (yolov3.cfg, yolov4.cfg or one made from it)."
-_EDIT = "Correct the file as it was when the weights were trained, and run the command again."
+_NOT_A_CFG = "Pass the .cfg file that the weights were trained with (yolov3.cfg, yolov4.cfg or a variant of it)."
+_EDIT = "Restore the file with which the weights were trained, and run the command again."
+
+
+@dataclass(frozen=True, kw_only=True)
+class DarknetArchitecture:
+    """Settings of a YOLOv3 or YOLOv4 that are in a cfg, but not in a `.weights` file.
+
+    Args:
+        anchors: widths and heights in pixels, [scale][anchor][2], for strides 8, 16 and 32.
+        xy_scales: `scale_x_y` for strides 8, 16 and 32.
+        activations: of the convolutions with a BatchNorm, in the order of the cfg; None for those of the published network.
+    """
+
+    anchors: tuple[tuple[tuple[float, float], ...], ...]
+    xy_scales: tuple[float, ...]
+    activations: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DarknetSection:
-    """A section; keys have the values and lines of their first appearance, as Darknet reads them.
+    """A section; keys have the values and lines of their first occurrence, as in Darknet.
 
-    The methods return a default where a key is missing, and raise a CheckpointError that names the line where a value is not
-    what Darknet would read there, or where the key has another value once more.
+    The methods return a default if a key is missing. They raise a CheckpointError with the line number if a value has another
+    type than Darknet expects, or if the key occurs again with another value.
     """
 
     source: str
@@ -44,25 +59,25 @@ class DarknetSection:
     def integer(self, key: str, default: int) -> int:
         text = self.text(key, str(default))
         if not re.fullmatch(r"[+-]?\d{1,9}", text):
-            raise self.error(key, f"{key}={text[:40]} is no whole number")
+            raise self.error(key, f"{key}={text[:40]} is not an integer")
         return int(text)
 
     def number(self, key: str, default: float) -> float:
         return self._number(key, self.text(key, repr(default)))
 
     def integers(self, key: str) -> tuple[int, ...]:
-        """Return whole numbers between commas; none where the key is missing."""
+        """Return comma-separated integers; an empty tuple if the key is missing."""
         parts = self._parts(key)
         if not all(re.fullmatch(r"[+-]?\d{1,9}", part) for part in parts):
-            raise self.error(key, f"{key}={self.text(key, '')[:40]} is no list of whole numbers")
+            raise self.error(key, f"{key}={self.text(key, '')[:40]} is not a list of integers")
         return tuple(map(int, parts))
 
     def numbers(self, key: str) -> tuple[float, ...]:
-        """Return numbers between commas; none where the key is missing."""
+        """Return comma-separated numbers; an empty tuple if the key is missing."""
         return tuple(self._number(key, part) for part in self._parts(key))
 
     def error(self, key: str, reason: str, *, next_step: str = _EDIT) -> CheckpointError:
-        """Return an error that names the line of a key, or of the section where it has none."""
+        """Return an error with the line of a key, or of the section if the key is missing."""
         return CheckpointError(f"{self.source}, line {self.line_of(key)}: {reason}", next_step=next_step)
 
     def _parts(self, key: str) -> list[str]:
@@ -74,18 +89,17 @@ class DarknetSection:
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise self.error(key, f"{key}={text[:40]} is no number")
+            raise self.error(key, f"{key}={text[:40]} is not a number")
         return value
 
 
 def parse_cfg(content: bytes, *, source: str) -> tuple[DarknetSection, ...]:
-    """Return the sections of a cfg in their order; `source` is what messages call the file.
+    """Return the sections of a cfg in order; `source` is the file's name in messages.
 
-    As in Darknet, blanks anywhere in a line mean nothing, and lines that begin with # or ; are comments. A comment behind a
-    value is left out as well.
+    As in Darknet, whitespace is ignored, and lines that begin with # or ; are comments. A comment after a value is removed too.
 
     Raises:
-        CheckpointError: it is no text, too long, or a line is neither a section, a comment nor `key=value`.
+        CheckpointError: it is not a text file, is too long, or has a line that is neither a section, a comment nor `key=value`.
     """
     sections: list[_Lines] = []
     for number, whole in enumerate(_text(content, source).splitlines(), start=1):
@@ -98,7 +112,7 @@ def parse_cfg(content: bytes, *, source: str) -> tuple[DarknetSection, ...]:
         elif line:
             key, equals, value = line.partition("=")
             if not sections or not equals or not key or not value:
-                reason = "is no key=value" if sections else "stands before the first section"
+                reason = "is not key=value" if sections else "precedes the first section"
                 raise CheckpointError(f"{source}, line {number}: {line[:40]} {reason}", next_step=_NOT_A_CFG)
             sections[-1].add(key, value, number)
     if not sections or sections[0].kind != "net":
@@ -117,7 +131,7 @@ def parse_cfg(content: bytes, *, source: str) -> tuple[DarknetSection, ...]:
 
 @dataclass(kw_only=True)
 class _Lines:
-    """A section that is being read."""
+    """A section while it is being read."""
 
     kind: str
     line: int
@@ -131,12 +145,14 @@ class _Lines:
 
 
 def _text(content: bytes, source: str) -> str:
-    if len(content) > _MOST_BYTES:
-        raise CheckpointError(f"{source} has {len(content):,} bytes, more than any cfg", next_step=_NOT_A_CFG)
+    if len(content) > MOST_BYTES:
+        raise CheckpointError(
+            f"{source} has {len(content):,} bytes; the limit for a cfg is {MOST_BYTES:,}", next_step=_NOT_A_CFG
+        )
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{source} is no text file", next_step=_NOT_A_CFG) from error
+        raise CheckpointError(f"{source} is not a text file", next_step=_NOT_A_CFG) from error
     if not all(character.isprintable() or character.isspace() for character in text):
-        raise CheckpointError(f"{source} is no text file: it holds control characters", next_step=_NOT_A_CFG)
+        raise CheckpointError(f"{source} is not a text file: it contains control characters", next_step=_NOT_A_CFG)
     return text

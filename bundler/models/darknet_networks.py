@@ -1,4 +1,4 @@
-"""The layers of yolov3.cfg and yolov4.cfg, and what a cfg of the same layers says beside them."""
+"""The layers of yolov3.cfg and yolov4.cfg, and the settings of a cfg that has the same layers."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bundler.models.activation_modules import leaky_relu
-from bundler.models.darknet_architecture import DarknetArchitecture
-from bundler.models.darknet_cfg import DarknetSection, parse_cfg
+from bundler.models.darknet_cfg import DarknetArchitecture, DarknetSection, parse_cfg
 from bundler.models.detector import BOX
 from bundler.models.detector_file import MOST_ANCHORS, MOST_CLASSES
 
 __all__ = ["DarknetNetwork", "read_cfg"]
 
 _ACTIVATIONS = {"leaky": leaky_relu(0.1), "mish": "Mish", "relu": "ReLU", "swish": "SiLU", "linear": "Identity"}
-_BUILT = "Of Darknet's networks yolov3 and yolov4 are built, with the activations, anchors and classes that the cfg says."
+_BUILT = "Supported are the layers of yolov3.cfg and yolov4.cfg, with other activations, anchors and classes."
 
 _CONVOLUTION_FLAGS = (
     *("antialiasing", "assisted_excitation", "cbn", "binary", "xnor", "bin_output", "sway", "rotate", "stretch"),
     *("stretch_sway", "flipped", "reverse", "coordconv", "dontload", "dontloadscales"),
 )
-# Options of Darknet that change what a layer computes or how its weights are stored, by the value that leaves it as it is.
+# Options of Darknet that change a layer's computation or the storage of its weights, with the value that has no effect.
 _UNCHANGED: Mapping[str, Mapping[str, float]] = {
     "convolutional": dict.fromkeys(_CONVOLUTION_FLAGS, 0),
     "route": {"groups": 1, "group_id": 0},
@@ -29,7 +28,7 @@ _UNCHANGED: Mapping[str, Mapping[str, float]] = {
     "yolo": {"new_coords": 0},
 }
 
-# By their numbers of convolutions and of [yolo] sections, to name a network that is not built.
+# Unsupported networks by their numbers of convolutions and of [yolo] sections, to name them in messages.
 _RELATIVES = {
     (13, 2): "yolov3-tiny",
     (21, 2): "yolov4-tiny",
@@ -40,7 +39,7 @@ _RELATIVES = {
 
 @dataclass(frozen=True, kw_only=True)
 class DarknetNetwork:
-    """What a cfg says; `size` is the height and width of the input that it was trained with, in pixels."""
+    """The settings in a cfg; `size` is the height and width of its input in pixels."""
 
     architecture: DarknetArchitecture
     num_classes: int
@@ -49,7 +48,7 @@ class DarknetNetwork:
 
 @dataclass(frozen=True, kw_only=True)
 class _Layer:
-    """A layer: its kind, and its numbers in the order of `_facts`. Layers that it reads are counted from 0."""
+    """A layer: its kind, and its numbers in the order of `_facts`. Source layers are numbered from 0."""
 
     kind: str
     facts: tuple[int, ...]
@@ -69,7 +68,7 @@ class _Layers:
         return self.add("convolutional", filters, size, stride, 1)
 
     def convs(self, width: int, count: int) -> int:
-        """Add 1 x 1 convolutions of a width and 3 x 3 ones of twice that, by turns."""
+        """Add alternately 1 x 1 convolutions of `width` filters and 3 x 3 ones of twice as many."""
         for index in range(count):
             last = self.conv(width * (1 + index % 2), 1 + 2 * (index % 2))
         return last
@@ -84,7 +83,7 @@ class _Layers:
         return self.add("route", *sources)
 
     def head(self, width: int) -> None:
-        """Add a prediction's convolutions; the filters of the last are counted from the anchors and classes."""
+        """Add a head; the filters of its last convolution depend on anchors and classes and are checked separately."""
         self.conv(width, 3)
         self.add("convolutional", 0, 1, 1, 0)
         self.add("yolo")
@@ -140,7 +139,7 @@ def _yolov4() -> list[_Layer]:
 
 
 def _up(layers: _Layers, width: int, fine: int) -> int:
-    """Add the way from the last layer to the next finer scale."""
+    """Add the upsampling path from the last layer to the next finer scale."""
     layers.conv(width, 1)
     up = layers.add("upsample", 2)
     layers.route(fine)
@@ -155,37 +154,41 @@ _NETWORKS: Mapping[str, tuple[Callable[[], list[_Layer]], tuple[int, int, int]]]
 
 
 def read_cfg(content: bytes, model: str, *, source: str) -> DarknetNetwork:
-    """Return what a cfg says of a network that has the layers of `model`.
+    """Return the settings of a cfg that has the layers of `model`.
 
     Args:
         content: of the file.
         model: "yolov3" or "yolov4".
-        source: what messages call the file.
+        source: the file's name in messages.
 
     Raises:
         CheckpointError: it cannot be read, or has other layers; the message names the line.
     """
     net, *sections = parse_cfg(content, source=source)
     if net.integer("channels", 3) != 3:
-        raise net.error("channels", f"the network takes {net.integer('channels', 3)} channels, not RGB", next_step=_BUILT)
+        raise net.error(
+            "channels",
+            f"the network's input has {net.integer('channels', 3)} channels; only RGB (3) is supported",
+            next_step=_BUILT,
+        )
     make, strides = _NETWORKS[model]
     expected = make()
     for index, (section, layer) in enumerate(zip(sections, expected, strict=False)):
         _refuse_other_layer(section, index, layer, model, sections)
     if len(sections) != len(expected):
         line = sections[len(expected)] if len(sections) > len(expected) else (sections or [net])[-1]
-        reason = f"it has {len(sections)} layers, where {model} has {len(expected)}{_relative(sections)}"
+        reason = f"the cfg has {len(sections)} layers, {model} has {len(expected)}{_relative(sections)}"
         raise line.error("", reason, next_step=_BUILT)
     heads = {stride: _head(section) for stride, section in zip(strides, _of_kind(sections, "yolo"), strict=True)}
     predictions = [sections[index - 1] for index, section in enumerate(sections) if section.kind == "yolo"]
     _, first = heads[strides[0]]
     for prediction, (yolo, found) in zip(predictions, heads.values(), strict=True):
         if found[0] != first[0] or len(found[1]) != len(first[1]):
-            counts = f"{found[0]} classes and {len(found[1])} masks, the first one {first[0]} and {len(first[1])}"
+            counts = f"{found[0]} classes and {len(found[1])} masks, but the first one {first[0]} and {len(first[1])}"
             raise yolo.error("classes", f"this [yolo] has {counts}", next_step=_BUILT)
         if (filters := prediction.integer("filters", 1)) != (channels := len(found[1]) * (BOX + found[0])):
             counts = f"{len(found[1])} masks x ({BOX} + {found[0]} classes) are {channels}"
-            raise prediction.error("filters", f"filters={filters} before a [yolo] section, and {counts}")
+            raise prediction.error("filters", f"filters={filters} before a [yolo] section, but {counts}")
     scales = [heads[stride] for stride in sorted(strides)]
     return DarknetNetwork(
         architecture=DarknetArchitecture(
@@ -208,19 +211,19 @@ def _of_kind(sections: list[DarknetSection], kind: str) -> list[DarknetSection]:
 
 def _refuse_other_layer(section: DarknetSection, index: int, layer: _Layer, model: str, sections: list[DarknetSection]) -> None:
     if section.kind != layer.kind:
-        reason = f"layer {index} is [{section.kind[:40]}], where {model} has [{layer.kind}]{_relative(sections)}"
+        reason = f"layer {index} is [{section.kind[:40]}], not [{layer.kind}] as in {model}{_relative(sections)}"
         raise section.error("", reason, next_step=_BUILT)
     for key, value in _UNCHANGED.get(section.kind, {}).items():
         if section.number(key, value) != value:
-            reason = f"{key}={section.text(key, '')[:40]} in layer {index} is not built"
+            reason = f"{key}={section.text(key, '')[:40]} in layer {index} is not supported"
             raise section.error(key, reason, next_step=_BUILT)
     for (key, found), expected in zip(_facts(section, index), layer.facts, strict=False):
         if found != expected and not (key == "filters" and expected == 0):
-            reason = f"{key} of layer {index} [{section.kind}] is {found}, where {model} has {expected}{_relative(sections)}"
+            reason = f"{key} of layer {index} [{section.kind}] is {found}, not {expected} as in {model}{_relative(sections)}"
             raise section.error(key, reason, next_step=_BUILT)
     count = len(_facts(section, index))
     if layer.facts and count != len(layer.facts):
-        reason = f"layer {index} [{section.kind}] reads {count} layers, where {model} reads {len(layer.facts)}"
+        reason = f"layer {index} [{section.kind}] reads {count} layers, not {len(layer.facts)} as in {model}"
         raise section.error("", f"{reason}{_relative(sections)}", next_step=_BUILT)
     if section.kind in {"convolutional", "shortcut"}:
         _refuse_other_activation(section, index, layer)
@@ -231,18 +234,18 @@ def _refuse_other_activation(section: DarknetSection, index: int, layer: _Layer)
     activation = section.text("activation", "logistic" if section.kind == "convolutional" else "linear")
     if activation not in _ACTIVATIONS or (not normalized and activation != "linear"):
         allowed = ", ".join(_ACTIVATIONS) if normalized else "linear"
-        reason = f"activation={activation[:40]} of layer {index} [{section.kind}] is not built; {allowed} can be"
+        reason = f"activation={activation[:40]} of layer {index} [{section.kind}] is not supported (supported: {allowed})"
         raise section.error("activation", reason, next_step=_BUILT)
 
 
 def _facts(section: DarknetSection, index: int) -> list[tuple[str, int]]:
-    """Return what is compared of a layer, each number with its key; layers that it reads are counted from 0."""
+    """Return the compared numbers of a layer with their keys; source layers are numbered from 0."""
     match section.kind:
         case "convolutional":
             return _convolution(section)
         case "shortcut":
             if (kind := section.text("weights_type", "none")) != "none":
-                raise section.error("weights_type", f"weights_type={kind[:40]} is not built", next_step=_BUILT)
+                raise section.error("weights_type", f"weights_type={kind[:40]} is not supported", next_step=_BUILT)
             return _sources(section, "from", index)
         case "route":
             return _sources(section, "layers", index)
@@ -252,7 +255,7 @@ def _facts(section: DarknetSection, index: int) -> list[tuple[str, int]]:
             stride = section.integer("stride", 1)
             size = section.integer("size", stride)
             if section.integer("padding", size - 1) != size - 1:
-                raise section.error("padding", f"padding={section.text('padding', '')[:40]} is not built", next_step=_BUILT)
+                raise section.error("padding", f"padding={section.text('padding', '')[:40]} is not supported", next_step=_BUILT)
             return [("size", size), ("stride", _one_stride(section, stride))]
     return []
 
@@ -266,9 +269,9 @@ def _convolution(section: DarknetSection) -> list[tuple[str, int]]:
         ("dilation", 1 if size == 1 else section.integer("dilation", 1), 1),
     ):
         if found != expected:
-            raise section.error(key, f"{key} of the convolution is {found}; only {expected} is built", next_step=_BUILT)
+            raise section.error(key, f"{key} of the convolution is {found}; only {expected} is supported", next_step=_BUILT)
     if "share_index" in section.options:
-        raise section.error("share_index", "a convolution that shares its weights is not built", next_step=_BUILT)
+        raise section.error("share_index", "a convolution that shares its weights is not supported", next_step=_BUILT)
     return [
         ("filters", section.integer("filters", 1)),
         ("size", size),
@@ -278,11 +281,11 @@ def _convolution(section: DarknetSection) -> list[tuple[str, int]]:
 
 
 def _one_stride(section: DarknetSection, stride: int) -> int:
-    """Return the stride of both directions."""
+    """Return the stride, which must be the same in both directions."""
     for key in ("stride_x", "stride_y"):
         if section.integer(key, stride) != stride:
             raise section.error(
-                key, f"{key}={section.integer(key, stride)} beside stride {stride} is not built", next_step=_BUILT
+                key, f"{key}={section.integer(key, stride)} with stride {stride} is not supported", next_step=_BUILT
             )
     return stride
 
@@ -299,16 +302,18 @@ Head = tuple[DarknetSection, tuple[int, tuple[tuple[float, float], ...]]]
 
 
 def _head(section: DarknetSection) -> Head:
-    """Return a [yolo] section with its classes and anchors: those of `num` that its `mask` chooses, or all of them."""
+    """Return a [yolo] section with its classes and the anchors that its `mask` selects, or all."""
     classes, count = section.integer("classes", 20), section.integer("num", 1)
     flat = section.numbers("anchors")
     mask = section.integers("mask") or tuple(range(max(min(count, len(flat)), 0)))
     if not 1 <= classes <= MOST_CLASSES:
         raise section.error("classes", f"classes={classes} is not between 1 and {MOST_CLASSES}")
     if len(flat) != 2 * count or min(flat, default=0) <= 0:
-        raise section.error("anchors", f"{len(flat)} numbers are no widths and heights above 0 of num={count} anchors")
+        found = section.text("anchors", "")[:60]
+        reason = f"anchors must be {2 * count} positive numbers, the widths and heights of num={count} anchors (got {found})"
+        raise section.error("anchors", reason)
     if not 1 <= len(mask) <= MOST_ANCHORS or not all(0 <= number < count for number in mask):
-        raise section.error("mask", f"mask={section.text('mask', '')[:40]} does not choose among num={count} anchors")
+        raise section.error("mask", f"mask={section.text('mask', '')[:40]} does not select from num={count} anchors")
     return section, (classes, tuple((flat[2 * number], flat[2 * number + 1]) for number in mask))
 
 
@@ -320,8 +325,8 @@ def _xy_scale(section: DarknetSection) -> float:
 
 
 def _relative(sections: list[DarknetSection]) -> str:
-    """Return, in brackets, which other network the sections are of."""
+    """Return the counts of the sections in parentheses, with the name of the network that has them."""
     counts = len(_of_kind(sections, "convolutional")), len(_of_kind(sections, "yolo"))
     name = _RELATIVES.get(counts)
     found = f"{counts[0]} convolutions and {counts[1]} [yolo] sections"
-    return f" (the file has {found}, as {name} has)" if name else f" (the file has {found})"
+    return f" (the file has {found}, like {name})" if name else f" (the file has {found})"

@@ -1,4 +1,4 @@
-"""Darknet's `.weights` files: a header, then the numbers of one convolution after the other, without names or shapes."""
+"""Darknet's `.weights` files: a header, then the float32 values of each convolution, without names or shapes."""
 
 from __future__ import annotations
 
@@ -17,20 +17,18 @@ from bundler.errors import CheckpointError
 __all__ = ["DarknetLayer", "darknet_classes", "read_darknet_weights"]
 
 _VERSION = struct.Struct("<iii")  # major, minor, revision
-_NOT_DARKNET = (
-    "Give a file that Darknet wrote (yolov3.weights, yolov4.weights); other formats need their own suffix (.pt, .pth)."
-)
+_NOT_DARKNET = "Pass a file that Darknet wrote (yolov3.weights, yolov4.weights), or a .pt, .pth or .safetensors file."
 _OTHER_SIZE = (
-    "Give the number of classes that the weights were trained with (--num-classes) and the model that they belong to, "
-    "or download the file again if it was cut off."
+    "Pass the number of classes that the weights were trained with (--num-classes) and the matching model, or download the "
+    "file again if it is truncated."
 )
 _BACKBONE = (
-    "Train the detector with labels first, and give the file that ended its training; --mode int8-qat then trains it for INT8, "
-    "as a whole or its backbone alone, on pictures without labels."
+    "Train the detector on labelled images first, and pass the final weights. --mode int8-qat then trains it for INT8, whole "
+    "or its backbone, on images without labels."
 )
 
 
-# Numbers of other networks' files: those that do not depend on the classes, and those for each class; counted from their cfgs.
+# Number of values in the files of known networks: independent of the classes, and for each class; counted from their cfgs.
 _RELATIVES = {
     "yolov3": (61_570_957, 5385),
     "yolov3-spp": (62_621_581, 5385),
@@ -60,12 +58,12 @@ _BACKBONES = {
     1_575_792: "yolov3-tiny.conv.11, the backbone of yolov3-tiny",
     7_743_344: "yolov3-tiny.conv.15, the backbone of yolov3-tiny",
 }
-_MOST_CLASSES = 1000  # for which a length is taken to be another network's; yolov3-openimages has 601
+_MOST_CLASSES = 1000  # of another network that a length is attributed to; yolov3-openimages has 601
 
 
 @dataclass(frozen=True, kw_only=True)
 class DarknetLayer:
-    """A convolution and its BatchNorm, by their names in the model; without one the convolution has a bias."""
+    """A convolution and its BatchNorm, by their names in the model; without a BatchNorm the convolution has a bias."""
 
     convolution: str
     norm: str | None
@@ -74,16 +72,19 @@ class DarknetLayer:
 def read_darknet_weights(
     content: bytes, layers: Sequence[DarknetLayer], shapes: Mapping[str, tuple[int, ...]], *, source: str
 ) -> dict[str, Tensor]:
-    """Return the float32 state dict of `layers`, which come in the file's order.
+    """Return the float32 state dict of `layers`.
 
-    The header ends in the number of pictures seen: 4 bytes below version 0.2, 8 bytes from there on. Some programs write the
-    other size; where the file is as long as that asks for, it is read so.
+    The header ends with the number of training images: 4 bytes below version 0.2, 8 bytes since then. Some programs write the
+    other size; it is recognized by the file's length. A file has no shapes: only its length shows whether it fits the model.
 
-    `shapes` are those of the model's state dict, `source` is what messages call the file. A file says nothing about shapes,
-    so that only its length tells whether it belongs to the model.
+    Args:
+        content: of the file.
+        layers: in the order of the file.
+        shapes: of the model's state dict.
+        source: the file's name in messages.
 
     Raises:
-        CheckpointError: it is no Darknet file, its length is that of another network, or a value is not finite.
+        CheckpointError: it is not a Darknet file, its length does not fit the model, or a value is not finite.
     """
     expected = sum(_size(shapes[key]) for layer in layers for key in _stored_keys(layer))
     numbers, remainder = _numbers(content, expected, source)
@@ -93,15 +94,15 @@ def read_darknet_weights(
         needed = sum(_size(shapes[key]) for key in _stored_keys(layer))
         if index and position == len(numbers) and not remainder:
             raise CheckpointError(
-                f"the checkpoint {source} holds the first {index} of {len(layers)} convolutions, which a detector's training "
-                "begins with (darknet53.conv.74 is such a backbone): nothing predicts boxes yet",
+                f"the checkpoint {source} contains the first {index} of {len(layers)} convolutions: a backbone to start "
+                "training from (like darknet53.conv.74), without detection heads",
                 next_step=_BACKBONE,
             )
         if (found := len(numbers) - position) < needed:
             _refuse_relative(len(numbers), expected, remainder, source)
             raise CheckpointError(
-                f"the checkpoint {source} ends in the layer {layer.convolution}, with {found:,} of its {needed:,} numbers; "
-                f"the model has {expected:,}, the file {len(numbers):,}",
+                f"the checkpoint {source} ends within the layer {layer.convolution}, with {found:,} of its {needed:,} values; "
+                f"the model has {expected:,} values, the file {len(numbers):,}",
                 next_step=_OTHER_SIZE,
             )
         for key in _stored_keys(layer):
@@ -109,8 +110,8 @@ def read_darknet_weights(
             values = numbers[position : position + size]
             if not np.isfinite(values).all():
                 raise CheckpointError(
-                    f"the checkpoint {source} holds values that are not finite, first in {key}",
-                    next_step="It is damaged, or the training that made it diverged; download it again or give an earlier one.",
+                    f"the checkpoint {source} contains NaN or infinite values, first in {key}",
+                    next_step="Download it again, or pass an earlier checkpoint if the training diverged.",
                 )
             state_dict[key] = torch.from_numpy(values.astype(np.float32)).reshape(shapes[key])
             position += size
@@ -119,20 +120,20 @@ def read_darknet_weights(
     if left := len(numbers) - position:
         _refuse_relative(len(numbers), expected, remainder, source)
         raise CheckpointError(
-            f"the checkpoint {source} has {left:,} numbers left after the last layer, {layers[-1].convolution}, of "
-            f"{expected:,} numbers in all: it belongs to a larger network or another number of classes",
+            f"the checkpoint {source} has {left:,} values more than the model, which has {expected:,}: it is of a larger "
+            "network or another number of classes",
             next_step=_OTHER_SIZE,
         )
     if remainder:
         raise CheckpointError(
-            f"the checkpoint {source} has {remainder} bytes left after the last layer, {layers[-1].convolution}: it is damaged",
+            f"the checkpoint {source} has {remainder} bytes after the last layer, {layers[-1].convolution}: it is damaged",
             next_step="Download the file again.",
         )
     return state_dict
 
 
 def _stored_keys(layer: DarknetLayer) -> list[str]:
-    """Return the keys in the order in which Darknet writes their numbers."""
+    """Return the keys in the order in which Darknet writes their values."""
     if layer.norm is None:
         return [f"{layer.convolution}.bias", f"{layer.convolution}.weight"]
     return [
@@ -146,11 +147,11 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 def darknet_classes(content: bytes, numbers_of: Callable[[int], int]) -> int | None:
-    """Return the number of classes with which a network has as many numbers as the file; None where there is none.
+    """Return the number of classes for which a network has as many values as the file; None if there is none.
 
     Args:
         content: of the file.
-        numbers_of: the numbers of the network with that many classes, which grow by the same with each class.
+        numbers_of: number of values of the network for a number of classes; linear in it.
     """
     one, each = numbers_of(1), numbers_of(2) - numbers_of(1)
     for images_seen in (8, 4):
@@ -162,16 +163,16 @@ def darknet_classes(content: bytes, numbers_of: Callable[[int], int]) -> int | N
 
 
 def _refuse_relative(numbers: int, expected: int, remainder: int, source: str) -> None:
-    """Name a file by its length where that is a known one.
+    """Refuse a file whose length is that of another known network.
 
     Raises:
-        CheckpointError: it is one of another network's.
+        CheckpointError: with the name of that network.
     """
     if remainder:
         return
     if numbers in _BACKBONES:
         raise CheckpointError(
-            f"the checkpoint {source} has as many numbers as {_BACKBONES[numbers]}, which a detector's training begins with",
+            f"the checkpoint {source} has the length of {_BACKBONES[numbers]}, without detection heads",
             next_step=_BACKBONE,
         )
     for name, (rest, each) in _RELATIVES.items():
@@ -179,24 +180,24 @@ def _refuse_relative(numbers: int, expected: int, remainder: int, source: str) -
         own = not (expected - rest) % each  # the same network with other classes, which the caller names
         if not left and not own and 1 <= classes <= _MOST_CLASSES:
             raise CheckpointError(
-                f"the checkpoint {source} has {numbers:,} numbers, as a {name} with {classes} classes has",
+                f"the checkpoint {source} has {numbers:,} values, the number of a {name} with {classes} classes",
                 next_step=f"Build that model: bundler bundle {name} … --num-classes {classes}."
                 if name in {"yolov3", "yolov4"}
-                else "Of Darknet's networks yolov3 and yolov4 are built; give the weights of one of those.",
+                else "Pass the weights of a yolov3 or yolov4, the supported Darknet networks.",
             )
 
 
 def _numbers(content: bytes, expected: int, source: str) -> tuple[NDArray[np.float32], int]:
-    """Return what follows the header, little-endian float32 [N], and how many bytes are left behind it (0 to 3)."""
+    """Return the values after the header, little-endian float32 [N], and the number of bytes after them (0 to 3)."""
     if len(content) < _VERSION.size:
         raise CheckpointError(
             f"the checkpoint {source} is shorter than a Darknet header: {len(content)} bytes", next_step=_NOT_DARKNET
         )
     major, minor, revision = _VERSION.unpack_from(content)
-    # Darknet reads versions above 1000 as "these matrices are transposed", which no published file is.
+    # For Darknet, versions above 1000 mean transposed matrices, which no published file has.
     if not (0 <= major <= 10 and 0 <= minor <= 1000 and revision >= 0):
         raise CheckpointError(
-            f"the checkpoint {source} is no Darknet file: its header would be of version {major}.{minor}.{revision}",
+            f"the checkpoint {source} is not a Darknet file: its header would have the version {major}.{minor}.{revision}",
             next_step=_NOT_DARKNET,
         )
     images_seen = 8 if major * 10 + minor >= 2 else 4
@@ -206,7 +207,7 @@ def _numbers(content: bytes, expected: int, source: str) -> tuple[NDArray[np.flo
             f"the checkpoint {source} is shorter than a Darknet header: {len(content)} bytes", next_step=_NOT_DARKNET
         )
     count, remainder = divmod(len(content) - start, 4)
-    # Of pictures seen, the upper four bytes are 0 up to four thousand millions; a first number is never exactly 0 in training.
+    # The upper four bytes of the image count are 0 below 2^32 images; a trained first value is never exactly 0.
     upper_bytes_seen = content[_VERSION.size + 4 : _VERSION.size + 8] == bytes(4)
     other = _VERSION.size + 12 - images_seen
     if len(content) == other + 4 * expected and upper_bytes_seen == (images_seen == 4):

@@ -1,4 +1,4 @@
-"""DenseNet121, 161, 169 and 201 (Huang et al. 2017), whose layers normalise what they concatenated before they convolve."""
+"""DenseNet121, 161, 169 and 201 (Huang et al. 2017); its layers apply BatchNorm before each convolution."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bundler.models.concatenate import Concatenate
-from bundler.models.published_weights import Weights, state_dict_of
+from bundler.models.published_weights import Weights, resolve_weights
+from bundler.models.quantizable_blocks import Concatenate
 from bundler.quantization import (
     DeQuantStub,
     FloatFunctional,
@@ -26,10 +26,10 @@ __all__ = ["QuantizableDenseNet", "densenet121", "densenet161", "densenet169", "
 
 
 class QuantizableDenseLayer(_DenseLayer):  # type: ignore[misc]
-    """Concatenate, normalise, 1x1, normalise, 3x3; no convolution stands before the first norm, the second is folded."""
+    """Concatenation, BatchNorm, 1x1, BatchNorm, 3x3; only the second BatchNorm follows a convolution and can be fused."""
 
     def __init__(self, layer: _DenseLayer) -> None:
-        nn.Module.__init__(self)  # the plain layer's children are taken over instead of made a second time
+        nn.Module.__init__(self)  # takes over the children of the float layer instead of making new ones
         for name, child in layer.named_children():
             self.add_module(name, child)
         self.drop_rate = layer.drop_rate
@@ -41,7 +41,7 @@ class QuantizableDenseLayer(_DenseLayer):  # type: ignore[misc]
         return bottleneck
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """torchvision's, for a list alone: TorchScript does not compile the overloads of an inherited method."""
+        """Return torchvision's `forward` for a list; TorchScript does not compile the overloads of an inherited method."""
         if self.memory_efficient and self.any_requires_grad(features):
             bottleneck: Tensor = self.call_checkpoint_bottleneck(features)
         else:
@@ -56,7 +56,7 @@ class QuantizableDenseLayer(_DenseLayer):  # type: ignore[misc]
 
 
 class QuantizableDenseBlock(_DenseBlock):  # type: ignore[misc]
-    """Layers that each read everything before them."""
+    """A dense block: each layer reads the outputs of all previous ones."""
 
     def __init__(self, block: _DenseBlock) -> None:
         nn.ModuleDict.__init__(self, {name: QuantizableDenseLayer(layer) for name, layer in block.items()})
@@ -64,13 +64,13 @@ class QuantizableDenseBlock(_DenseBlock):  # type: ignore[misc]
 
     def forward(self, init_features: Tensor) -> Tensor:
         features = [init_features]
-        for part in self.values():  # the last one concatenates what all others gave
+        for part in self.values():  # the last one concatenates the outputs of all others
             features.append(part(features))
         return features[-1]
 
 
 class QuantizableDenseNet(DenseNet):  # type: ignore[misc]
-    """torchvision's DenseNet between quantization stubs; a float model until it is converted."""
+    """torchvision's DenseNet with quantization stubs; a float model until it is converted."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -109,13 +109,13 @@ def _densenet(
     target: QuantizationProfile | None,
     **kwargs: Any,
 ) -> QuantizableDenseNet:
-    state_dict = _renamed(state_dict_of(weights, kwargs, progress=progress))
-    model = QuantizableDenseNet(growth_rate, block_config, num_init_features, **kwargs)
-    return load_fuse_prepare(model, state_dict, quantize=quantize, is_qat=is_qat, target=target)
+    state_dict, options = resolve_weights(weights, kwargs, progress=progress)
+    model = QuantizableDenseNet(growth_rate, block_config, num_init_features, **options)
+    return load_fuse_prepare(model, _renamed(state_dict), quantize=quantize, is_qat=is_qat, target=target)
 
 
 def _renamed(state_dict: Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
-    """Return the published checkpoints' state dict, which is older than torch's ban of dots in names: `norm.1` is `norm1`."""
+    """Rename keys of the published state dicts, which are older than torch's ban on dots in names: `norm.1` to `norm1`."""
     if state_dict is None:
         return None
     pattern = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")

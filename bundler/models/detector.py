@@ -1,4 +1,4 @@
-"""What the YOLO detectors share: convolution blocks, the decoding of boxes, and what part of them is quantized."""
+"""Base classes of the YOLO detectors: convolution blocks, the decoding of boxes, and the INT8 scope."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from bundler.models.activation_modules import make_activation
-from bundler.models.concatenate import Concatenate
 from bundler.models.darknet_weights import DarknetLayer
+from bundler.models.quantizable_blocks import Concatenate
 from bundler.models.specs import Int8Scope
 from bundler.quantization import DeQuantStub, FloatFunctional, QuantStub, fuse_modules, make_quantizable
 
 __all__ = ["BOX", "Concatenate", "ConvNormAct", "Detector", "QuantizableDetector", "Residual", "darknet_layers"]
 
-BOX = 5  # numbers before the class probabilities: centre x, centre y, width, height, objectness
+BOX = 5  # values before the class probabilities: centre x, centre y, width, height, objectness
 
 
 class ConvNormAct(nn.Module):
@@ -48,7 +48,7 @@ class ConvNormAct(nn.Module):
 class Residual(nn.Module):
     """x + second(first(x)), or without the addition."""
 
-    __constants__: ClassVar[list[str]] = ["shortcut"]  # TorchScript leaves out the branch that is never taken
+    __constants__: ClassVar[list[str]] = ["shortcut"]  # TorchScript drops the branch that is never taken
 
     def __init__(self, first: nn.Module, second: nn.Module, *, shortcut: bool = True) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Residual(nn.Module):
         self.cv2 = second
         self.shortcut = shortcut
         if shortcut:
-            self.skip_add = FloatFunctional()  # torch.add, until it is converted
+            self.skip_add = FloatFunctional()  # torch.add until the model is converted
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.cv2(self.cv1(x))
@@ -64,23 +64,23 @@ class Residual(nn.Module):
 
 
 class Detector(nn.Module):
-    """A backbone, what predicts from its three feature maps, and the decoding of the predictions.
+    """A backbone, a neck with heads on its three feature maps, and the decoding of the raw maps.
 
     In eval mode the output is float32 [N, boxes, 5 + classes]: centre x, centre y, width and height in pixels of the input,
     objectness and class probabilities in 0..1. Boxes are ordered by stride (8, 16, 32), anchor, row and column. In train mode
     it is the list of raw maps [N, anchors · (5 + classes), H, W], which a loss reads.
     """
 
-    __constants__: ClassVar[list[str]] = ["strides", "xy_scales"]  # for TorchScript, which reads no class attributes else
+    __constants__: ClassVar[list[str]] = ["strides", "xy_scales"]  # TorchScript reads only these class attributes
     strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
-    xy_scales: tuple[float, ...] = (1.0, 1.0, 1.0)  # how far beyond its cell a centre may lie, as a factor
+    xy_scales: tuple[float, ...] = (1.0, 1.0, 1.0)  # factor by which a centre may lie outside of its cell (scale_x_y)
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
 
     def blocks(self) -> dict[str, ConvNormAct]:
-        """Return the blocks of convolution, BatchNorm and activation by name, in the order in which they were made."""
+        """Return the blocks of convolution, BatchNorm and activation by name, in their order of construction."""
         return {name: module for name, module in self.named_modules() if type(module) is ConvNormAct}
 
     def use_activations(self, names: Sequence[str]) -> None:
@@ -93,11 +93,11 @@ class Detector(nn.Module):
             block.act = make_activation(name)
 
     def anchors_per_cell(self) -> int:
-        """Return how many boxes each cell of a scale predicts."""
+        """Return the number of boxes per cell of a scale."""
         return self.prediction_layers()[0].out_channels // (BOX + self.num_classes)
 
     def classes_in(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-        """Return the number of classes of the heads of a state dict with these shapes; None where they are no heads of this.
+        """Return the number of classes of a state dict with these shapes; None if its heads do not fit this model.
 
         A head has anchors · (5 + classes) channels.
         """
@@ -112,15 +112,15 @@ class Detector(nn.Module):
         raise NotImplementedError
 
     def predict(self, features: list[Tensor]) -> list[Tensor]:
-        """Return the raw maps."""
+        """Return the raw maps [N, anchors · (5 + classes), H, W] of the feature maps."""
         raise NotImplementedError
 
     def predicting_modules(self) -> list[nn.Module]:
-        """Return everything behind the backbone."""
+        """Return all modules after the backbone."""
         raise NotImplementedError
 
     def prediction_layers(self) -> list[nn.Conv2d]:
-        """Return the last convolutions, in the order of the strides."""
+        """Return the last convolution of each head, in the order of the strides."""
         raise NotImplementedError
 
     def anchor_sizes(self) -> Tensor:
@@ -138,10 +138,10 @@ class Detector(nn.Module):
         return self.decode(maps)
 
     def decode(self, maps: list[Tensor]) -> Tensor:
-        """Return [N, boxes, 5 + classes] of the raw maps."""
+        """Return the boxes [N, boxes, 5 + classes] of the raw maps."""
         anchors = self.anchor_sizes()
         levels = []
-        for level, (stride, xy_scale) in enumerate(zip(self.strides, self.xy_scales)):  # noqa: B905  unknown to TorchScript
+        for level, (stride, xy_scale) in enumerate(zip(self.strides, self.xy_scales)):  # noqa: B905  TorchScript does not support strict
             levels.append(self._decode_level(maps[level], stride, xy_scale, anchors[level]))
         return torch.cat(levels, 1)
 
@@ -158,9 +158,9 @@ class Detector(nn.Module):
 
 
 class QuantizableDetector(Detector):
-    """A detector between quantization stubs, of which the backbone alone or all but the decoding becomes INT8.
+    """A detector with quantization stubs: INT8 in the backbone ("backbone"), or everywhere but in the decoding ("whole").
 
-    The decoding never does: one scale over pixels and probabilities would leave nothing of the probabilities.
+    The decoding stays in float: one scale for pixels and probabilities would round the probabilities to zero.
     """
 
     def __init__(self, *args: Any, int8_scope: Int8Scope = "backbone", **kwargs: Any) -> None:
@@ -185,13 +185,13 @@ class QuantizableDetector(Detector):
         return self.decode(maps)
 
     def float_convolutions(self) -> int:
-        """Return how many convolutions stay in float after conversion."""
+        """Return the number of convolutions that stay in float after conversion."""
         if self.int8_scope == "whole":
             return 0
         return sum(isinstance(child, nn.Conv2d) for module in self.predicting_modules() for child in module.modules())
 
     def fuse_model(self, is_qat: bool | None = None) -> None:
-        """Fuse convolution and BatchNorm of what becomes INT8, and ReLU, the one activation that has a fused form."""
+        """Fuse convolution, BatchNorm, and ReLU (the only activation with a fused form) in the INT8 part."""
         parts = self.predicting_modules() if self.int8_scope == "backbone" else []
         stays = {child for part in parts for child in part.modules()}
         for module in self.modules():
@@ -200,7 +200,7 @@ class QuantizableDetector(Detector):
 
 
 def darknet_layers(model: nn.Module) -> list[DarknetLayer]:
-    """Return each convolution with its BatchNorm, in the order in which the modules were made."""
+    """Return each convolution with its BatchNorm, in the order in which the modules were constructed."""
     modules = dict(model.named_modules())
     return [
         DarknetLayer(convolution=name, norm=f"{name.removesuffix('conv')}bn" if name.endswith(".conv") else None)

@@ -1,4 +1,4 @@
-"""Checkpoints of the YOLO detectors: how many classes they have, and with which options their parser builds them."""
+"""Checkpoints of the YOLO detectors: their number of classes and the options with which their parser builds them."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from torch import Tensor
 
 from bundler.errors import CheckpointError
 from bundler.models.activation_modules import describe_activations
-from bundler.models.darknet_architecture import DarknetArchitecture
+from bundler.models.darknet_cfg import MOST_BYTES, DarknetArchitecture
 from bundler.models.darknet_networks import DarknetNetwork, read_cfg
 from bundler.models.darknet_weights import darknet_classes, read_darknet_weights
 from bundler.models.detector_file import DetectorFile, agreed_classes
 from bundler.models.pickled_modules import Payload
 from bundler.models.specs import ModelSpec
 from bundler.models.yolov5_checkpoints import read_yolov5
+from bundler.plain_files import read_regular
+from bundler.visible import visible
 
 __all__ = ["Architecture", "is_detector", "read_darknet", "read_detector"]
 
 
 def is_detector(variant: ModelSpec) -> bool:
-    """Say whether a variant is one of this package's detectors."""
+    """Return whether a variant is one of this package's detectors."""
     return variant.task == "detection" and variant.parser.startswith("bundler.models.")
 
 
 class Architecture:
-    """What is known of a detector's network before its weights are read: from a cfg, or nothing.
+    """A network before its weights are read: with the settings of a cfg, or the defaults.
 
     Args:
         variant: of the model.
         parser: of the variant.
-        num_classes: what was asked for; None to take it from the files.
-        cfg: Darknet's cfg file; None where none was given.
+        num_classes: value of --num-classes; None to take it from the files.
+        cfg: Darknet's cfg file, if one is given.
 
     Raises:
         CheckpointError: the cfg cannot be read, describes another network, or has another number of classes.
@@ -52,21 +54,21 @@ class Architecture:
     def _use(self, found: DarknetNetwork, source: str) -> None:
         if self.num_classes not in {None, found.num_classes}:
             raise CheckpointError(
-                f"{source} has classes={found.num_classes}, and --num-classes is {self.num_classes}",
-                next_step=f"Leave --num-classes out, or give --num-classes {found.num_classes}.",
+                f"{source} has classes={found.num_classes}, but --num-classes is {self.num_classes}",
+                next_step=f"Omit --num-classes, or pass --num-classes {found.num_classes}.",
             )
         self.num_classes = found.num_classes
         self.options = {"architecture": found.architecture}
         height, width = found.size
-        self.network = f"as {source} says: {_described(found.architecture)}; its input has {width}x{height} pixels"
+        self.network = f"settings of {source}: {_described(found.architecture)}; input of {width}x{height} pixels"
 
     @property
     def classes(self) -> int:
-        """The number of classes where no file tells it."""
+        """The number of classes to use if the weights do not determine it."""
         return self.variant.num_classes if self.num_classes is None else self.num_classes
 
     def build(self, num_classes: int, options: Mapping[str, Any] | None = None) -> Any:
-        """Return the network without numbers, on torch's meta device; another package's with numbers, as it may need them."""
+        """Return the network: on the meta device, or on the CPU for another package's model, which may need values."""
         ours = self.variant.parser.startswith("bundler.models.")
         with torch.device("meta" if ours else "cpu"):
             return self.parser(num_classes=num_classes, **(self.options if options is None else options))
@@ -77,12 +79,13 @@ class Architecture:
 
 def _read(cfg: Path, model: str) -> DarknetNetwork:
     try:
-        content = cfg.read_bytes()
-    except OSError as error:
+        content = read_regular(cfg, limit=MOST_BYTES, follow_links=True)
+    except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{cfg} cannot be read: {error.strerror}", next_step="--cfg takes the path of Darknet's .cfg file."
+            f"{visible(cfg)} cannot be read: {getattr(error, 'strerror', None) or error}",
+            next_step="--cfg takes the path of Darknet's .cfg file.",
         ) from error
-    return read_cfg(content, model, source=str(cfg))
+    return read_cfg(content, model, source=visible(cfg))
 
 
 def _described(architecture: DarknetArchitecture) -> str:
@@ -93,16 +96,16 @@ def _described(architecture: DarknetArchitecture) -> str:
 
 
 def read_darknet(content: bytes, known: Architecture, *, source: str) -> DetectorFile:
-    """Return what Darknet's weights give; their length tells the number of classes.
+    """Return the state dict of Darknet weights; the number of classes follows from their length.
 
     Raises:
-        CheckpointError: they are damaged, or of another network or another number of classes than was asked for.
+        CheckpointError: they are damaged, or of another network or number of classes than requested.
     """
     model = known.build(known.classes)
     if not hasattr(model, "darknet_layers"):
         raise CheckpointError(
-            f"{source} is a Darknet file, and {known.variant.name} is no network of Darknet's",
-            next_step="Give a .pth, .pt or .safetensors file; .weights are for yolov3 and yolov4.",
+            f"{source} is a Darknet file, but {known.variant.name} is not a Darknet network",
+            next_step="Pass a .pth, .pt or .safetensors file; .weights are for yolov3 and yolov4.",
         )
 
     def numbers_of(classes: int) -> int:
@@ -118,15 +121,14 @@ def read_darknet(content: bytes, known: Architecture, *, source: str) -> Detecto
             raise
         misfit = error.message.removeprefix(f"the checkpoint {source} ")
         raise CheckpointError(
-            f"the checkpoint {source} is as long as weights with {fitting} classes are, and {classes} were asked for, "
-            f"with which it {misfit}",
-            next_step=f"Give --num-classes {fitting}, or leave the option out: the number follows from the file's length."
+            f"the length of the checkpoint {source} fits {fitting} classes, not {classes}, with which it {misfit}",
+            next_step=f"Pass --num-classes {fitting}, or omit the option: the number follows from the file's length."
             if known.network is None
-            else f"Give the cfg with which these weights were trained: it has classes={fitting}.",
+            else f"Pass the cfg with which these weights were trained: it has classes={fitting}.",
         ) from error
     assumed = (
         f"activations, anchors and scale_x_y are not in a .weights file: those of the published {known.variant.name}.cfg are "
-        "assumed; --cfg FILE.cfg gives others"
+        "assumed; pass --cfg FILE.cfg for others"
     )
     return DetectorFile(
         state_dict=state_dict,
@@ -139,16 +141,16 @@ def read_darknet(content: bytes, known: Architecture, *, source: str) -> Detecto
 def read_detector(
     state_dict: Mapping[str, Tensor], payload: Payload | None, known: Architecture, *, source: str
 ) -> DetectorFile:
-    """Return what a checkpoint of torch's gives.
+    """Return the state dict of a torch or safetensors checkpoint with the options of its network.
 
     Args:
         state_dict: the file's tensors.
-        payload: what its pickle describes; None for a file of tensors alone.
-        known: of the network.
-        source: what messages call the file.
+        payload: the records of its pickle; None for a file of tensors alone.
+        known: the requested network.
+        source: the file's name in messages.
 
     Raises:
-        CheckpointError: it is of another network or another number of classes than was asked for.
+        CheckpointError: it is of another network or number of classes than requested.
     """
     if known.variant.name.startswith("yolov5"):
         return read_yolov5(

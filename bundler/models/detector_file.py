@@ -1,4 +1,4 @@
-"""DetectorFile: what a checkpoint of a detector gives beside its tensors."""
+"""DetectorFile: a detector's state dict with the options that its parser needs."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from bundler.models.detector import BOX
 
 __all__ = ["MOST_ANCHORS", "MOST_CLASSES", "DetectorFile", "agreed_classes"]
 
-# What a file may ask for; a few bytes could ask for any number.
-MOST_ANCHORS = 16  # of a cell; published networks have 3
+# Limits, because a few bytes of a file could request any number.
+MOST_ANCHORS = 16  # per cell; published networks have 3
 MOST_CLASSES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorFile:
-    """A state dict, and what the parser needs to build its network.
+    """A state dict, and the options with which the parser builds its network.
 
     Args:
         state_dict: with the keys of the model.
         num_classes: of its heads.
         options: keyword arguments of the parser.
-        class_names: one for each class; None where the file has none.
-        network: one sentence: what the file says of activations and anchors, or what is assumed.
+        class_names: one for each class; None if the file has none.
+        network: one sentence: the file's activations and anchors, or the assumed ones.
     """
 
     state_dict: Mapping[str, Tensor]
@@ -38,20 +38,20 @@ class DetectorFile:
 
 
 def agreed_classes(found: int, asked: int | None, *, anchors: int, source: str) -> int:
-    """Return the number of classes of a file.
+    """Return `found`, the number of classes of a file.
 
     Raises:
-        CheckpointError: another one was asked for, or there are more than `MOST_CLASSES`.
+        CheckpointError: it is not the requested number `asked`, or above `MOST_CLASSES`.
     """
     if found > MOST_CLASSES:
         raise CheckpointError(
-            f"the checkpoint {source} has heads for {found:,} classes; up to {MOST_CLASSES:,} are built",
-            next_step="Give the checkpoint of a detector; this one is damaged, or of another network.",
+            f"the checkpoint {source} has heads for {found:,} classes; at most {MOST_CLASSES:,} are supported",
+            next_step="Pass the checkpoint of a detector; this one is damaged, or of another network.",
         )
     if asked is not None and asked != found:
         raise CheckpointError(
-            f"the checkpoint {source} has {found} classes, and {asked} were asked for: each of its detection convolutions has "
-            f"{anchors * (BOX + found)} channels, {anchors} anchors x ({BOX} + {found})",
-            next_step=f"Give --num-classes {found}, or leave the option out: the number is read from the checkpoint.",
+            f"the checkpoint {source} has {found} classes, but --num-classes is {asked}: each of its detection "
+            f"convolutions has {anchors * (BOX + found)} channels, {anchors} anchors x ({BOX} + {found})",
+            next_step=f"Pass --num-classes {found}, or omit the option: the number is read from the checkpoint.",
         )
     return found

@@ -1,4 +1,4 @@
-"""EfficientNet B0 to B7 (Tan and Le 2019): SiLU, squeeze-and-excitation and the residual in quantized arithmetic."""
+"""EfficientNet B0 to B7 (Tan and Le 2019): with quantized SiLU, squeeze-and-excitation and residual addition."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from bundler.models.published_weights import Weights, state_dict_of
-from bundler.models.squeeze_excitation import QuantizableSqueezeExcitation
+from bundler.models.published_weights import Weights, resolve_weights
+from bundler.models.quantizable_blocks import QuantizableSqueezeExcitation
 from bundler.quantization import (
     DeQuantStub,
     FloatFunctional,
@@ -37,9 +37,9 @@ __all__ = [
 
 
 class QuantizableMBConv(MBConv):  # type: ignore[misc]
-    """Expand, depthwise, gate, project; the residual is added in quantized arithmetic, at random depth only while training."""
+    """Expand, depthwise, squeeze-and-excitation, project; quantized residual addition, with stochastic depth in training."""
 
-    __constants__: ClassVar[list[str]] = ["use_res_connect"]  # TorchScript leaves out the branch that is never taken
+    __constants__: ClassVar[list[str]] = ["use_res_connect"]  # TorchScript drops the branch that is never taken
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, se_layer=QuantizableSqueezeExcitation, **kwargs)
@@ -54,7 +54,7 @@ class QuantizableMBConv(MBConv):  # type: ignore[misc]
 
 
 class QuantizableEfficientNet(EfficientNet):  # type: ignore[misc]
-    """torchvision's EfficientNet between quantization stubs; a float model until it is converted."""
+    """torchvision's EfficientNet with quantization stubs; a float model until it is converted."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -86,20 +86,20 @@ def _efficientnet(
     target: QuantizationProfile | None,
     **kwargs: Any,
 ) -> QuantizableEfficientNet:
-    state_dict = state_dict_of(weights, kwargs, progress=progress)
-    model = QuantizableEfficientNet(inverted_residual_setting, kwargs.pop("dropout", usual_dropout), **kwargs)
+    state_dict, options = resolve_weights(weights, kwargs, progress=progress)
+    model = QuantizableEfficientNet(inverted_residual_setting, kwargs.pop("dropout", usual_dropout), **options)
     return load_fuse_prepare(model, state_dict, quantize=quantize, is_qat=is_qat, target=target)
 
 
 def _scaled(width_mult: float, depth_mult: float) -> list[MBConvConfig]:
-    """Return B0's stages, wider and deeper (table 1 of the paper)."""
+    """Return B0's stages with the given width and depth factors (table 1 of the paper)."""
     setting, _ = _efficientnet_conf("efficientnet_b", width_mult=width_mult, depth_mult=depth_mult)
     for stage in setting:
         stage.block = QuantizableMBConv
     return list(setting)
 
 
-# With this the published B5, B6 and B7 were trained.
+# The published B5, B6 and B7 were trained with these values.
 _LARGE: dict[str, Any] = {"norm_layer": partial(nn.BatchNorm2d, eps=0.001, momentum=0.01)}
 
 

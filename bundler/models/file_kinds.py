@@ -1,6 +1,6 @@
-"""What a file that is given as weights is, by its content; its name decides nothing.
+"""Recognize the format of a checkpoint file by its content; its name is ignored.
 
-Standard library alone (bundler/models/checkpoint_reader.py).
+Runs in the child process (bundler/models/checkpoint_reader.py): only the standard library is needed.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from bundler.models.torch_files import is_legacy, open_zip
 
 __all__ = ["HEAD", "FileKind", "identify", "looks_like_checkpoint"]
 
-HEAD = 4096  # bytes that are enough to identify a file by
+HEAD = 4096  # bytes from which a format is recognized
 
-_GIVE_TORCH = "Give PyTorch weights: torch.save(model.state_dict(), FILE), or a .safetensors file."
+_GIVE_TORCH = "Pass PyTorch weights: torch.save(model.state_dict(), FILE), or a .safetensors file."
 _DOWNLOAD = "Download or copy the file again."
-_UNPACK = "Unpack it, and give the file in it."
+_UNPACK = "Unpack it, and pass the checkpoint itself."
 _EXPORTED = "ONNX and other exported graphs cannot be quantized here. " + _GIVE_TORCH
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileKind:
-    """A kind of file. Where it cannot be read, `refusal` continues "the checkpoint FILE …"."""
+    """A file format. For an unsupported one, `refusal` is a predicate of "the checkpoint FILE"."""
 
     name: str
     refusal: str = ""
@@ -34,7 +34,7 @@ def _refused(name: str, refusal: str, next_step: str) -> FileKind:
     return FileKind(name=name, refusal=refusal, next_step=next_step)
 
 
-# What files begin with, at which byte.
+# Magic numbers with their offsets.
 _MAGIC: tuple[tuple[int, bytes, FileKind], ...] = (
     (
         0,
@@ -59,8 +59,8 @@ _MAGIC: tuple[tuple[int, bytes, FileKind], ...] = (
     (0, b"\x7fELF", _refused("program", "is a program or a shared library", _GIVE_TORCH)),
     (0, b"MZ", _refused("program", "is a program for Windows", _GIVE_TORCH)),
     (0, b"%PDF", _refused("PDF", "is a PDF document", _DOWNLOAD)),
-    (0, b"\x89PNG", _refused("picture", "is a picture (PNG)", _GIVE_TORCH)),
-    (0, b"\xff\xd8\xff", _refused("picture", "is a picture (JPEG)", _GIVE_TORCH)),
+    (0, b"\x89PNG", _refused("image", "is an image (PNG)", _GIVE_TORCH)),
+    (0, b"\xff\xd8\xff", _refused("image", "is an image (JPEG)", _GIVE_TORCH)),
     (0, b"\x1f\x8b", FileKind(name="gzip")),
     (0, b"BZh", FileKind(name="tar")),
     (0, b"\xfd7zXZ\x00", FileKind(name="tar")),
@@ -69,14 +69,14 @@ _MAGIC: tuple[tuple[int, bytes, FileKind], ...] = (
 _HTML = re.compile(rb"\s*<(!doctype|html|head|\?xml|!--|body|script|error)", re.IGNORECASE)
 _ONNX = re.compile(rb"\x08[\x01-\x14](\x12|\x3a|\x42|\x1a)", re.DOTALL)  # ir_version, then producer_name, graph or opset_import
 _OPENVINO_XML = re.compile(rb"<net[\s>]")
-_LONGEST_HEADER = 100_000_000  # of safetensors, as its own reader has it
+_LONGEST_HEADER = 100_000_000  # of a safetensors header in bytes, as in the format's own reader
 
 
 def identify(file: BinaryIO, size: int) -> FileKind:  # noqa: C901  one case for each kind
-    """Return what a file is.
+    """Return the format of a file of `size` bytes.
 
     Raises:
-        UnreadableError: it begins as a zip archive and is damaged.
+        UnreadableError: it begins like a zip archive and is damaged.
     """
     file.seek(0)
     head = file.read(HEAD)
@@ -109,7 +109,7 @@ def identify(file: BinaryIO, size: int) -> FileKind:  # noqa: C901  one case for
 
 
 def safetensors_header_size(head: bytes) -> int | None:
-    """Return the length that a safetensors header announces; None if a file begins otherwise."""
+    """Return the length of a safetensors header in bytes; None if the file does not begin with one."""
     length = int.from_bytes(head[:8], "little")
     if len(head) > 8 and head[8:9] in (b"{", b" ", b"[") and length >= 2 and (head[8:9] == b"{" or length <= _LONGEST_HEADER):
         return length
@@ -127,16 +127,18 @@ def _text_kind(text: bytes, size: int) -> FileKind | None:
         return None
     begins = " ".join(decoded.split())[:40]
     if re.match(r"\[(net|network)\]", begins):
-        return _refused("cfg", "is a Darknet cfg, which describes a network without its weights", "Give the .weights file.")
+        return _refused(
+            "cfg", "is a Darknet cfg, which contains no weights", "Pass the .weights file, and this one with --cfg."
+        )
     if decoded.lstrip()[:1] in ("{", "["):
         if '"weight_map"' in decoded:
             return _refused(
                 "index",
-                "is the index of a checkpoint that is split into several files, without a tensor in it",
-                "Join the files: load them all, and save one with torch.save(model.state_dict(), FILE).",
+                "is the index of a checkpoint that is split into several files; it contains no tensors",
+                "Load all parts, and save one file: torch.save(model.state_dict(), FILE).",
             )
         return _refused("JSON", f"is a JSON text ({size:,} bytes), not a checkpoint", _DOWNLOAD)
-    return _refused("text", f"is a text file that begins {begins!r}, not a checkpoint", _DOWNLOAD)
+    return _refused("text", f"is a text file that begins with {begins!r}, not a checkpoint", _DOWNLOAD)
 
 
 def _zip_kind(file: BinaryIO) -> FileKind:
@@ -144,13 +146,13 @@ def _zip_kind(file: BinaryIO) -> FileKind:
     names = archive.namelist()
     last = {name.rpartition("/")[2] for name in names}
     if any(name.endswith((".npy",)) for name in names) and all(name.endswith(".npy") for name in names):
-        return _refused("NumPy", "holds NumPy arrays (.npz), not a PyTorch checkpoint", _GIVE_TORCH)
+        return _refused("NumPy", "contains NumPy arrays (.npz), not a PyTorch checkpoint", _GIVE_TORCH)
     if "data.pkl" in last:
         if "constants.pkl" in last or any("/code/" in f"/{name}" for name in names):
             return _refused(
                 "TorchScript",
-                "is a TorchScript program (torch.jit.save), whose weights are frozen into its code",
-                "Give its weights alone: torch.save(torch.jit.load(FILE).state_dict(), NEW).",
+                "is a TorchScript program (torch.jit.save), not a state dict",
+                "Save its weights alone: torch.save(torch.jit.load(FILE).state_dict(), NEW).",
             )
         return FileKind(name="torch zip")
     if last & {"serialized_exported_program.json", "archive_format"}:
@@ -165,7 +167,7 @@ def _zip_kind(file: BinaryIO) -> FileKind:
 
 
 def looks_like_checkpoint(name: str, head: bytes) -> bool:
-    """Say whether a member of an archive is a checkpoint, by what it begins with; of Darknet's files, by their name too."""
+    """Return whether a member of an archive is a checkpoint, by its first bytes; Darknet files are recognized by name."""
     if name.startswith("__MACOSX/") or name.rpartition("/")[2].startswith("._"):
         return False
     if head.startswith(b"PK\x03\x04"):

@@ -1,7 +1,7 @@
-"""Seeded random weights with which a network still tells pictures apart.
+"""Seeded random weights whose outputs vary with the image.
 
-A freshly initialised MobileNet outputs almost exactly zero, so any comparison of its outputs holds for any bug. Here BatchNorm
-gets the statistics of real forward passes, and the classifier, or a detector's heads, a visible spread.
+A freshly initialised MobileNet outputs almost exactly zero, so that a comparison of outputs would detect no error. Here
+BatchNorms get the statistics of forward passes, and the classifier or the detection heads are scaled to a realistic spread.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from bundler.quantization.precision import double_precision
 
 __all__ = ["random_state_dict"]
 
-LOGIT_DEVIATION = 2.0  # of each class over the pictures: like a trained classifier's, far above float rounding
-BOX_DEVIATION = 0.5  # of a detector's raw boxes: within about twice and half of the anchors
-BACKGROUND = -3.0  # mean of a detector's raw objectness: most of a picture is not an object
-BRANCH = 0.1  # of a residual branch's last BatchNorm, as in a trained network's later blocks
+LOGIT_DEVIATION = 2.0  # standard deviation of the logits, as in a trained classifier and far above rounding errors
+BOX_DEVIATION = 0.5  # standard deviation of raw boxes: sizes of about half to twice the anchors
+BACKGROUND = -3.0  # mean of raw objectness: most cells contain no object
+BRANCH = 0.1  # scale of a residual branch's last BatchNorm, as in the later blocks of trained networks
 
 
-def random_state_dict(build: Callable[[], nn.Module], pictures: Tensor, *, seed: int) -> Mapping[str, Tensor]:
+def random_state_dict(build: Callable[[], nn.Module], images: Tensor, *, seed: int) -> Mapping[str, Tensor]:
     """Return a state dict of the model that `build` makes.
 
     Args:
-        build: returns the float model; its own initialisation is seeded.
-        pictures: float32 [N, 3, H, W], normalised, N ≥ 8; BatchNorm's statistics and the outputs' spread come from them.
-        seed: of the weights; the caller's random state is left as it was.
+        build: returns the float model; it is called with a seeded generator.
+        images: float32 [N, 3, H, W], normalised, N ≥ 8; used for the statistics of BatchNorms and the spread of outputs.
+        seed: of the weights; the global random state is not changed.
     """
-    pictures = pictures.double()
-    with torch.random.fork_rng(devices=[]), double_precision():  # the same numbers on every machine
+    images = images.double()
+    with torch.random.fork_rng(devices=[]), double_precision():  # the same values on every machine
         torch.manual_seed(seed)
         model = build().double()
-        _calm_convolutions(model)
-        _take_batch_statistics(model, pictures)
+        _make_depthwise_positive(model)
+        _set_batch_norms(model, images)
         if isinstance(model, Detector):
             for layer in model.prediction_layers():
-                _spread_predictions(layer, model, pictures)
+                _spread_predictions(layer, model, images)
         else:
-            _spread_classifier(model, pictures)
+            _spread_classifier(model, images)
         model.float()
     return {key: value.clone() for key, value in model.state_dict().items()}
 
 
-def _calm_convolutions(model: nn.Module) -> None:
-    """Let depthwise convolutions smooth. With random signs they pass noise on as strongly as what a picture shows."""
+def _make_depthwise_positive(model: nn.Module) -> None:
+    """Make depthwise weights positive, so that they smooth; with random signs they amplify noise as much as the image."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
             with torch.no_grad():
@@ -55,21 +55,21 @@ def _calm_convolutions(model: nn.Module) -> None:
 
 
 def _last_norms_of_branches(model: nn.Module) -> set[nn.BatchNorm2d]:
-    """Return the BatchNorm before each residual addition; blocks without an activation behind it call that `skip_add`."""
+    """Return the BatchNorm before each residual addition `skip_add`, which no activation follows."""
     blocks = [block for block in model.modules() if hasattr(block, "skip_add")]
     return {[norm for norm in block.modules() if isinstance(norm, nn.BatchNorm2d)][-1] for block in blocks}
 
 
-def _take_batch_statistics(model: nn.Module, pictures: Tensor) -> None:
-    """Give each BatchNorm the statistics of its inputs, and an affine part with which the network stays calm.
+def _set_batch_norms(model: nn.Module, images: Tensor) -> None:
+    """Set each BatchNorm to the statistics of its inputs, with weights and biases that keep rounding errors from growing.
 
-    A scale that follows each channel's deviation keeps the folded weights of a layer alike, a bias near 1 keeps most inputs
-    of each activation positive, and small residual branches leave the path past them in charge. Without these, random networks
-    amplify rounding errors from layer to layer until INT8 is noise.
+    Weights proportional to each channel's deviation keep the fused weights of a layer in one range, a bias near 1 keeps most
+    inputs of each activation positive, and small residual branches let the identity path dominate. Otherwise random networks
+    amplify rounding errors from layer to layer until the INT8 outputs are noise.
     """
     branches = _last_norms_of_branches(model)
 
-    def settle(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def set_parameters(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if not isinstance(norm, nn.BatchNorm2d) or norm.num_batches_tracked is None or norm.num_batches_tracked > 0:
             return
         variance = inputs[0].detach().var((0, 2, 3))
@@ -80,14 +80,14 @@ def _take_batch_statistics(model: nn.Module, pictures: Tensor) -> None:
             norm.bias.uniform_(0.8, 1.2).mul_(share)
 
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    hooks = [norm.register_forward_pre_hook(settle) for norm in norms]
+    hooks = [norm.register_forward_pre_hook(set_parameters) for norm in norms]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = None  # a plain average over the batches instead of one that decays
+        norm.momentum = None  # a cumulative average over the batches instead of an exponential one
         norm.reset_running_stats()
     model.train()
     with torch.no_grad():
-        for batch in pictures.split(8):
+        for batch in images.split(8):
             model(batch)
     model.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
@@ -96,8 +96,8 @@ def _take_batch_statistics(model: nn.Module, pictures: Tensor) -> None:
         hook.remove()
 
 
-def _inputs_of(layer: nn.Module, model: nn.Module, pictures: Tensor) -> Tensor:
-    """Return what the layer reads, as float32 [pictures (and cells), channels]."""
+def _inputs_of(layer: nn.Module, model: nn.Module, images: Tensor) -> Tensor:
+    """Return the inputs of a layer, float64 [images (times cells), channels]."""
     seen: list[Tensor] = []
 
     def keep(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -106,24 +106,24 @@ def _inputs_of(layer: nn.Module, model: nn.Module, pictures: Tensor) -> Tensor:
 
     hook = layer.register_forward_pre_hook(keep)
     with torch.no_grad():
-        for batch in pictures.split(8):
+        for batch in images.split(8):
             model(batch)
     hook.remove()
     return torch.cat(seen)
 
 
-def _spread_classifier(model: nn.Module, pictures: Tensor) -> None:
+def _spread_classifier(model: nn.Module, images: Tensor) -> None:
     classifier = next(module for module in reversed(list(model.modules())) if isinstance(module, nn.Linear))
-    seen = _inputs_of(classifier, model, pictures)
+    seen = _inputs_of(classifier, model, images)
     with torch.no_grad():
         logits = (seen - seen.mean(0)) @ classifier.weight.T
         classifier.weight *= LOGIT_DEVIATION / logits.std()
         classifier.bias.copy_(-(seen.mean(0) @ classifier.weight.T))
 
 
-def _spread_predictions(layer: nn.Conv2d, model: Detector, pictures: Tensor) -> None:
-    """Spread each raw output [anchors · (5 + classes)] of a detector's head over pictures and cells."""
-    seen = _inputs_of(layer, model, pictures)
+def _spread_predictions(layer: nn.Conv2d, model: Detector, images: Tensor) -> None:
+    """Scale each raw output [anchors · (5 + classes)] of a detection head to its deviation over images and cells."""
+    seen = _inputs_of(layer, model, images)
     deviation, mean = torch.full((BOX + model.num_classes,), LOGIT_DEVIATION), torch.zeros(BOX + model.num_classes)
     deviation[: BOX - 1] = BOX_DEVIATION
     mean[BOX - 1] = BACKGROUND

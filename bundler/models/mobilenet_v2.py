@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al. 2018), with the ReLU6 it was trained with."""
+"""MobileNetV2 (Sandler et al. 2018), with ReLU6 as in training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from bundler.models.published_weights import Weights, state_dict_of
+from bundler.models.published_weights import Weights, resolve_weights
 from bundler.quantization import (
     DeQuantStub,
     FloatFunctional,
@@ -24,9 +24,9 @@ __all__ = ["QuantizableInvertedResidual", "QuantizableMobileNetV2", "mobilenet_v
 
 
 class QuantizableInvertedResidual(InvertedResidual):  # type: ignore[misc]
-    """Expand, depthwise, project; the residual is added in quantized arithmetic."""
+    """Expand, depthwise, project; quantized residual addition."""
 
-    __constants__: ClassVar[list[str]] = ["use_res_connect"]  # TorchScript leaves out the branch that is never taken
+    __constants__: ClassVar[list[str]] = ["use_res_connect"]  # TorchScript drops the branch that is never taken
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -46,10 +46,10 @@ class QuantizableInvertedResidual(InvertedResidual):  # type: ignore[misc]
 
 
 class QuantizableMobileNetV2(MobileNetV2):  # type: ignore[misc]
-    """torchvision's MobileNetV2 between quantization stubs; a float model until it is converted.
+    """torchvision's MobileNetV2 with quantization stubs; a float model until it is converted.
 
-    torchvision's own quantizable class swaps ReLU6 for ReLU, which is another function. Here it stays: Conv + BatchNorm are
-    fused, and the observer before each ReLU6 is capped (`bundler.quantization.clipping`).
+    torchvision's own quantizable class replaces ReLU6 by ReLU, which changes the outputs. Here ReLU6 is kept: Conv + BatchNorm
+    are fused, and the range of the observer before each ReLU6 is clamped (`bundler.quantization.clipping`).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -81,8 +81,8 @@ def _mobilenet_v2(
     target: QuantizationProfile | None,
     **kwargs: Any,
 ) -> QuantizableMobileNetV2:
-    state_dict = state_dict_of(weights, kwargs, progress=progress)
-    model = QuantizableMobileNetV2(block=QuantizableInvertedResidual, **kwargs)
+    state_dict, options = resolve_weights(weights, kwargs, progress=progress)
+    model = QuantizableMobileNetV2(block=QuantizableInvertedResidual, **options)
     return load_fuse_prepare(model, state_dict, quantize=quantize, is_qat=is_qat, target=target)
 
 

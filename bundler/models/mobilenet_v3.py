@@ -1,4 +1,4 @@
-"""MobileNetV3 large and small (Howard et al. 2019), squeeze-and-excitation quantized as well."""
+"""MobileNetV3 large and small (Howard et al. 2019), with quantized squeeze-and-excitation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from bundler.models.published_weights import Weights, state_dict_of
-from bundler.models.squeeze_excitation import QuantizableSqueezeExcitation
+from bundler.models.published_weights import Weights, resolve_weights
+from bundler.models.quantizable_blocks import QuantizableSqueezeExcitation
 from bundler.quantization import (
     DeQuantStub,
     FloatFunctional,
@@ -31,9 +31,9 @@ __all__ = [
 
 
 class QuantizableInvertedResidual(InvertedResidual):  # type: ignore[misc]
-    """Expand, depthwise, gate, project; the residual is added in quantized arithmetic."""
+    """Expand, depthwise, squeeze-and-excitation, project; quantized residual addition."""
 
-    __constants__: ClassVar[list[str]] = ["use_res_connect"]  # TorchScript leaves out the branch that is never taken
+    __constants__: ClassVar[list[str]] = ["use_res_connect"]  # TorchScript drops the branch that is never taken
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         gate = partial(QuantizableSqueezeExcitation, scale_activation=nn.Hardsigmoid)
@@ -49,7 +49,7 @@ class QuantizableInvertedResidual(InvertedResidual):  # type: ignore[misc]
 
 
 class QuantizableMobileNetV3(MobileNetV3):  # type: ignore[misc]
-    """torchvision's MobileNetV3 between quantization stubs; a float model until it is converted."""
+    """torchvision's MobileNetV3 with quantization stubs; a float model until it is converted."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -82,8 +82,8 @@ def _mobilenet_v3(
     target: QuantizationProfile | None,
     **kwargs: Any,
 ) -> QuantizableMobileNetV3:
-    state_dict = state_dict_of(weights, kwargs, progress=progress)
-    model = QuantizableMobileNetV3(inverted_residual_setting, last_channel, block=QuantizableInvertedResidual, **kwargs)
+    state_dict, options = resolve_weights(weights, kwargs, progress=progress)
+    model = QuantizableMobileNetV3(inverted_residual_setting, last_channel, block=QuantizableInvertedResidual, **options)
     return load_fuse_prepare(model, state_dict, quantize=quantize, is_qat=is_qat, target=target)
 
 

@@ -1,4 +1,4 @@
-"""State dicts and modules in what a checkpoint's pickle describes, and where their tensors are; nothing of it is called."""
+"""State dicts and modules in the records of a checkpoint's pickle, and the storages of their tensors."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 
 import torch
 
-from bundler.models.inert_pickle import MOST_STEPS, Global, Object, Persistent, UnreadableError
+from bundler.models.pickle_interpreter import MOST_STEPS, Global, Object, Persistent, UnreadableError
 from bundler.models.torch_files import Place
 
 __all__ = ["Candidate", "TensorRecord", "find_candidates", "preferred", "tensor_record"]
 
-MOST_BYTES = 8 * 2**30  # of a tensor, and the largest number in a size or stride
+MOST_BYTES = 8 * 2**30  # of a tensor; also the largest value in a size or stride
 _MOST_DIMENSIONS = 16
-_LONGEST_KEY = 500  # characters; it bounds the nesting as well
-_DEEPEST = 6  # wrappers around a state dict
+_LONGEST_KEY = 500  # characters; this limits the nesting as well
+_DEEPEST = 6  # levels of wrappers around a state dict
 _MOST_CANDIDATES = 200
-_MOST_ELEMENTS = 32  # of a list that are searched
-_WRAPPERS = ("model", "state_dict", "model_state_dict")  # where training scripts put what is wanted
+_MOST_ELEMENTS = 32  # elements of a list that are searched
+_WRAPPERS = ("model", "state_dict", "model_state_dict")  # keys under which training scripts store the weights
 
 _DTYPES = {
     "FloatStorage": torch.float32,
@@ -41,22 +41,21 @@ _NEWER_DTYPES = {
     "uint16": torch.uint16,
     "uint32": torch.uint32,
     "uint64": torch.uint64,
-}  # by their names in torch, as _rebuild_tensor_v3 has them
+}  # by the names in torch that _rebuild_tensor_v3 uses
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorRecord:
-    """A tensor that has not been read: what it is, and which part of which storage holds it.
-
-    Where it is none that a network can be given, `problem` continues "KEY …" and nothing else counts.
+    """A tensor that has not been read yet: its type, its shape, and its place in a storage.
 
     Args:
-        dtype: of its numbers.
+        dtype: of the elements.
         shape: of the tensor.
-        stride: in numbers.
-        offset: of the first number, in numbers.
+        stride: in elements.
+        offset: of the first element in the storage, in elements.
         storage: key of the storage.
-        count: numbers that the storage has.
+        count: elements in the storage.
+        problem: why the tensor cannot be loaded into a network, as a predicate of its key; the other fields are unset then.
     """
 
     dtype: torch.dtype = torch.float32
@@ -73,10 +72,10 @@ class Candidate:
     """A state dict or a module in a checkpoint.
 
     Args:
-        path: its keys and attributes from the outside to the inside, with dots between them; empty for the whole file.
+        path: keys and attributes that lead to it, outermost first, joined by dots; empty for the whole file.
         tensors: by key, in the order of the file.
         is_module: whether it is a pickled nn.Module.
-        value: what the pickle describes there.
+        value: its record.
     """
 
     path: str
@@ -86,16 +85,16 @@ class Candidate:
 
 
 def find_candidates(description: object, places: Mapping[str, Place]) -> list[Candidate]:
-    """Return each state dict and each module with tensors in what a pickle describes, the outermost first.
+    """Return each state dict and each module with tensors in the records of a pickle, outermost first.
 
     Raises:
-        UnreadableError: it is nested too deeply, or its parts hold each other too often.
+        UnreadableError: it is nested too deeply, or its parts refer to each other too often.
     """
     return _Search(places).candidates(description)
 
 
 def preferred(candidates: list[Candidate]) -> Candidate | None:
-    """Return which of a checkpoint's candidates YOLOv5's own loader would take: `ema` before `model` if it is a module."""
+    """Return the candidate that YOLOv5's own loader would take: `ema` before `model` if it is a module."""
     named = {candidate.path: candidate for candidate in candidates}
     modules = [candidate for path in ("", "ema", *_WRAPPERS) if (candidate := named.get(path)) and candidate.is_module]
     plain = [candidate for path in (*_WRAPPERS, "") if (candidate := named.get(path))]
@@ -103,7 +102,7 @@ def preferred(candidates: list[Candidate]) -> Candidate | None:
 
 
 def tensor_record(value: object, places: Mapping[str, Place]) -> TensorRecord | None:
-    """Return what is known of a tensor that a pickle describes; None if it describes something else."""
+    """Return the record of a tensor; None if the value is not a tensor."""
     return _Search(places).tensor(value)
 
 
@@ -121,7 +120,7 @@ _OTHER_TENSORS = {
     "_rebuild_qtensor": "is quantized",
     "_rebuild_sparse_tensor": "is sparse",
     "_rebuild_nested_tensor": "is a nested tensor",
-    "_rebuild_meta_tensor_no_storage": "is on the meta device, without any numbers",
+    "_rebuild_meta_tensor_no_storage": "is on the meta device, without values",
     "_rebuild_device_tensor_from_numpy": "is a tensor of another device (XLA, IPU or the like)",
     "_rebuild_device_tensor_from_cpu_tensor": "is a tensor of another device (XLA, IPU or the like)",
     "_rebuild_wrapper_subclass": "is of a tensor subclass",
@@ -191,12 +190,12 @@ class _Search:
         return tensors
 
     def _attributes(self, value: object) -> dict[str, object]:
-        """Return the attributes that unpickling would give to an object."""
+        """Return the attributes that unpickling would set on an object."""
         state = value.state if isinstance(value, Object) else None
         return self._mapping(state[0] if isinstance(state, tuple) and state else state)  # a tuple if the class has __slots__
 
     def _mapping(self, value: object) -> dict[str, object]:
-        """Return the items of a dict or OrderedDict whose keys are strings; none of anything else."""
+        """Return the items with string keys of a dict or OrderedDict; an empty dict for other values."""
         items = value.items if isinstance(value, Object) else []
         self._count(len(items))
         return {key: item for key, item in items if isinstance(key, str)}
@@ -210,13 +209,13 @@ class _Search:
         return {element for element in elements if isinstance(element, str)}
 
     def _count(self, steps: int) -> None:
-        """Bound the search: one module may be reached in more ways than there is time for."""
+        """Limit the search: a shared module can be reached on exponentially many paths."""
         self._steps += 1 + steps
         if self._steps > MOST_STEPS:
-            raise UnreadableError("its modules hold each other too often")
+            raise UnreadableError("its modules refer to each other too often")
 
     def tensor(self, value: object) -> TensorRecord | None:
-        """Return what a pickle says of a tensor; None if it describes something else."""
+        """Return the record of a tensor; None if the value is not a tensor."""
         match value:
             case Object(maker=maker, arguments=(data, *_)) if maker in _PARAMETERS:
                 value = data
@@ -248,9 +247,9 @@ class _Search:
     def _rebuild(
         self, storage: object, offset: object, size: object, stride: object, *rest: object, dtype: object = None
     ) -> TensorRecord:
-        """Do what torch's _rebuild_tensor_v2 and _v3 do, after checking that the tensor lies inside its storage.
+        """Do what torch's _rebuild_tensor_v2 and _v3 do, after checking that the tensor lies within its storage.
 
-        `rest` is requires_grad, hooks, and perhaps metadata, which say whether the numbers are meant negated or conjugated.
+        `rest` is requires_grad, hooks, and optional metadata with the negative and conjugate bits.
         """
         dimensions, steps = _whole_numbers(size), _whole_numbers(stride)
         if len(dimensions) != len(steps) or len(dimensions) > _MOST_DIMENSIONS:
@@ -260,20 +259,20 @@ class _Search:
             raise UnreadableError("it is stored negated or conjugated")
         kind, key, count = self._storage(storage, dtype)
         if math.prod(max(dimension, 1) for dimension in dimensions) * max(kind.itemsize, 4) > MOST_BYTES:
-            raise UnreadableError(f"it would take more than {MOST_BYTES:,} bytes")
+            raise UnreadableError(f"it would need more than {MOST_BYTES:,} bytes")
         end = start + sum((dimension - 1) * step for dimension, step in zip(dimensions, steps, strict=True))
         if 0 not in dimensions and end >= count:
-            raise UnreadableError(f"it reaches to number {end:,} of a storage of {count:,}")
+            raise UnreadableError(f"its last element has the index {end:,} in a storage of {count:,} elements")
         return TensorRecord(dtype=kind, shape=dimensions, stride=steps, offset=start, storage=key, count=count)
 
     def _storage(self, value: object, dtype: object) -> tuple[torch.dtype, str, int]:
-        """Return the type of a storage's numbers, its key, and how many there are."""
+        """Return the element type of a storage, its key, and the number of elements."""
         match value, dtype:
             case Persistent(identifier=("storage", Global(module="torch", name=name), str(key), _, count, *rest)), None:
                 if name in _COMPLEX:
                     raise UnreadableError("it is complex")
                 if name not in _DTYPES or any(part is not None for part in rest):
-                    raise UnreadableError("its storage is of a kind that is not known")
+                    raise UnreadableError("its storage is of an unknown type")
                 kind, item = _DTYPES[name], _DTYPES[name].itemsize
             case (
                 Persistent(identifier=("storage", Global(name="UntypedStorage"), str(key), _, count)),
@@ -281,12 +280,12 @@ class _Search:
             ) if name in _NEWER_DTYPES:
                 kind, item = _NEWER_DTYPES[name], 1
             case _:
-                raise UnreadableError("its storage is of a kind that is not known")
+                raise UnreadableError("its storage is of an unknown type")
         (count,) = _whole_numbers((count,))
         if key not in self._places:
             raise UnreadableError(f"its storage data/{key} is missing")
         if count * item > (size := self._places[key].size):
-            raise UnreadableError(f"its storage data/{key} has {size:,} bytes, not {count:,} numbers of {item}")
+            raise UnreadableError(f"its storage data/{key} has {size:,} bytes, not {count:,} elements of {item}")
         return kind, key, count * item // kind.itemsize
 
 
@@ -305,7 +304,7 @@ def _maker(value: object) -> object:
 
 
 def _whole_numbers(values: object) -> tuple[int, ...]:
-    """Return a size or stride, of which no number is so large that torch's own arithmetic overflows."""
+    """Return a size or stride whose values are integers from 0 to `MOST_BYTES`: larger ones overflow in torch."""
     if isinstance(values, tuple) and all(type(value) is int and 0 <= value <= MOST_BYTES for value in values):
         return values
-    raise UnreadableError("its size, stride, offset or storage is not given in whole numbers that are possible")
+    raise UnreadableError(f"its size, stride, offset or storage size is not an integer from 0 to {MOST_BYTES:,}")

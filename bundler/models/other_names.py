@@ -1,8 +1,8 @@
-"""Names that older releases of torchvision, and timm, give the weights of the same networks; and networks that only look alike.
+"""Key names of the same networks in timm and older torchvision releases, and networks with similar keys.
 
 Compared with timm 1.0.31: its resnet*, resnext*, wide_resnet* and densenet* have torchvision's names, and the same outputs bit
 for bit; so have efficientnet_b0 to b4 and mobilenetv2_100 under the names below. Its efficientnet_b5 to b7 and mobilenetv3_*
-have another eps of BatchNorm (1e-5, torchvision 1e-3), and all of its tf_* pad otherwise.
+have another BatchNorm eps (1e-5, torchvision 1e-3), and all of its tf_* have other padding.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _MOBILENET_V2 = (1, 2, 3, 4, 3, 3, 1)  # blocks of each stage (Sandler et al. 20
 
 
 def other_namings(name: str, shapes: Shapes) -> Iterable[Naming]:
-    """Yield the forms in which others save the network `name`, whose plain state dict has `shapes`."""
-    if name.startswith("densenet"):  # from before torch banned dots in names
+    """Yield the naming schemes of other libraries for the network `name`, whose state dict has `shapes`."""
+    if name.startswith("densenet"):  # from before torch banned dots in module names
         older = {key: re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", key) for key in shapes}
         yield _naming("older torchvision", shapes, older)
     if name in _SAME_IN_TIMM:
@@ -46,7 +46,7 @@ def _efficientnet(shapes: Shapes) -> dict[str, str]:
             if f"{ours}.3.0.weight" in shapes:
                 parts = {"0.0": "conv_pw", "0.1": "bn1", "1.0": "conv_dw", "1.1": "bn2", "3.0": "conv_pwl", "3.1": "bn3"}
                 squeeze = "2"
-            else:  # the first stage does not expand
+            else:  # the first stage has no expansion
                 parts = {"0.0": "conv_dw", "0.1": "bn1", "2.0": "conv_pw", "2.1": "bn2"}
                 squeeze = "1"
             parts |= {f"{squeeze}.fc1": "se.conv_reduce", f"{squeeze}.fc2": "se.conv_expand"}
@@ -67,19 +67,19 @@ def _mobilenet_v2() -> dict[str, str]:
     return modules
 
 
-# By keys of networks that are often taken for ours.
+# Keys of networks that are often mistaken for supported ones.
 _TIMM_OTHERS = (
-    "a network of timm's (conv_stem, blocks) that computes something else: its tf_* pad otherwise, and its mobilenetv3 and "
-    "efficientnet_b5 to b7 have BatchNorm's eps at 1e-5, where torchvision has 1e-3"
+    "a network of timm (conv_stem, blocks) that computes something else: its tf_* have other padding, and its mobilenetv3 and "
+    "efficientnet_b5 to b7 have a BatchNorm eps of 1e-5 instead of 1e-3"
 )
 _RELATIVES = (
     (r"(^|\.)_conv_stem\.weight$", "an EfficientNet of the package efficientnet_pytorch, which pads as TensorFlow does"),
     (r"(^|\.)conv_stem\.weight$", _TIMM_OTHERS),
     (r"(^|\.)layer1\.0\.se\.", "a ResNet with squeeze and excitation (SE-ResNet)"),
     (r"(^|\.)conv1\.3\.weight$", "a ResNet whose first convolution is three (ResNet-C, -D; resnet50d in timm)"),
-    (r"(^|\.)embedder\.embedder\.convolution\.weight$", "a ResNet of the package transformers, under other names"),
+    (r"(^|\.)embedder\.embedder\.convolution\.weight$", "a ResNet of the package transformers, which has other key names"),
     (r"(^|\.)patch_embed\.proj\.weight$|(^|\.)class_token$", "a vision transformer"),
-    (r"(^|\.)model\.\d+\.conv\.weight$", "a YOLO of Ultralytics'"),
+    (r"(^|\.)model\.\d+\.conv\.weight$", "a YOLO of Ultralytics"),
     (r"(^|\.)layer4\.0\.conv1\.weight$", "a ResNet, ResNeXt or Wide ResNet"),
     (r"(^|\.)denseblock1\.denselayer1\.", "a DenseNet"),
     (r"(^|\.)features\.\d+\.conv\.\d+\.", "a MobileNetV2"),
@@ -90,7 +90,7 @@ _RELATIVES = (
 
 
 def relative(keys: Iterable[str], own: Iterable[str]) -> str | None:
-    """Return what a state dict's keys show that it is of; None where they show nothing known, or what the `own` keys do too."""
+    """Return the network to which the keys of a state dict belong; None if it is unknown, or the `own` keys match it too."""
     listed, owned = "\n".join(keys), "\n".join(own)
     for pattern, what in _RELATIVES:
         if re.search(pattern, listed, re.MULTILINE):

@@ -1,4 +1,4 @@
-"""The scope table of the specification as plain data; reading it needs no torch. The user's own models stand beside it."""
+"""The scope table of the specification (docs/specification.md) as plain data, and look-up by name; it does not import torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["SCOPE", "ScopeRow", "find_model", "load_parser", "models"]
 
 @dataclass(frozen=True, kw_only=True)
 class ScopeRow:
-    """A row of the table: what the specification promises, and the variants that keep it."""
+    """A row of the scope table: its name in the specification, and its variants."""
 
     name: str
     variants: tuple[ModelSpec, ...]
@@ -81,22 +81,22 @@ SCOPE: tuple[ScopeRow, ...] = (
 
 
 def models() -> dict[str, tuple[ScopeRow, ModelSpec]]:
-    """Return every variant of the table with its row, by the name of its parser."""
+    """Return each variant of the table with its row, by name."""
     return {variant.name: (row, variant) for row in SCOPE for variant in row.variants}
 
 
 def find_model(name: str) -> tuple[ScopeRow, ModelSpec]:
-    """Return the row and the variant of that name; a user's own model is a row by itself.
+    """Return the row and the variant with that name; a plug-in model has a row of its own.
 
     Raises:
-        UnknownModelError: none is called that; it carries the nearest names.
-        BrokenModelError: the package that offers it cannot be used.
+        UnknownModelError: there is none; the message suggests similar names.
+        BrokenModelError: the package that provides it cannot be used.
     """
     known = models()
     if name in known:
         return known[name]
     offered = sorted(user_models(taken=known), key=lambda model: isinstance(model, UserModel))
-    own = {model.name: model for model in offered}  # of two with a name, the one that can be used
+    own = {model.name: model for model in offered}  # of two with the same name, the usable one
     found = own.get(name)
     if found is None:
         raise UnknownModelError(name, [*known, *own])
@@ -106,6 +106,6 @@ def find_model(name: str) -> tuple[ScopeRow, ModelSpec]:
 
 
 def load_parser(variant: ModelSpec) -> Callable[..., Any]:
-    """Import the variant's module and return its parser (specification, "Model Parser Function")."""
+    """Import the variant's module and return its model parser (docs/specification.md, "Model Parser Function")."""
     parser: Callable[..., Any] = pkgutil.resolve_name(variant.parser)
     return parser

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bundler.models.published_weights import Weights, state_dict_of
+from bundler.models.published_weights import Weights, resolve_weights
 from bundler.quantization import (
     DeQuantStub,
     FloatFunctional,
@@ -37,7 +37,7 @@ __all__ = [
 
 
 class QuantizableBasicBlock(BasicBlock):  # type: ignore[misc]
-    """Two 3x3 convolutions; the residual is added in quantized arithmetic."""
+    """Two 3x3 convolutions; quantized residual addition."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,11 +56,11 @@ class QuantizableBasicBlock(BasicBlock):  # type: ignore[misc]
 
 
 class QuantizableBottleneck(Bottleneck):  # type: ignore[misc]
-    """1x1, 3x3, 1x1 convolutions; the residual is added in quantized arithmetic."""
+    """1x1, 3x3, 1x1 convolutions; quantized residual addition."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Fusing takes one ReLU for each convolution. ReLU has no state, so the keys stay those of the parent.
+        # Fusion needs one ReLU per convolution. ReLU has no state, so the keys are those of the parent class.
         self.relu1 = nn.ReLU()
         self.relu2 = nn.ReLU()
         self.add_relu = FloatFunctional()
@@ -79,7 +79,7 @@ class QuantizableBottleneck(Bottleneck):  # type: ignore[misc]
 
 
 class QuantizableResNet(ResNet):  # type: ignore[misc]
-    """torchvision's ResNet between quantization stubs; a float model until it is converted."""
+    """torchvision's ResNet with quantization stubs; a float model until it is converted."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -110,8 +110,8 @@ def _resnet(
     target: QuantizationProfile | None,
     **kwargs: Any,
 ) -> QuantizableResNet:
-    state_dict = state_dict_of(weights, kwargs, progress=progress)
-    model = QuantizableResNet(block, layers, **kwargs)
+    state_dict, options = resolve_weights(weights, kwargs, progress=progress)
+    model = QuantizableResNet(block, layers, **options)
     return load_fuse_prepare(model, state_dict, quantize=quantize, is_qat=is_qat, target=target)
 
 

@@ -1,17 +1,17 @@
 """The header of a safetensors file (https://github.com/huggingface/safetensors, "Format").
 
-Standard library alone (bundler/models/checkpoint_reader.py).
+Runs in the child process (bundler/models/checkpoint_reader.py): only the standard library is needed.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from bundler.models.inert_pickle import UnreadableError
+from bundler.models.pickle_interpreter import UnreadableError
+from bundler.strict_json import parse_json
 
 __all__ = ["StoredTensor", "read_safetensors_header"]
 
@@ -28,7 +28,7 @@ ITEM_SIZES: Mapping[str, int] = {
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """A tensor of a file: its type by the format's name, its shape, and where its bytes are."""
+    """A tensor in the file: its type by the format's name, its shape, and the offset and size of its data in bytes."""
 
     kind: str
     shape: tuple[int, ...]
@@ -37,40 +37,31 @@ class StoredTensor:
 
 
 def read_safetensors_header(file: BinaryIO, size: int) -> dict[str, StoredTensor]:
-    """Return the tensors that a file of `size` bytes holds, by name.
+    """Return the tensors in a file of `size` bytes, by name.
 
     Raises:
-        UnreadableError: the header is damaged, or says of a tensor what cannot be.
+        UnreadableError: the header is damaged or inconsistent, or the file is truncated.
     """
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if length > _LONGEST_HEADER or 8 + length > size:
-        raise UnreadableError(f"it was cut off: its header would have {length:,} bytes, the file has {size:,}")
+        raise UnreadableError(f"it is truncated: its header should have {length:,} bytes, the file has {size:,}")
     try:
-        header = json.loads(file.read(length).decode(), object_pairs_hook=_unique)
-    except UnreadableError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise UnreadableError("its header is no JSON object") from error
+        header = parse_json(file.read(length))
+    except ValueError as error:
+        raise UnreadableError(f"its header is not valid JSON: {error}") from error
     if not isinstance(header, dict) or len(header) > _MOST_TENSORS:
-        raise UnreadableError(f"its header is no JSON object of up to {_MOST_TENSORS:,} tensors")
+        raise UnreadableError(f"its header is not a JSON object of at most {_MOST_TENSORS:,} tensors")
     header.pop("__metadata__", None)
     tensors = {name: _tensor(name, entry, start=8 + length, end=size) for name, entry in header.items()}
     position = 8 + length
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].size)):
         if tensor.offset != position:
-            raise UnreadableError(f"{name} does not begin where the tensor before it ends")
+            raise UnreadableError(f"the data of {name} does not begin where the data of the previous tensor ends")
         position += tensor.size
     if position != size:
-        raise UnreadableError(f"it has {size - position:,} bytes behind its last tensor")
+        raise UnreadableError(f"it has {size - position:,} bytes after its last tensor")
     return tensors
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise UnreadableError("its header names a tensor twice")
-    return found
 
 
 def _tensor(name: str, entry: object, *, start: int, end: int) -> StoredTensor:
@@ -78,13 +69,13 @@ def _tensor(name: str, entry: object, *, start: int, end: int) -> StoredTensor:
         case {"dtype": str(kind), "shape": list(shape), "data_offsets": [int(first), int(last)]}:
             pass
         case _:
-            raise UnreadableError(f"{name} has no type, shape and place")
+            raise UnreadableError(f"{name} lacks dtype, shape or data_offsets")
     if kind not in ITEM_SIZES:
-        raise UnreadableError(f"{name} is of the type {kind[:20]}, which is not known")
+        raise UnreadableError(f"{name} has the unknown type {kind[:20]}")
     if len(shape) > _MOST_DIMENSIONS or not all(type(extent) is int and 0 <= extent <= end for extent in shape):
-        raise UnreadableError(f"{name} has a shape that cannot be")
+        raise UnreadableError(f"{name} has an invalid shape")
     if not 0 <= first <= last <= end - start:
-        raise UnreadableError(f"{name} reaches beyond the end of the file; it was cut off")
+        raise UnreadableError(f"the data of {name} extends beyond the end of the file; it is truncated")
     if math.prod(shape) * ITEM_SIZES[kind] != last - first:
-        raise UnreadableError(f"{name} has {last - first:,} bytes, and its shape needs another number")
+        raise UnreadableError(f"{name} has {last - first:,} bytes, its shape needs {math.prod(shape) * ITEM_SIZES[kind]:,}")
     return StoredTensor(kind=kind, shape=tuple(shape), offset=start + first, size=last - first)

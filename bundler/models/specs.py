@@ -1,4 +1,4 @@
-"""ModelSpec: what is known of a variant before anything is imported."""
+"""ModelSpec: the properties of a variant that are known without importing its parser."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ Int8Scope = Literal["backbone", "whole"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A variant: where its parser is, and what its weights ask of a picture.
+    """A variant: its parser, and the preprocessing of its published weights.
 
     Args:
-        name: of the variant, as it is typed.
+        name: of the variant on the command line.
         parser: "package.module:function" of the model parser function.
-        resize: pixels of the resized picture, as `Preprocessing` has it.
-        crop: pixels of the input: the side of a square, or height and width.
+        resize: size of the resized image in pixels, as in `Preprocessing`.
+        crop: size of the input in pixels: the side of a square, or (height, width).
         interpolation: of the resizing.
-        fit: "crop" the middle, "squash" the whole picture, or "letterbox" it on grey.
-        mean: of RGB in 0..1, subtracted.
-        std: of RGB, divided by.
-        task: what the output says.
-        num_classes: where nothing else is asked for.
+        fit: "crop" to the centre, "squash" the whole image, or "letterbox" it with grey borders.
+        mean: of each channel in units of x/255; subtracted.
+        std: of each channel in units of x/255; divided by.
+        task: of the network.
+        num_classes: the default.
     """
 
-    modes: ClassVar[tuple[Mode, ...]] = ("fp32", "int8-ptq", "int8-qat")  # that a bundle can carry
+    modes: ClassVar[tuple[Mode, ...]] = ("fp32", "int8-ptq", "int8-qat")  # that a bundle can contain
 
     name: str
     parser: str
@@ -46,5 +46,5 @@ class ModelSpec:
 
     @property
     def int8_scopes(self) -> tuple[Int8Scope, ...]:
-        """How much can become INT8, the usual first: of a detector its backbone (specification), or all but its decoding."""
+        """The supported INT8 scopes, default first: a detector's backbone (docs/specification.md), or all but its decoding."""
         return ("backbone", "whole") if self.task == "detection" else ("whole",)

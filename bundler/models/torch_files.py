@@ -1,7 +1,6 @@
-"""The two containers that torch.save writes: a zip archive, and before torch 1.6 one pickle after the other.
+"""The two containers that torch.save writes: a zip archive, and before torch 1.6 a sequence of pickles and storages.
 
-This module and what it imports need the standard library alone: they run in a process of their own
-(bundler/models/checkpoint_reader.py).
+Runs in the child process (bundler/models/checkpoint_reader.py): only the standard library is needed.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, BinaryIO
 
-from bundler.models.inert_pickle import Global, Object, Persistent, UnreadableError, interpret
+from bundler.models.pickle_interpreter import Global, Object, Persistent, UnreadableError, interpret
 
 __all__ = ["LEGACY", "Place", "TorchFile", "is_legacy", "open_zip", "read_legacy_file", "read_storage", "read_torch_zip"]
 
@@ -49,7 +48,7 @@ ITEM_SIZES: Mapping[str, int] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where the bytes of a storage are: a member of the zip archive, or an offset in the file."""
+    """Where the `size` bytes of a storage are: in a member of the zip archive, or at an offset in the file."""
 
     size: int
     member: str | None = None
@@ -58,14 +57,14 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class TorchFile:
-    """What the pickle of a file describes, and where the storages are that it names."""
+    """The records of a file's pickle, and the places of the storages that it refers to, by key."""
 
     description: object
     places: Mapping[str, Place]
 
 
 def is_legacy(head: bytes) -> bool:
-    """Say whether a file begins as torch.save wrote it before torch 1.6."""
+    """Return whether `head` begins with the magic number of torch.save before torch 1.6."""
     return _LEGACY.match(head) is not None
 
 
@@ -73,19 +72,19 @@ def open_zip(file: BinaryIO) -> zipfile.ZipFile:
     """Open a zip archive.
 
     Raises:
-        UnreadableError: it is none, or damaged.
+        UnreadableError: it is not a zip archive, or damaged.
     """
     try:
         archive = zipfile.ZipFile(file)
     except Exception as error:  # zipfile has no common type for what it finds in damaged archives
-        raise UnreadableError(f"its zip archive is damaged or was cut off ({error})") from error
+        raise UnreadableError(f"its zip archive is damaged or truncated ({error})") from error
     if len(archive.infolist()) > _MOST_MEMBERS:
         raise UnreadableError(f"its zip archive has more than {_MOST_MEMBERS:,} members")
     return archive
 
 
 def read_torch_zip(archive: zipfile.ZipFile) -> TorchFile:
-    """Read the pickle of a zip archive that torch.save wrote; the storages stay where they are.
+    """Read the pickle of a zip archive that torch.save wrote; storages are only located.
 
     Raises:
         UnreadableError: it is damaged.
@@ -93,7 +92,7 @@ def read_torch_zip(archive: zipfile.ZipFile) -> TorchFile:
     names = archive.namelist()
     roots = [name.removesuffix("data.pkl") for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(roots) != 1:
-        raise UnreadableError(f"it has {len(roots) or 'no'} members data.pkl, so that torch did not write it")
+        raise UnreadableError(f"it has {len(roots) or 'no'} members data.pkl; torch.save writes one")
     (root,) = roots
     if f"{root}byteorder" in archive.NameToInfo and (order := _member(archive, f"{root}byteorder")) != b"little":
         raise UnreadableError(f"its byte order is {order[:20]!r}, not little")
@@ -116,12 +115,12 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     except Exception as error:  # as above
         raise UnreadableError(f"its member {name} is damaged ({error})") from error
     if len(content) > _LONGEST_PICKLE:
-        raise UnreadableError(f"its member {name} has more than {_LONGEST_PICKLE:,} bytes, so that it holds more than tensors")
+        raise UnreadableError(f"its member {name} has more than {_LONGEST_PICKLE:,} bytes, the limit for a pickle")
     return content
 
 
 def read_legacy_file(file: BinaryIO, size: int) -> TorchFile:
-    """Read the pickles of a file as torch.save wrote it before torch 1.6; the storages stay where they are.
+    """Read the pickles of a file that torch.save wrote before torch 1.6; storages are only located.
 
     Raises:
         UnreadableError: it is damaged.
@@ -130,7 +129,7 @@ def read_legacy_file(file: BinaryIO, size: int) -> TorchFile:
     stream = io.BytesIO(file.read(_LONGEST_PICKLE))
     _, version, system, description, keys = (interpret(stream) for _ in range(5))
     if version != 1001:
-        raise UnreadableError("it is of an unknown version of torch's older format")
+        raise UnreadableError(f"its version of torch's older format is {str(version)[:20]}, not 1001")
     if dict(getattr(system, "items", ())).get("little_endian") is False:
         raise UnreadableError("its byte order is big, not little")
     kinds = _storage_kinds(description)
@@ -138,22 +137,22 @@ def read_legacy_file(file: BinaryIO, size: int) -> TorchFile:
     position = stream.tell()
     for key in keys if isinstance(keys, list) else []:
         if not isinstance(key, str) or key not in kinds:
-            raise UnreadableError("it lists a storage that nothing refers to, or one of an unknown kind")
+            raise UnreadableError("it lists a storage without a tensor, or of an unknown type")
         file.seek(position)
         head = file.read(_SIZE.size)
         if len(head) < _SIZE.size:
-            raise UnreadableError("it was cut off before its last storage")
+            raise UnreadableError("it is truncated before its last storage")
         count = _SIZE.unpack(head)[0]
         length = count * ITEM_SIZES[kinds[key]]
         if not 0 <= length <= size - position - _SIZE.size:
-            raise UnreadableError(f"it was cut off inside storage {key}: {length:,} bytes are announced")
+            raise UnreadableError(f"it is truncated within storage {key}, which should have {length:,} bytes")
         places[key] = Place(size=length, offset=position + _SIZE.size)
         position += _SIZE.size + length
     return TorchFile(description=description, places=places)
 
 
 def _storage_kinds(description: object) -> dict[str, str]:
-    """Return torch's class of each storage, by its key; modules lose the source text that stands with their class."""
+    """Return torch's class name of each storage, by its key; source code stored with a module's class is dropped."""
     kinds: dict[str, str] = {}
     seen: set[int] = set()
     waiting = [description]
@@ -177,10 +176,10 @@ def _storage_kinds(description: object) -> dict[str, str]:
 
 
 def read_storage(file: BinaryIO, archive: zipfile.ZipFile | None, place: Place, target: BinaryIO) -> None:
-    """Copy the bytes of a storage to the end of `target`, a piece at a time.
+    """Copy the bytes of a storage to the current position of `target`, in chunks.
 
     Raises:
-        UnreadableError: they are damaged, or fewer than announced.
+        UnreadableError: they are damaged or truncated.
     """
     left = place.size
     try:
@@ -193,10 +192,10 @@ def read_storage(file: BinaryIO, archive: zipfile.ZipFile | None, place: Place, 
             target.write(piece)
             left -= len(piece)
         if place.member is not None and not left:
-            source.read(1)  # the end of a member is where zipfile compares its checksum
+            source.read(1)  # zipfile checks the CRC at the end of a member
     except (MemoryError, OSError):
         raise
     except Exception as error:  # as above
         raise UnreadableError(f"its member {place.member} is damaged ({error})") from error
     if left:
-        raise UnreadableError(f"its bytes end {left:,} before those that are announced")
+        raise UnreadableError(f"a storage is truncated: {left:,} of {place.size:,} bytes are missing")

@@ -1,9 +1,8 @@
-"""Lets torchvision import beside a CPU build of torch.
+"""Make torchvision importable with a CPU build of torch; model files import this module before torchvision.
 
-The torchvision of the package registry is linked against CUDA. Beside a CPU torch its compiled operators do not load, and
-`import torchvision` ends in `operator torchvision::nms does not exist`, because two of its modules register fake kernels for
-operators that are not there. The classification models use neither operator, so declaring both schemas is enough.
-Model files import this module before torchvision.
+The torchvision wheel on PyPI is linked against CUDA. With a CPU build of torch its compiled operators do not load, and
+`import torchvision` fails with `operator torchvision::nms does not exist`, because two of its modules register fake kernels for
+these operators. The classification models use neither operator, so that declaring both schemas is sufficient.
 """
 
 from __future__ import annotations
@@ -35,5 +34,5 @@ def _declare() -> torch.library.Library:
     return library
 
 
-#: Kept for the life of the process: the schemas go when their library does. None where the real operators are there.
+#: Kept alive because deleting the library removes the schemas. None if the compiled operators are available.
 DECLARED: torch.library.Library | None = None if _compiled_operators_load() else _declare()

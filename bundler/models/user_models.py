@@ -1,4 +1,4 @@
-"""Models that other packages offer through entry points of the group `bundler.models`."""
+"""Plug-in models: model parsers that other packages provide as entry points of the group `bundler.models`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["GROUP", "BrokenModel", "UserModel", "user_models"]
 
 GROUP = "bundler.models"
 PARAMETERS = ("weights", "progress", "quantize", "is_qat", "target")  # of a model parser function, all keyword-only
-NAME = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*")  # a bundle's folder and its image are called that
+NAME = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*")  # also the name of the bundle's folder and of its device image
 LONGEST = 100  # characters of a name
-LARGEST = 8192  # pixels of an input, and classes times 10
+LARGEST = 8192  # pixels of an input side; a tenth of the largest number of classes
 
 
 @dataclass(frozen=True, kw_only=True)
 class UserModel:
-    """A parser that a package offers; `package` is its name and version."""
+    """A model parser that a package provides; `package` is the package's name and version."""
 
     name: str
     package: str
@@ -35,7 +35,7 @@ class UserModel:
 
 @dataclass(frozen=True, kw_only=True)
 class BrokenModel:
-    """An entry point that cannot be used, and why."""
+    """An entry point that cannot be used, and the reason."""
 
     name: str
     package: str
@@ -43,19 +43,19 @@ class BrokenModel:
 
 
 def user_models(*, taken: Container[str]) -> list[UserModel | BrokenModel]:
-    """Import what the entry points name, and return one entry for each, sorted by name.
+    """Import the entry points and return a result for each, sorted by name.
 
-    An entry point is a model parser function (specification). It may carry a `ModelSpec` as its attribute `model_spec`, for
-    another input than 224 pixels cut from 256; the entry point's own name and place win over what stands in there.
+    An entry point is a model parser function (docs/specification.md). Its attribute `model_spec`, a `ModelSpec`, can change the
+    default preprocessing (224 pixels cropped from 256); `name` and `parser` in it are replaced by those of the entry point.
 
     Args:
-        taken: names that are not to be had any more.
+        taken: names that are already in use.
     """
     entries, found = _entries()
     seen: set[str] = set()
     for entry in sorted(entries, key=lambda entry: (entry.name, entry.value)):
         package = _package(entry.dist)
-        spec = f"the name {entry.name} is taken" if entry.name in taken or entry.name in seen else _loaded(entry)
+        spec = f"the name {entry.name} is already in use" if entry.name in taken or entry.name in seen else _loaded(entry)
         if isinstance(spec, str):
             found.append(BrokenModel(name=entry.name, package=package, reason=spec))
             continue
@@ -66,7 +66,7 @@ def user_models(*, taken: Container[str]) -> list[UserModel | BrokenModel]:
 
 def _entries() -> tuple[list[EntryPoint], list[UserModel | BrokenModel]]:
     """Return all entry points of the group, and a broken model for each package whose entry points cannot be read."""
-    with suppress(Exception):  # importlib.metadata parses the files of all packages, and fails with the first broken one
+    with suppress(Exception):  # importlib.metadata fails at the first package with broken metadata
         return list(entry_points(group=GROUP)), []
     entries: dict[tuple[str, str], EntryPoint] = {}
     broken: list[UserModel | BrokenModel] = []
@@ -85,7 +85,7 @@ def _package(distribution: Distribution | None) -> str:
         name, version = (distribution.name, distribution.version) if distribution else (None, None)
     except Exception:  # noqa: BLE001  its METADATA may be missing or unreadable
         name = version = None
-    return f"{name} {version}" if name and version else "a package without a name"
+    return f"{name} {version}" if name and version else "an unnamed package"
 
 
 def _described(error: BaseException) -> str:
@@ -97,9 +97,9 @@ def _described(error: BaseException) -> str:
 
 
 def _loaded(entry: EntryPoint) -> ModelSpec | str:
-    """Return the spec that the parser asks for, or why it cannot be used."""
+    """Return the spec of the parser, or the reason why it cannot be used."""
     if not NAME.fullmatch(entry.name) or len(entry.name) > LONGEST:
-        return f"{entry.name!r} names no image; take lower-case letters and digits, with - _ . between them"
+        return f"{entry.name!r} is not a valid image name; use lower-case letters and digits, separated by - _ or ."
     if not entry.pattern.match(entry.value):
         return f"{entry.value} is not of the form package.module:function"
     try:
@@ -110,7 +110,7 @@ def _loaded(entry: EntryPoint) -> ModelSpec | str:
         asked = getattr(parser, "model_spec", usual)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # noqa: BLE001  whatever a foreign package does when it is imported
+    except BaseException as error:  # noqa: BLE001  importing another package can raise anything
         return f"{entry.value} cannot be loaded ({_described(error)})"
     lacking = [name for name in PARAMETERS if name not in accepted or accepted[name].kind is not inspect.Parameter.KEYWORD_ONLY]
     if lacking:
@@ -122,17 +122,17 @@ def _loaded(entry: EntryPoint) -> ModelSpec | str:
     if required:
         return f"{entry.value} cannot be called without {', '.join(required)}"
     if not isinstance(asked, ModelSpec):
-        return f"model_spec of {entry.value} is no ModelSpec"
+        return f"model_spec of {entry.value} is not a ModelSpec"
     problem = _spec_problem(asked)
     return f"model_spec of {entry.value}: {problem}" if problem else replace(asked, name=usual.name, parser=usual.parser)
 
 
 def _spec_problem(spec: ModelSpec) -> str:
-    """Return which field holds what it cannot; a dataclass checks nothing."""
+    """Return which field has an invalid value; an empty string if none has."""
     for name in ("resize", "crop", "num_classes"):
         value, most = getattr(spec, name), 10 * LARGEST if name == "num_classes" else LARGEST
         if type(value) is not int or not 1 <= value <= most:
-            return f"{name} is {value!r:.100}, not a whole number from 1 to {most}"
+            return f"{name} is {value!r:.100}, not an integer from 1 to {most}"
     for name, known in (("interpolation", Interpolation), ("fit", Fit), ("task", Task)):
         if getattr(spec, name) not in get_args(known):
             return f"{name} is {getattr(spec, name)!r:.100}, not {' or '.join(get_args(known))}"
@@ -140,7 +140,7 @@ def _spec_problem(spec: ModelSpec) -> str:
         value = getattr(spec, name)
         if not isinstance(value, tuple | list) or len(value) != 3 or not all(_is_number(item) for item in value):
             return f"{name} is {value!r:.100}, not three numbers"
-    return "" if all(spec.std) else "std holds 0, by which nothing can be divided"
+    return "" if all(spec.std) else "std contains 0"
 
 
 def _is_number(value: object) -> bool:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bundler.models.darknet_architecture import DarknetArchitecture
+from bundler.models.darknet_cfg import DarknetArchitecture
 from bundler.models.darknet_weights import DarknetLayer
 from bundler.models.detector import BOX, Concatenate, ConvNormAct, Detector, QuantizableDetector, Residual, darknet_layers
-from bundler.models.published_weights import Weights, state_dict_of
+from bundler.models.published_weights import Weights, resolve_weights
 from bundler.quantization import QuantizationProfile, load_fuse_prepare
 
 __all__ = ["QuantizableYoloV3", "YoloV3", "yolov3"]
@@ -51,7 +51,7 @@ class Darknet53(nn.Module):
 
 
 class Branch(nn.Module):
-    """Five convolutions that mix a scale's features; then the prediction, and the way up to the next finer scale."""
+    """Five convolutions over the features of a scale; returns their output for the next finer scale, and the raw map."""
 
     def __init__(self, inputs: int, width: int, outputs: int) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Pyramid(nn.Module):
 
 
 class YoloV3(Detector):
-    """The plain network; 62,001,757 numbers with 80 classes, as Darknet stores them."""
+    """The float network; 62,001,757 values with 80 classes, as Darknet stores them."""
 
     def __init__(self, num_classes: int = 80, architecture: DarknetArchitecture = DEFAULT) -> None:
         super().__init__(num_classes)
@@ -122,12 +122,12 @@ class YoloV3(Detector):
         return anchors
 
     def darknet_layers(self) -> list[DarknetLayer]:
-        """Return the convolutions in the order of yolov3.cfg, which is that of this file."""
+        """Return the convolutions in the order of yolov3.cfg, which is their order of construction."""
         return darknet_layers(self)
 
 
 class QuantizableYoloV3(QuantizableDetector, YoloV3):
-    """YoloV3 between quantization stubs; a float model until it is converted."""
+    """YoloV3 with quantization stubs; a float model until it is converted."""
 
 
 def _yolov3(
@@ -138,8 +138,8 @@ def _yolov3(
     target: QuantizationProfile | None,
     **kwargs: Any,
 ) -> QuantizableYoloV3:
-    state_dict = state_dict_of(weights, kwargs, progress=progress)
-    model = QuantizableYoloV3(**kwargs)
+    state_dict, options = resolve_weights(weights, kwargs, progress=progress)
+    model = QuantizableYoloV3(**options)
     return load_fuse_prepare(model, state_dict, quantize=quantize, is_qat=is_qat, target=target)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bundler.models.darknet_architecture import DarknetArchitecture
+from bundler.models.darknet_cfg import DarknetArchitecture
 from bundler.models.darknet_weights import DarknetLayer
 from bundler.models.detector import BOX, Concatenate, ConvNormAct, Detector, QuantizableDetector, Residual, darknet_layers
-from bundler.models.published_weights import Weights, state_dict_of
+from bundler.models.published_weights import Weights, resolve_weights
 from bundler.quantization import QuantizationProfile, load_fuse_prepare
 
 __all__ = ["QuantizableYoloV4", "YoloV4", "yolov4"]
@@ -28,7 +28,7 @@ _mish = partial(ConvNormAct, activation=nn.Mish)
 
 
 class CrossStage(nn.Module):
-    """Halve the resolution; then one half of the channels goes through the residuals, the other past them."""
+    """Halve the resolution; then a cross-stage partial block: one half of the channels passes through residuals."""
 
     def __init__(self, inputs: int, outputs: int, depth: int, *, half: int, hidden: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class CspDarknet53(nn.Module):
 
 
 class PyramidPooling(nn.Module):
-    """The coarsest map beside its maxima over 5, 9 and 13 cells."""
+    """Concatenate the coarsest map with its maxima over 5, 9 and 13 cells."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class PyramidPooling(nn.Module):
 
 
 def _mix(width: int) -> nn.Sequential:
-    """Five convolutions that mix what two paths brought together."""
+    """Five convolutions over the concatenation of two paths."""
     return nn.Sequential(
         _leaky(2 * width, width, 1),
         _leaky(width, 2 * width, 3),
@@ -104,7 +104,7 @@ def _mix(width: int) -> nn.Sequential:
 
 
 class WayUp(nn.Module):
-    """From a coarser scale to the next finer one."""
+    """Upsample a coarser scale and merge it with the next finer one."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class WayUp(nn.Module):
 
 
 class WayDown(nn.Module):
-    """From a finer scale to the next coarser one."""
+    """Downsample a finer scale and merge it with the next coarser one."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class WayDown(nn.Module):
 
 
 class Head(nn.Module):
-    """Widen, and predict."""
+    """A 3x3 convolution, and the 1x1 convolution that predicts the raw map."""
 
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ class PathAggregation(nn.Module):
 
 
 class YoloV4(Detector):
-    """The plain network; 64,429,405 numbers with 80 classes, as Darknet stores them."""
+    """The float network; 64,429,405 values with 80 classes, as Darknet stores them."""
 
     def __init__(self, num_classes: int = 80, architecture: DarknetArchitecture = DEFAULT) -> None:
         super().__init__(num_classes)
@@ -203,12 +203,12 @@ class YoloV4(Detector):
         return anchors
 
     def darknet_layers(self) -> list[DarknetLayer]:
-        """Return the convolutions in the order of yolov4.cfg, which is that of this file."""
+        """Return the convolutions in the order of yolov4.cfg, which is their order of construction."""
         return darknet_layers(self)
 
 
 class QuantizableYoloV4(QuantizableDetector, YoloV4):
-    """YoloV4 between quantization stubs; a float model until it is converted."""
+    """YoloV4 with quantization stubs; a float model until it is converted."""
 
 
 def _yolov4(
@@ -219,8 +219,8 @@ def _yolov4(
     target: QuantizationProfile | None,
     **kwargs: Any,
 ) -> QuantizableYoloV4:
-    state_dict = state_dict_of(weights, kwargs, progress=progress)
-    model = QuantizableYoloV4(**kwargs)
+    state_dict, options = resolve_weights(weights, kwargs, progress=progress)
+    model = QuantizableYoloV4(**options)
     return load_fuse_prepare(model, state_dict, quantize=quantize, is_qat=is_qat, target=target)
 
 

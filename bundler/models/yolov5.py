@@ -1,7 +1,7 @@
 """YOLOv5 n, s, m, l and x (Jocher et al. 2020): CSP blocks, spatial pyramid pooling, and a path aggregation network.
 
-Modules carry the numbers of the published models, so that checkpoints of releases 6 and 7 fit with exact keys. Those of
-releases 2 to 5 have another backbone (`YoloV5Architecture.release`); `bundler.models.yolov5_releases` renames their keys.
+Modules are numbered as in the published models, so that checkpoints of releases 6 and 7 have the same keys. Those of releases
+2 to 5 have another backbone (`YoloV5Architecture.release`); `bundler.models.yolov5_releases` renames their keys.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bundler.models.detector import BOX, Concatenate, ConvNormAct, Detector, QuantizableDetector, Residual
-from bundler.models.published_weights import Weights, state_dict_of
+from bundler.models.published_weights import Weights, resolve_weights
 from bundler.quantization import QuantizationProfile, load_fuse_prepare
 
 __all__ = [
@@ -39,20 +39,20 @@ ANCHORS = (
 
 BACKBONE = 10  # modules 0 to 9
 
-Release = Literal[3, 5, 6]  # the last one with a network: 2 to 3.1, 4 and 5, 6 and 7
+Release = Literal[3, 5, 6]  # the last release of each network: 2 to 3.1, 4 and 5, 6 and 7
 NORM_EPS = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class YoloV5Architecture:
-    """In what networks of one size differ.
+    """Settings in which networks of one size differ.
 
     Args:
-        release: 6 is that of releases 6 and 7; 5 (releases 4 and 5) has its pooling before the last CSP block of the
+        release: 6 stands for releases 6 and 7; 5 (releases 4 and 5) has its pooling before the last CSP block of the
             backbone, and more residuals at stride 8; 3 (releases 2 to 3.1) also has one more convolution in each CSP block.
-        activations: of each block in the order of `YoloV5.blocks`; None for SiLU in all.
+        activations: of each block in the order of `YoloV5.blocks`; None for SiLU everywhere.
         norm_eps: of the BatchNorms.
-        anchors: of each cell of a scale.
+        anchors: per cell of a scale.
     """
 
     release: Release = 6
@@ -67,7 +67,7 @@ _conv = partial(ConvNormAct, activation=nn.SiLU, norm_eps=NORM_EPS, norm_momentu
 
 
 class CrossStage(nn.Module):
-    """Half of the channels through the residuals, half past them; "C3" in the published models."""
+    """A cross-stage partial block: half of the channels pass through residuals; "C3" in the published models."""
 
     def __init__(self, inputs: int, outputs: int, depth: int, *, shortcut: bool = True) -> None:
         super().__init__()
@@ -84,9 +84,9 @@ class CrossStage(nn.Module):
 
 
 class OlderCrossStage(nn.Module):
-    """A CSP block with a convolution behind its residuals; "BottleneckCSP" in releases 2 to 3.1.
+    """A CSP block with a convolution after its residuals; "BottleneckCSP" in releases 2 to 3.1.
 
-    There the two halves are joined, and then normalised and activated; here each half by itself, which is the same.
+    There the concatenated halves are normalised and activated together; here each half separately, which is equivalent.
     """
 
     def __init__(self, inputs: int, outputs: int, depth: int, *, shortcut: bool = True) -> None:
@@ -105,9 +105,9 @@ class OlderCrossStage(nn.Module):
 
 
 class PyramidPooling(nn.Module):
-    """A map beside its maxima over 5, 9 and 13 cells, each made from the one before; "SPPF" in the published models.
+    """Concatenate a map with its maxima over 5, 9 and 13 cells, by repeated pooling; "SPPF" in the published models.
 
-    "SPP" of releases before 6 takes the maxima over 9 and 13 cells directly, and gets the same.
+    "SPP" of releases before 6 computes the maxima over 9 and 13 cells directly, with the same result.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -126,7 +126,7 @@ class PyramidPooling(nn.Module):
 
 
 class Detect(nn.Module):
-    """The heads; `anchors` are in cells of their stride, as the published checkpoints hold them."""
+    """The detection heads; `anchors` are in cells of their stride, as in the published checkpoints."""
 
     def __init__(self, widths: tuple[int, int, int], anchors: int, outputs: int) -> None:
         super().__init__()
@@ -143,13 +143,13 @@ class Detect(nn.Module):
 
 
 class YoloV5(Detector):
-    """The plain network.
+    """The float network.
 
     Args:
-        depth: multiple of the residuals of each stage.
-        width: multiple of the channels, which are rounded up to a multiple of 8.
+        depth: factor for the number of residuals of each stage.
+        width: factor for the number of channels, which is rounded up to a multiple of 8.
         num_classes: of the heads.
-        architecture: what else differs between networks of a size.
+        architecture: other differences between networks of a size.
     """
 
     xy_scales = (2.0, 2.0, 2.0)
@@ -165,7 +165,7 @@ class YoloV5(Detector):
         c64, c128, c256, c512, c1024 = (math.ceil(channels * width / 8) * 8 for channels in (64, 128, 256, 512, 1024))
         up = partial(nn.Upsample, scale_factor=2, mode="nearest")
 
-        def coarsest() -> list[nn.Module]:  # modules are made in their order, from which seeded weights follow
+        def coarsest() -> list[nn.Module]:  # the order of construction determines seeded weights
             if older:
                 return [PyramidPooling(c1024, c1024), stage(c1024, c1024, repeated(3), shortcut=False)]
             return [stage(c1024, c1024, repeated(3)), PyramidPooling(c1024, c1024)]
@@ -204,7 +204,7 @@ class YoloV5(Detector):
             self.use_activations(architecture.activations)
 
     def extract(self, x: Tensor) -> list[Tensor]:
-        model = self.model  # by literal numbers, which is how TorchScript tells the modules' types apart
+        model = self.model  # TorchScript needs literal indices to resolve the types of the modules
         fine = model[4](model[3](model[2](model[1](model[0](x)))))
         middle = model[6](model[5](fine))
         coarse = model[9](model[8](model[7](middle)))
@@ -232,12 +232,12 @@ class YoloV5(Detector):
         return cells * torch.tensor(self.strides).reshape(-1, 1, 1)
 
     def box_sizes(self, raw: Tensor, anchors: Tensor) -> Tensor:
-        """Return widths and heights in pixels: up to four times the anchor, and never beyond."""
+        """Return widths and heights in pixels: 0 to 4 times the anchor."""
         return (raw.sigmoid() * 2).square() * anchors
 
 
 class QuantizableYoloV5(QuantizableDetector, YoloV5):
-    """YoloV5 between quantization stubs; a float model until it is converted."""
+    """YoloV5 with quantization stubs; a float model until it is converted."""
 
 
 def _yolov5(
@@ -250,8 +250,8 @@ def _yolov5(
     target: QuantizationProfile | None,
     **kwargs: Any,
 ) -> QuantizableYoloV5:
-    state_dict = state_dict_of(weights, kwargs, progress=progress)
-    model = QuantizableYoloV5(depth, width, **kwargs)
+    state_dict, options = resolve_weights(weights, kwargs, progress=progress)
+    model = QuantizableYoloV5(depth, width, **options)
     return load_fuse_prepare(model, state_dict, quantize=quantize, is_qat=is_qat, target=target)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of YOLOv5: which network a file holds, and what it says of it that keys and shapes do not show."""
+"""Checkpoints of YOLOv5: recognize the network, and read the settings that keys and shapes do not show."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bundler.errors import CheckpointError
 from bundler.models.activation_modules import ACTIVATIONS, describe_activations, leaky_relu
 from bundler.models.detector_file import MOST_ANCHORS, DetectorFile, agreed_classes
-from bundler.models.inert_pickle import Object, UnreadableError
+from bundler.models.pickle_interpreter import Object, UnreadableError
 from bundler.models.pickled_modules import Payload, PickledModule, is_module, items_of, pickled_modules, text_of
 from bundler.models.yolov5 import NORM_EPS, Release, YoloV5, YoloV5Architecture
 from bundler.models.yolov5_modules import refuse_other_modules
@@ -30,7 +30,7 @@ STEM = "model.0.conv.weight"
 _SIZES = {16: "yolov5n", 32: "yolov5s", 48: "yolov5m", 64: "yolov5l", 80: "yolov5x"}  # by the channels of the first convolution
 _RELEASES: dict[Release, str] = {3: "releases 2 to 3.1", 5: "releases 4 and 5", 6: "releases 6 and 7"}
 
-# Around a network: AutoShape and DetectMultiBackend of torch.hub, and torch's own.
+# Wrappers around a network, with the attribute that holds it: of torch.hub's YOLOv5, and of torch.
 _WRAPPERS = {
     "AutoShape": "model",
     "autoShape": "model",
@@ -41,10 +41,10 @@ _WRAPPERS = {
 }
 _PAYLOADS = ("ema", "model", "state_dict", "model_state_dict")  # the order of bundler.models.module_tensors
 
-_OTHER_ACTIVATION = f"Train it with one of {', '.join(ACTIVATIONS)} or LeakyReLU, of which there is an INT8 form."
+_OTHER_ACTIVATION = f"Train it with a supported activation: {', '.join(ACTIVATIONS)} or LeakyReLU."
 
 _YOLOV7 = ("IDetect", "IAuxDetect", "IBin", "IKeypoint")
-_PLAIN = "Give a checkpoint of the detection models n, s, m, l and x of github.com/ultralytics/yolov5"
+_PLAIN = "Pass a checkpoint of the detection models n, s, m, l and x of github.com/ultralytics/yolov5"
 
 
 def read_yolov5(
@@ -56,34 +56,32 @@ def read_yolov5(
     num_classes: int | None,
     source: str,
 ) -> DetectorFile:
-    """Return what a checkpoint of a YOLOv5 gives to build its network.
+    """Return the state dict of a YOLOv5 checkpoint with the options of its network.
 
     Args:
-        state_dict: the file's tensors by their names in it.
-        payload: what its pickle describes; None for a file of tensors alone.
+        state_dict: the file's tensors by their keys in it.
+        payload: the records of its pickle; None for a file of tensors alone.
         build: the parser, which takes `num_classes` and `architecture`.
-        name: of the model that was asked for.
-        num_classes: what was asked for; None to take it from the file.
-        source: what messages call the file.
+        name: of the requested model.
+        num_classes: value of --num-classes; None to take it from the file.
+        source: the file's name in messages.
 
     Raises:
-        CheckpointError: it holds another network, which the message names, or one that cannot be built.
+        CheckpointError: it contains another network, which the message names, or an unsupported one.
     """
     prefix, modules = _network_in(payload, source)
     tensors = _without_prefix(prefix, state_dict)
     _refuse_other_networks(tensors, modules, source)
     if ANCHORS not in tensors or tensors[ANCHORS].ndim != 3:
-        return DetectorFile(state_dict=state_dict, num_classes=num_classes or 80)  # its keys are compared where it is loaded
+        return DetectorFile(state_dict=state_dict, num_classes=num_classes or 80)  # its keys are compared when it is loaded
     try:
         return _read(tensors, modules, payload, build, name, num_classes, source)
     except (DifferentModuleError, UnreadableError) as error:
-        raise CheckpointError(
-            f"the checkpoint {source} is of another network than {name}: {error}", next_step=f"{_PLAIN}."
-        ) from error
+        raise CheckpointError(f"the checkpoint {source} is not of a {name}: {error}", next_step=f"{_PLAIN}.") from error
 
 
 def _network_in(payload: Payload | None, source: str) -> tuple[str, dict[str, PickledModule]]:
-    """Return the modules of a pickled network without what is wrapped around it, and the prefix of their keys."""
+    """Return the prefix of a pickled network within its wrappers, and its modules by their keys without the prefix."""
     description = None if payload is None else payload.description
     entries = items_of(description)
     candidates = [description, *(entries.get(key) for key in _PAYLOADS)]
@@ -102,7 +100,7 @@ def _network_in(payload: Payload | None, source: str) -> tuple[str, dict[str, Pi
         if top.kind.name == "Ensemble" and len(top.children) > 1:
             raise CheckpointError(
                 f"the checkpoint {source} is an ensemble of {len(top.children)} networks",
-                next_step="Give one of them alone.",
+                next_step="Pass one of them.",
             )
         inner = "0" if top.kind.name == "Ensemble" else _WRAPPERS.get(top.kind.name)
         if inner not in top.children:
@@ -119,7 +117,7 @@ def _below(prefix: str, items: Mapping[str, Item]) -> dict[str, Item]:
 
 
 def _without_prefix(prefix: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors with the network's own keys; whoever read them may have taken off a part of the prefix already."""
+    """Return the tensors with the network's own keys; a part of the prefix may be removed already."""
     parts = prefix.split(".")
     for start in range(len(parts)):
         tensors = _below(".".join(parts[start:]), state_dict)
@@ -129,7 +127,7 @@ def _without_prefix(prefix: str, state_dict: Mapping[str, Tensor]) -> dict[str, 
 
 
 def _refuse_other_networks(tensors: Mapping[str, Tensor], modules: Mapping[str, PickledModule], source: str) -> None:
-    """Name a relative of YOLOv5 for what it is: by the classes of a pickle, or by the keys of a state dict."""
+    """Raise a CheckpointError for related networks, recognized by the classes of a pickle or the keys of a state dict."""
     top = modules.get("")
     last = (
         next((modules[f"model.{name}"] for name in reversed(modules["model"].children)), None) if "model" in modules else None
@@ -144,11 +142,11 @@ def _refuse_other_networks(tensors: Mapping[str, Tensor], modules: Mapping[str, 
         )
         if isinstance(file, str) and file.startswith("yolov5"):
             what = f"a YOLOv5u, YOLOv5 with the anchor-free head of YOLOv8 ({text_of(file)})"
-        raise _other(source, what, f"{_PLAIN}, whose names have no `u`; networks of the ultralytics package are not built.")
+        raise _other(source, what, f"{_PLAIN}, whose names have no `u`; networks of the ultralytics package are not supported.")
     known = {
-        "Segment": ("a YOLOv5-seg, which segments instances", f"{_PLAIN}, without -seg."),
-        "Classify": ("a YOLOv5-cls, which classifies whole pictures", f"{_PLAIN}, without -cls."),
-        **dict.fromkeys(_YOLOV7, (f"a YOLOv7 (its head is {head})", f"{_PLAIN}; YOLOv7 is not built.")),
+        "Segment": ("a YOLOv5-seg (instance segmentation)", f"{_PLAIN}, without -seg."),
+        "Classify": ("a YOLOv5-cls (classification)", f"{_PLAIN}, without -cls."),
+        **dict.fromkeys(_YOLOV7, (f"a YOLOv7 (its head is {head})", f"{_PLAIN}; YOLOv7 is not supported.")),
     }
     keys = "\n".join(tensors)
     if head in known or _matches(r"^model\.\d+\.proto\.", keys) or _matches(r"^model\.\d+\.linear\.weight$", keys):
@@ -165,7 +163,7 @@ def _refuse_other_networks(tensors: Mapping[str, Tensor], modules: Mapping[str, 
         levels = len(tensors[anchors])
         if levels == 4 and anchors == "model.33.anchors":
             what = "a YOLOv5 with four detection layers (P6: yolov5n6, s6, m6, l6, x6)"
-            raise _other(source, what, f"{_PLAIN}, without the 6; they take pictures of 640 pixels.")
+            raise _other(source, what, f"{_PLAIN}, without the 6; their input is 640 x 640 pixels.")
         older = "a YOLOv5 of release 1" if anchors == "model.27.anchors" and levels == 3 else ""
         what = older or f"a YOLO with {levels} detection layers, whose head is module {anchors.split('.')[1]} instead of 24"
         raise _other(source, what, f"{_PLAIN}, from release 2 on.")
@@ -193,8 +191,8 @@ def _read(
     release = release_in(tensors)
     if release == 3 and not pickled:
         raise CheckpointError(
-            f"the checkpoint {source} is a state dict of a YOLOv5 of {_RELEASES[3]}, which differ in their activations",
-            next_step="Give the .pt file that training wrote: it names them.",
+            f"the checkpoint {source} is a state dict of a YOLOv5 of {_RELEASES[3]}, whose activations it does not name",
+            next_step="Pass the .pt file that training wrote, which names them.",
         )
     modules = without_older_modules(pickled)
     norm_eps = _norm_eps(modules)
@@ -209,15 +207,15 @@ def _read(
         plain: Any = build(num_classes=num_classes or 80, architecture=architecture)
     found = plain.classes_in({key: tuple(value.shape) for key, value in own.items()})
     if found is None:
-        raise DifferentModuleError(f"its heads have no channels for {anchors} anchors and as many classes each")
+        raise DifferentModuleError(f"the channels of its heads are not a multiple of {anchors} anchors, or are different")
     classes = agreed_classes(found, num_classes, anchors=anchors, source=source)
-    said = "SiLU is assumed for every activation, which a state dict does not name"
+    said = "all activations are assumed to be SiLU, because a state dict does not name them"
     if modules:
         with torch.device("meta"):
             plain = build(num_classes=classes, architecture=architecture)
         refuse_other_modules(plain, modules, payload)
         activations = tuple(_activation(modules, path, source) for path in plain.blocks())
-        said = f"activations as the checkpoint names them: {describe_activations(activations)}"
+        said = f"activations of the checkpoint: {describe_activations(activations)}"
         if set(activations) != {"SiLU"}:
             architecture = YoloV5Architecture(release=release, norm_eps=norm_eps, anchors=anchors, activations=activations)
     return DetectorFile(
@@ -225,7 +223,7 @@ def _read(
         num_classes=classes,
         options={} if architecture == YoloV5Architecture() else {"architecture": architecture},
         class_names=_class_names(modules, classes),
-        network=f"YOLOv5 of {_RELEASES[release]}; {said}; anchors as in the checkpoint",
+        network=f"YOLOv5 of {_RELEASES[release]}; {said}; anchors of the checkpoint",
     )
 
 
@@ -240,15 +238,15 @@ def _norm_eps(modules: Mapping[str, PickledModule]) -> float:
 
 
 def _refuse_other_anchors(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Refuse a file whose two records of the anchors differ: cells of their stride, and (until release 5) pixels."""
+    """Refuse a file whose anchors in cells differ from its anchors in pixels, which releases up to 5 store as well."""
     cells, pixels = tensors[ANCHORS].float(), tensors.get("model.24.anchor_grid")
     if pixels is None:
         return
     expected = cells * torch.tensor(YoloV5.strides, dtype=torch.float32).reshape(-1, 1, 1)
     if pixels.numel() != expected.numel() or not torch.allclose(pixels.float().reshape(expected.shape), expected, rtol=0.01):
         raise CheckpointError(
-            f"the checkpoint {source} contradicts itself: model.24.anchor_grid is not model.24.anchors times strides 8, 16, 32",
-            next_step="Train it again, or give a checkpoint whose anchors were not edited.",
+            f"the checkpoint {source} is inconsistent: model.24.anchor_grid is not model.24.anchors times strides 8, 16, 32",
+            next_step="Pass a checkpoint whose anchors were not edited, or train it again.",
         )
 
 
@@ -258,7 +256,8 @@ def _refuse_other_size(tensors: Mapping[str, Tensor], name: str, source: str) ->
         return
     if stem.shape[1] != 3:
         raise CheckpointError(
-            f"the checkpoint {source} takes pictures of {stem.shape[1]} channels, not of RGB", next_step=f"{_PLAIN}."
+            f"the input of the checkpoint {source} has {stem.shape[1]} channels; only RGB (3) is supported",
+            next_step=f"{_PLAIN}.",
         )
     found = _SIZES.get(stem.shape[0])
     if found is not None and found != name and name in _SIZES.values():
@@ -272,12 +271,12 @@ def _activation(modules: Mapping[str, PickledModule], block: str, source: str) -
     """Return the name of a block's activation.
 
     Raises:
-        CheckpointError: there is no INT8 form of it.
+        CheckpointError: it is not supported in INT8.
     """
     module = modules.get(f"{block}.act")
     if module is None:
         raise DifferentModuleError(f"{block}.act is missing")
-    name = module.kind.name.removeprefix("Quantizable")  # as in a pickled model of this project
+    name = module.kind.name.removeprefix("Quantizable")  # in a pickled model of this package
     if module.kind.module.startswith(("torch.nn.modules.", "bundler.quantization.")) or _of_ultralytics(module):
         slope = module.attributes.get("negative_slope", 0.01)
         if name == "LeakyReLU" and isinstance(slope, float):
@@ -285,7 +284,7 @@ def _activation(modules: Mapping[str, PickledModule], block: str, source: str) -
         if name in ACTIVATIONS:
             return name
     raise CheckpointError(
-        f"the checkpoint {source} has the activation {text_of(str(module.kind))} ({block}.act), which cannot be built for INT8",
+        f"the checkpoint {source} has the activation {text_of(str(module.kind))} ({block}.act), which is not supported in INT8",
         next_step=_OTHER_ACTIVATION,
     )
 
@@ -295,7 +294,7 @@ def _of_ultralytics(module: PickledModule) -> bool:
 
 
 def _class_names(modules: Mapping[str, PickledModule], classes: int) -> tuple[str, ...] | None:
-    """Return the names that training left in the network, in a list or by number; None unless each class has one."""
+    """Return the class names stored in the network, as a list or by number; None unless each class has one."""
     if not modules:
         return None
     names = modules[""].attributes.get("names")

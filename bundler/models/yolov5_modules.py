@@ -1,4 +1,4 @@
-"""Modules of a pickled YOLOv5 against those that are built for it: all that its outputs depend on beside the tensors."""
+"""Compare a pickled YOLOv5 with the model that is built for it: classes and attributes on which its outputs depend."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from bundler.models.detector import BOX, Concatenate, ConvNormAct, Residual
-from bundler.models.inert_pickle import Object
+from bundler.models.pickle_interpreter import Object
 from bundler.models.pickled_modules import Payload, PickledModule, text_of
 from bundler.models.yolov5 import CrossStage, Detect, OlderCrossStage, PyramidPooling, YoloV5
 from bundler.models.yolov5_releases import DifferentModuleError
@@ -38,25 +38,25 @@ _SOURCES = {
     19: [-1, 14],
     22: [-1, 10],
     24: [17, 20, 23],
-}  # unless the module before
+}  # indices of the modules that a module reads; others read the previous one
 _WITHOUT_EFFECT = frozenset({"Identity", "Dropout", "Dropout2d"})
 
 
 def refuse_other_modules(built: nn.Module, modules: Mapping[str, PickledModule], payload: Payload | None) -> None:
-    """Compare each module with the one that is built for it; activations and BatchNorm's momentum are not compared.
+    """Compare each module with its counterpart; activations and the momentum of BatchNorms are not compared.
 
     Args:
         built: the float model.
-        modules: of the pickle, in the form of `without_older_modules`.
-        payload: reads the strides that the pickle holds; None where they need not be compared.
+        modules: of the pickle, as `without_older_modules` returns them.
+        payload: reads the strides in the pickle; None to skip their comparison.
 
     Raises:
-        DifferentModuleError: one is missing, of another class, or has another attribute on which the outputs depend.
+        DifferentModuleError: a module is missing, of another class, or differs in an attribute.
     """
     own = dict(built.named_modules())
     for path, module in modules.items():
         if path not in own and "act" not in path.split(".") and path and module.kind.name not in _WITHOUT_EFFECT:
-            raise DifferentModuleError(f"{text_of(path)} is a {module}, which is not in it")
+            raise DifferentModuleError(f"{text_of(path)} is a {module}, which the model does not have")
     for path, module in own.items():
         if path in modules:
             if path not in {"", "model"} and "act" not in path.split("."):
@@ -67,17 +67,17 @@ def refuse_other_modules(built: nn.Module, modules: Mapping[str, PickledModule],
     if payload is not None and isinstance(stride, Object):
         strides = tuple(payload.tensor(stride, f"{HEAD}.stride").flatten()[:4].tolist())
         if strides != tuple(map(float, YoloV5.strides)):
-            raise DifferentModuleError(f"{HEAD} (Detect) has strides {strides}, where it has {YoloV5.strides}")
+            raise DifferentModuleError(f"{HEAD} (Detect) has strides {strides}, not {YoloV5.strides}")
 
 
 def _refuse_other_module(path: str, built: nn.Module, found: PickledModule) -> None:
     kind = _KINDS.get(type(built), type(built).__name__)
     if found.kind.name not in {kind, type(built).__name__}:
-        raise DifferentModuleError(f"{path} is a {found}, where it has a {kind}")
+        raise DifferentModuleError(f"{path} is a {found}, not a {kind}")
     for attribute, expected in _expected(path, built).items():
         if attribute in found.attributes and not _same(found.attributes[attribute], expected):
             value = text_of(found.attributes[attribute])
-            raise DifferentModuleError(f"{path} ({kind}) has {attribute} {value}, where it has {expected}")
+            raise DifferentModuleError(f"{path} ({kind}) has {attribute} {value}, not {expected}")
 
 
 def _expected(path: str, built: nn.Module) -> dict[str, object]:

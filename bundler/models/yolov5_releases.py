@@ -1,6 +1,6 @@
-"""Networks of YOLOv5's releases 2 to 5, and fused ones, written as those of releases 6 and 7 that compute the same.
+"""Convert YOLOv5 networks of releases 2 to 5, and fused ones, to equivalent networks of releases 6 and 7.
 
-Three parts differ in form alone. "Focus" puts every second pixel into a channel of its own and convolves 3 x 3: a 6 x 6
+Three parts differ in form only. "Focus" puts every second pixel into a channel of its own and convolves 3 x 3: a 6 x 6
 convolution of stride 2. "SPP" takes maxima over 5, 9 and 13 cells: "SPPF" gets them by pooling over 5 repeatedly.
 "BottleneckCSP" normalises two halves together: a BatchNorm for each is the same.
 """
@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bundler.models.inert_pickle import Global
+from bundler.models.pickle_interpreter import Global
 from bundler.models.pickled_modules import PickledModule, text_of
 from bundler.models.yolov5 import Release
 
@@ -26,11 +26,11 @@ _CONV = Global("models.common", "Conv")
 
 
 class DifferentModuleError(ValueError):
-    """What a module has that cannot be written otherwise: its path and its difference in words."""
+    """A module that has no equivalent: its path, and how it differs."""
 
 
 def release_in(keys: Mapping[str, object]) -> Release:
-    """Return which network the keys of a state dict are of."""
+    """Return the release of the network to which the keys of a state dict belong."""
     if "model.2.cv4.conv.weight" in keys:
         return 3
     return 5 if "model.0.conv.conv.weight" in keys else 6
@@ -40,8 +40,8 @@ def without_older_names(state_dict: Mapping[str, Tensor], *, norm_eps: float) ->
     """Return the state dict with the keys of releases 6 and 7, in which each convolution has a BatchNorm.
 
     Args:
-        state_dict: of any release from 2 to 7; Ultralytics' `fuse()` may have been applied to it.
-        norm_eps: of the BatchNorms; a fused convolution gets one that changes nothing.
+        state_dict: of any release from 2 to 7, also after Ultralytics' `fuse()`.
+        norm_eps: of the BatchNorms; a fused convolution gets an identity BatchNorm.
     """
     tensors = {key: value for key, value in state_dict.items() if not key.endswith(".anchor_grid")}
     for key in [key for key in tensors if key.startswith(("model.0.conv.conv.", "model.0.conv.bn."))]:
@@ -62,12 +62,12 @@ def without_older_names(state_dict: Mapping[str, Tensor], *, norm_eps: float) ->
 
 
 def _strided(weight: Tensor) -> Tensor:
-    """Return the 6 x 6 convolution [outputs, C, 6, 6] of one over Focus' channels [outputs, 4 · C, 3, 3].
+    """Return the weight [outputs, C, 6, 6] that is equivalent to a convolution [outputs, 4 · C, 3, 3] after Focus.
 
-    Its channels come in the order of even rows and columns, odd rows, odd columns, and both odd.
+    The channels after Focus are ordered by even rows and columns, odd rows, odd columns, and both odd.
     """
     if weight.ndim != 4 or weight.shape[1] % 4 or weight.shape[2:] != (3, 3):
-        return weight  # another network, which the comparison of shapes names
+        return weight  # of another network, which the comparison of shapes refuses
     strided = weight.new_zeros(weight.shape[0], weight.shape[1] // 4, 6, 6)
     for part, (row, column) in zip(weight.chunk(4, 1), ((0, 0), (1, 0), (0, 1), (1, 1)), strict=True):
         strided[:, :, row::2, column::2] = part
@@ -75,7 +75,7 @@ def _strided(weight: Tensor) -> Tensor:
 
 
 def _split_norm(tensors: dict[str, Tensor], block: str) -> None:
-    """Give each half of a BottleneckCSP its part of the BatchNorm: first the residuals' (cv3), then the other (cv2)."""
+    """Split the BatchNorm of a BottleneckCSP into one for each half: first the residuals' (cv3), then the other (cv2)."""
     for half in ("cv2", "cv3"):
         if f"{block}{half}.weight" in tensors:
             tensors[f"{block}{half}.conv.weight"] = tensors.pop(f"{block}{half}.weight")
@@ -87,10 +87,10 @@ def _split_norm(tensors: dict[str, Tensor], block: str) -> None:
 
 
 def without_older_modules(modules: Mapping[str, PickledModule]) -> dict[str, PickledModule]:
-    """Return the modules by the paths and with the attributes that those of releases 6 and 7 have.
+    """Return the modules with the paths and attributes of releases 6 and 7.
 
     Raises:
-        DifferentModuleError: a module has attributes for which there is no other form.
+        DifferentModuleError: a module's attributes have no equivalent.
     """
     rewritten = dict(modules)
     for path, module in modules.items():

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from bundler import console
 from bundler.data.calibration_images import Dataset, load_pictures, require_unlike, synthetic_pictures
-from bundler.data.image_files import printable
 from bundler.data.labelled_boxes import DetectionPictures, load_detection_pictures, load_detection_split
 from bundler.data.labelled_images import LabelledPictures, load_split, load_validation
 from bundler.models.checkpoints import LoadedWeights, load_weights
 from bundler.models.registry import load_parser
 from bundler.plan import BuildJob
+from bundler.visible import visible
 
 __all__ = ["Material", "gather", "more_pictures"]
 
@@ -65,7 +65,7 @@ def gather(job: BuildJob) -> Material:
     calibration, golden_pictures = pictures.split(golden)
     if request.folder is not None:
         name = (
-            f"the {len(golden_pictures)} golden images, the last of those that the seed chose from {printable(request.folder)},"
+            f"the {len(golden_pictures)} golden images, the last of those that the seed chose from {visible(request.folder)},"
         )
         require_unlike(golden_pictures, job.preprocessing, name)
     return Material(weights=weights, calibration=calibration, golden=golden_pictures, labelled=labelled, training=training)

@@ -1,4 +1,4 @@
-"""Pictures → batches: what is read, what is skipped, in which order, and with which numbers."""
+"""Images → batches: what is read, what is skipped, in which order, and with which numbers."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 48), (48, 64), (200, 50), (64, 64), (31, 7), (300, 1)])
-def test_a_letterboxed_picture_is_whole_and_in_the_middle_of_grey(size: tuple[int, int]) -> None:
+def test_a_letterboxed_image_is_whole_and_in_the_middle_of_grey(size: tuple[int, int]) -> None:
     fit = Preprocessing(resize=64, crop=64, interpolation="bilinear", fit="letterbox", mean=(0.0,) * 3, std=(1.0,) * 3)
     picture = Image.new("RGB", size, (255, 0, 51))
     pixels = fit(picture)
@@ -95,7 +95,7 @@ def test_a_letterboxed_picture_is_whole_and_in_the_middle_of_grey(size: tuple[in
     assert abs(columns.min() - (63 - columns.max())) <= 1
 
 
-def test_pictures_are_found_below_any_number_of_folders(tmp_path: Path) -> None:
+def test_images_are_found_below_any_number_of_folders(tmp_path: Path) -> None:
     for index, name in enumerate(["flat.png", "a/one.PNG", "a/b/two.JPeG", "a/b/c d/three.bmp"]):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         picture(index).save(tmp_path / name)
@@ -146,14 +146,14 @@ def test_the_digest_covers_bytes_and_names_and_nothing_else(folder: Path, tmp_pa
         os.utime(path, (1, 1))
     before = digest(folder)
     assert digest(elsewhere) == before
-    with (folder / "dog" / "3.png").open("ab") as file:  # the same picture, one byte more in the file
+    with (folder / "dog" / "3.png").open("ab") as file:  # the same image, one byte more in the file
         file.write(b"\0")
     assert digest(folder) != before
     (elsewhere / "dog" / "3.png").rename(elsewhere / "dog" / "33.png")
     assert digest(elsewhere) != before
 
 
-def test_unreadable_pictures_are_named_skipped_and_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_images_are_named_skipped_and_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = (folder / "cat" / "0.png").read_bytes()
     (folder / "cat" / "0.png").write_bytes(content[: len(content) // 2])
     (folder / "dog" / "1.png").write_text("no picture")
@@ -169,14 +169,14 @@ def test_unreadable_pictures_are_named_skipped_and_replaced(folder: Path, capsys
     ("prepare", "words"),
     [
         (lambda folder: folder.rmdir(), "does not exist"),
-        (lambda _folder: None, "holds no image"),
-        (lambda folder: (folder / "readme.txt").write_text("x"), "holds no image"),
+        (lambda _folder: None, "contains no image"),
+        (lambda folder: (folder / "readme.txt").write_text("x"), "contains no image"),
         (lambda folder: [(folder / f"{index}.jpg").write_text("x") for index in range(3)], "none of the 3 images"),
         (lambda folder: picture(1).save(folder / "1.jpg"), "1 of the 1 images"),
     ],
     ids=["missing", "empty", "other files", "all unreadable", "only one"],
 )
-def test_a_folder_without_pictures_is_an_error(tmp_path: Path, prepare: object, words: str) -> None:
+def test_a_folder_without_images_is_an_error(tmp_path: Path, prepare: object, words: str) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     prepare(folder)  # type: ignore[operator]
@@ -187,10 +187,10 @@ def test_a_folder_without_pictures_is_an_error(tmp_path: Path, prepare: object, 
 @pytest.mark.parametrize(
     ("images", "words"),
     [
-        ([np.zeros((50, 60, 3))] * 4, "the 4 calibration images in .* are alike: they are all black"),
-        ([np.full((50, 60, 3), 130)] * 3, "the 3 calibration images in .* are alike: they show the same"),
-        ([np.full((50, 60, 3), 130), np.full((70, 70, 3), 130.9)], "are alike"),
-        ([np.pad(np.full((30, 60, 3), 90), ((shade, 0), (0, 0), (0, 0))) for shade in (0, 0, 0)], "are alike"),
+        ([np.zeros((50, 60, 3))] * 4, "the 4 calibration images in .* are all black"),
+        ([np.full((50, 60, 3), 130)] * 3, "the 3 calibration images in .* are nearly equal"),
+        ([np.full((50, 60, 3), 130), np.full((70, 70, 3), 130.9)], "are nearly equal"),
+        ([np.pad(np.full((30, 60, 3), 90), ((shade, 0), (0, 0), (0, 0))) for shade in (0, 0, 0)], "are nearly equal"),
     ],
     ids=["black", "equal", "nearly equal", "equal with detail"],
 )
@@ -221,7 +221,7 @@ def test_sixteen_bits_and_eight_give_the_same_numbers(tmp_path: Path) -> None:
 def test_a_strip_is_skipped_by_a_limit_that_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (1, 40_000)).save(folder / "strip.png")
     assert load_pictures(folder, SMALL, count=20, seed=0).skipped == ("strip.png",)
-    assert "strip.png: it has 1 x 40000 pixels, beyond the limit of 50:1 for the aspect ratio" in capsys.readouterr().err
+    assert "strip.png: it has 1 x 40000 pixels, an aspect ratio above the limit of 50:1" in capsys.readouterr().err
 
 
 def test_links_to_class_folders_are_followed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -239,7 +239,7 @@ def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
         load_pictures(path, SMALL, count=4, seed=0)
 
 
-def test_golden_pictures_calibrate_nothing_where_there_are_enough(folder: Path) -> None:
+def test_golden_images_calibrate_nothing_where_there_are_enough(folder: Path) -> None:
     dataset = load_pictures(folder, SMALL, count=12, seed=0)
     kept, golden = dataset.split(4)
     assert (len(kept), len(golden)) == (8, 4)
@@ -248,7 +248,7 @@ def test_golden_pictures_calibrate_nothing_where_there_are_enough(folder: Path) 
     assert (len(few), len(golden)) == (3, 3)
 
 
-def test_synthetic_pictures_differ_and_repeat() -> None:
+def test_synthetic_images_differ_and_repeat() -> None:
     one, again, other = (synthetic_pictures(SMALL, count=3, seed=seed) for seed in (0, 0, 1))
     assert one.source == "synthetic"
     assert one.sha256 == again.sha256 != other.sha256

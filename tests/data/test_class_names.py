@@ -37,12 +37,12 @@ def test_names_are_read_as_tools_write_them(tmp_path: Path, names: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("names: [cat, dog", "line 1: the list of names does not end"),
-        ("names: cat", "line 1: cat is no list of names"),
-        ("nc: 3\nnames: [cat, dog]", r"nc is 3, and there are 2 names"),
-        ("names:\n  0: cat\n  2: dog", "not numbered from 0 without a gap"),
+        ("names: [cat, dog", "line 1: the list of names has no closing bracket"),
+        ("names: cat", "line 1: cat is not a list of names"),
+        ("nc: 3\nnames: [cat, dog]", r"nc is 3, but there are 2 names"),
+        ("names:\n  0: cat\n  2: dog", "not numbered consecutively from 0"),
         ("names: {cat: 0}", "the names are not numbered"),
-        ("names:\n  cat\n", "line 1: cat is no name"),
+        ("names:\n  cat\n", "line 1: cat is not a name"),
     ],
 )
 def test_names_that_are_not_understood_are_refused(tmp_path: Path, text: str, words: str) -> None:
@@ -79,7 +79,7 @@ def test_lists_and_their_length(tmp_path: Path) -> None:
     names = read_class_list(tmp_path / "classes.txt")
     assert names == ("cat", "hot dog")
     require_count(names, tmp_path / "classes.txt", 2)
-    with pytest.raises(DataError, match="names 2 classes, and the network has 3 classes"):
+    with pytest.raises(DataError, match="has 2 class names, but the network has 3 classes"):
         require_count(names, tmp_path / "classes.txt", 3)
     (tmp_path / "classes.txt").write_bytes(b"\xff")
     with pytest.raises(DataError, match="is not UTF-8"):

@@ -67,7 +67,7 @@ def test_names_of_the_network_give_the_numbers(tmp_path: Path) -> None:
     labels = load(tmp_path, class_names=["eel", "cat", "dog"]).labels
     assert labels is not None
     assert labels[0].classes.tolist() == [2]
-    with pytest.raises(DataError, match=r"has 1 categories \(dog\), and the network has 3 classes"):
+    with pytest.raises(DataError, match=r"has 1 categories \(dog\), but the network has 3 classes"):
         load(tmp_path)
 
 
@@ -122,7 +122,7 @@ def test_of_a_phones_photograph_the_boxes_are_on_the_upright_one(tmp_path: Path)
 def test_sizes_that_contradict_are_named(tmp_path: Path) -> None:
     image(tmp_path, "a.jpg")
     annotate(tmp_path / "annotations.json", "a.jpg", width=80, height=40)
-    with pytest.raises(DataError, match=r"a\.jpg has 40 x 20 pixels \(upright\), and its annotations are for 80 x 40"):
+    with pytest.raises(DataError, match=r"a\.jpg has 40 x 20 pixels \(upright\), but its annotations are for 80 x 40"):
         list(load(tmp_path))
 
 
@@ -159,22 +159,22 @@ def test_images_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> Non
     assert labels is not None
     assert [len(one.classes) for one in labels] == [0, 1]
     annotate(tmp_path / "val" / "annotations.json", "1.jpg")
-    with pytest.raises(DataError, match=r"two images are called 1\.jpg"):
+    with pytest.raises(DataError, match=r"two files match the name 1\.jpg"):
         load(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"image_id": 9}, "annotation 100: image_id 9 is none of the images"),
-        ({"image_id": [0]}, r"annotation 100: image_id \[0\] is none"),
-        ({"category_id": 1}, "annotation 100: category_id 1 is none of the categories"),
+        ({"image_id": 9}, "annotation 100: image_id 9 is not the id of an image"),
+        ({"image_id": [0]}, r"annotation 100: image_id \[0\] is not the id"),
+        ({"category_id": 1}, "annotation 100: category_id 1 is not the id of a category"),
         ({"bbox": None}, "annotation 100: bbox None is not"),
         ({"bbox": [1, 2, 3]}, "annotation 100: bbox .* is not"),
         ({"bbox": [0, 0, float("inf"), 1]}, "annotation 100: bbox .* is not"),
         ({"bbox": [0, 0, -5, 1]}, "annotation 100: bbox .* negative"),
-        ({"bbox": [50, 5, 5, 5]}, r"annotation 100: bbox \[50, 5, 5, 5\] is not in a\.jpg, which has 40 x 20 pixels"),
-        ({"bbox": [0, 0, 100, 5]}, "annotation 100: bbox .* is not in"),
+        ({"bbox": [50, 5, 5, 5]}, r"annotation 100: bbox \[50, 5, 5, 5\] is outside of a\.jpg, which has 40 x 20 pixels"),
+        ({"bbox": [0, 0, 100, 5]}, "annotation 100: bbox .* is outside of"),
         ({"id": "\x1b[2J", "bbox": 1}, r"annotation \\x1b\[2J: bbox 1 is not"),
     ],
 )
@@ -193,7 +193,7 @@ def test_annotations_that_mean_nothing_are_named(tmp_path: Path, changed: dict[s
         (b"\xff", "is not JSON"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"images": [' + b"[]," * 5_000_001 + b"0]}", "more lists and objects than the limit of 5,000,000"),
-        (b"[]", "it holds no object"),
+        (b"[]", "its top level is not an object"),
         (b'{"images": {}}', "it has no list of images"),
         (b'{"images": [{"file_name": "a.jpg"}]}', "one of the images has no id"),
         (b'{"images": [{"id": 1}, {"id": 1}]}', "two of the images have the id 1"),
@@ -218,5 +218,5 @@ def test_images_that_are_missing_and_files_that_compete_are_named(tmp_path: Path
         load(tmp_path)
     assert len(load(tmp_path / "annotations" / "second.json")) == 1
     annotate(tmp_path / "annotations" / "second.json", "a.jpg", annotations=[])
-    with pytest.raises(DataError, match="hold no box"):
+    with pytest.raises(DataError, match="contain no box"):
         load(tmp_path / "annotations" / "second.json")

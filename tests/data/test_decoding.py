@@ -80,10 +80,10 @@ def test_numbers_of_an_unknown_range_are_taken_where_the_range_is_plain(numbers:
 @pytest.mark.parametrize(
     ("numbers", "words"),
     [
-        ([0, 256], "its numbers are 0 to 256, of an unknown range"),
-        ([-1, 3], "its numbers are -1 to 3, of an unknown range"),
-        ([0, np.nan], "not finite"),
-        ([0, np.inf], "not finite"),
+        ([0, 256], "its values, 0 to 256, have an unknown range"),
+        ([-1, 3], "its values, -1 to 3, have an unknown range"),
+        ([0, np.nan], "NaN or infinite"),
+        ([0, np.inf], "NaN or infinite"),
     ],
 )
 def test_other_numbers_are_refused(numbers: list[float], words: str) -> None:
@@ -205,9 +205,9 @@ def test_formats_are_recognized_by_content(start: bytes, kind: str | None) -> No
         (b"%!PS-Adobe-3.0 EPSF-3.0", "PostScript is not supported; convert it to PNG"),
         (b"%PDF-1.7", "PDF is not supported; convert it to PNG"),
         (b'<?xml version="1.0"?>\n<svg xmlns="x">', "SVG is not supported; convert it to PNG"),
-        (b"<!DOCTYPE html><html>", "it is a page of HTML or XML, not an image"),
-        (bytes(100), "it holds zeros, not an image"),
-        (b"a note", "it is not an image in a format that is read"),
+        (b"<!DOCTYPE html><html>", "it is an HTML or XML document, not an image"),
+        (bytes(100), "it contains only zeros"),
+        (b"a note", "it is not an image in a supported format"),
     ],
 )
 def test_other_files_are_named_for_what_they_are(start: bytes, words: str) -> None:
@@ -227,7 +227,7 @@ def test_sizes_are_limited_before_anything_is_decoded(monkeypatch: pytest.Monkey
         UndecodableError, match=f"30000 x 30000 pixels, more than the limit of {MAX_PIXELS // 10**6} megapixels"
     ):
         decode(bitmap(30_000, 30_000))
-    with pytest.raises(UndecodableError, match="1 x 51 pixels, beyond the limit of 50:1 for the aspect ratio"):
+    with pytest.raises(UndecodableError, match="1 x 51 pixels, an aspect ratio above the limit of 50:1"):
         decode(bitmap(1, 51))
     with pytest.raises(UndecodableError, match="it is damaged: image file is truncated"):
         decode(bitmap(1, 50))

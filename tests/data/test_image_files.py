@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from bundler.data import decoding, image_files
-from bundler.data.image_files import digest_of, name_of, printable, read_bytes, read_image
+from bundler.data.image_files import digest_of, name_of, read_bytes, read_image
 from bundler.errors import DataError, UnreadableImageError
 
 
@@ -43,12 +43,12 @@ def test_the_suffix_says_nothing(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("/dev/zero", "it is a device, not a file"),
-        ("/dev/tty", "it is a device, not a file"),
+        ("/dev/zero", "it is a character device, not a regular file"),
+        ("/dev/tty", "it is a character device, not a regular file"),
         ("/nonexistent", "No such file or directory"),
-        ("/", "it is a folder, not a file"),
+        ("/", "it is a folder, not a regular file"),
         ("link.png", "Too many levels of symbolic links"),
-        ("/etc/passwd", "it is not an image in a format that is read"),
+        ("/etc/passwd", "it is not an image in a supported format"),
     ],
 )
 def test_what_links_lead_to_is_named(tmp_path: Path, target: str, words: str) -> None:
@@ -61,7 +61,7 @@ def test_what_links_lead_to_is_named(tmp_path: Path, target: str, words: str) ->
 
 def test_pipes_and_large_files_are_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(UnreadableImageError, match="it is a named pipe, not a file"):
+    with pytest.raises(UnreadableImageError, match="it is a FIFO, not a regular file"):
         read_image(tmp_path / "pipe.png")
     with (tmp_path / "sparse.png").open("wb") as file:
         file.truncate(200 << 30)
@@ -106,11 +106,11 @@ def test_memory_of_the_decoder_is_limited(tmp_path: Path) -> None:
 
 def test_the_decoder_ends_with_its_parent() -> None:
     program = (
-        "import io, os, sys; from pathlib import Path; from PIL import Image; from bundler import image_files as files;"
+        "import io, os, sys; from pathlib import Path; from PIL import Image; from bundler.data import image_files as files;"
         "file = io.BytesIO(); Image.new('RGB', (8, 4)).save(file, 'PNG');"
         "files.decode_image(file.getvalue(), Path('a')); print(files._DECODER._child.pid, flush=True); os.kill(os.getpid(), 9)"
     )
-    root = Path(image_files.__file__).parents[1]
+    root = Path(image_files.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=root, timeout=60)
     child = Path(f"/proc/{int(done.stdout)}/stat")
     for _ in range(200):
@@ -126,7 +126,6 @@ def test_names_stay_on_one_line_and_differ(tmp_path: Path) -> None:
     shown = [name_of(tmp_path / os.fsdecode(name), tmp_path) for name in names]
     assert shown == ["a\\nb", "a\\\\nb", "\\xff", "\\\\xff", "\\u0085", "\\x85", "\\x1b[2J", "café 1.png", "\\r"]
     assert len(set(shown)) == len(names)
-    assert printable("\u202egnp\x1b[2J\n\ud800") == "\\u202egnp\\x1b[2J\\n\\ud800"
 
 
 def test_digests_of_ordinary_names_are_what_sha256sum_lists(tmp_path: Path) -> None:

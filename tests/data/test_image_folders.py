@@ -84,8 +84,8 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     assert names(found, tmp_path) == ["a.png"]
     assert [(path.name, reason) for path, reason in found.unusable] == [
         ("gone.png", "it is a broken link: No such file or directory"),
-        ("pipe.png", "it is a named pipe, not a file"),
-        ("zero", "it is a device, not a file"),
+        ("pipe.png", "it is a FIFO, not a regular file"),
+        ("zero", "it is a character device, not a regular file"),
     ]
 
 

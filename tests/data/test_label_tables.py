@@ -61,7 +61,7 @@ def test_a_list_of_classes_gives_their_order(folder: Path) -> None:
     assert (table.labels, table.classes) == ((0, 1), ("dog", "cat", "eel"))
     with pytest.raises(DataError, match=r"line 2: label fox is not in classes\.txt"):
         read(folder, "a.png,dog\nb.png,fox\n", num_classes=3)
-    with pytest.raises(DataError, match=r"classes\.txt names 3 classes, and the network has 2 classes"):
+    with pytest.raises(DataError, match=r"classes\.txt has 3 class names, but the network has 2 classes"):
         read(folder, "a.png,dog\nb.png,cat\n")
 
 
@@ -69,18 +69,18 @@ def test_a_list_of_classes_gives_their_order(folder: Path) -> None:
     ("text", "words"),
     [
         ("", "labels.csv is empty"),
-        ("filename,label\n", "names no image"),
+        ("filename,label\n", "lists no image"),
         ("filename,label\na.png,0\ngone.png,1\nlost.png,1\n", r"line 3: gone\.png \(and 1 others\) is not in"),
         ("filename,label\n../a.png,0\n", r"line 2: \.\./a\.png is not in"),
         ("filename,label\n/etc/passwd,0\n", r"line 2: /etc/passwd is not in"),
         ("filename,label\n\x1b[2J,0\n", r"line 2: \\x1b\[2J is not in"),
-        ("a.png,0\nb.png,2\n", "line 2: label 2, and the network's classes are 0 to 1"),
-        ("a.png,0\nb.png,-1\n", "line 2: label -1, and the network's classes"),
-        ("a.png,cat\nb.png,dog\ne.jpg,eel\n", r"has 3 classes \(cat, dog, eel\), and the network has 2 classes"),
-        ("a.png,cat\nb.png,dog\na.png,dog\n", r"line 3: a\.png is dog, and cat in line 1"),
-        ("filename,label\na.png\n", "line 2: 1 columns are too few"),
+        ("a.png,0\nb.png,2\n", "line 2: label 2 is not a class of the network \\(0 to 1\\)"),
+        ("a.png,0\nb.png,-1\n", "line 2: label -1 is not a class of the network"),
+        ("a.png,cat\nb.png,dog\ne.jpg,eel\n", r"has 3 classes \(cat, dog, eel\), but the network has 2 classes"),
+        ("a.png,cat\nb.png,dog\na.png,dog\n", r"line 3: a\.png is dog, but cat in line 1"),
+        ("filename,label\na.png\n", "line 2: at least 2 columns are needed"),
         ("filename,label\na.png,\n", "line 2: the label is empty"),
-        ("a.png,0,1\n", "line 1: 3 columns, without headings"),
+        ("a.png,0,1\n", "line 1: 3 columns without a header"),
         ('filename,label\na.png,0\n"b.png,1\n', "line 3: unexpected end of data"),
         (b"a.png,0\nb.png,\xe9\n", "line 2: it is not UTF-8"),
         (b"a.png\0,0\n", "line 1: a.png.x00 is not in"),
@@ -104,5 +104,5 @@ def test_a_csv_file_takes_the_place_of_class_folders(folder: Path) -> None:
     read(folder, "a.png,cat\nb.png,cat\nc d.png,cat\ne.jpg,dog\n")
     assert load_validation(folder, SMALL, num_classes=2).sha256 != before
     (folder / "second.csv").write_text("x")
-    with pytest.raises(DataError, match=r"has 1 class folders \(images\), and the network has 2 classes"):
+    with pytest.raises(DataError, match=r"has 1 class folders \(images\), but the network has 2 classes"):
         load_validation(folder, SMALL, num_classes=2)

@@ -1,4 +1,4 @@
-"""Pictures for detectors: where labels are looked for, what they mean, and what is refused."""
+"""Images for detectors: where labels are looked for, what they mean, and what is refused."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_labels_are_found_as_tools_lay_them_out(tmp_path: Path, picture: str, la
     (labels,) = pictures.labels
     assert labels.classes.tolist() == [2, 0]
     np.testing.assert_allclose(labels.boxes, [[0.25, 0, 0.75, 0.5], [0, 0.8, 0.2, 1.0]], atol=1e-12)
-    assert str(pictures) == "1 pictures with 2 labelled boxes"
+    assert str(pictures) == "1 images with 2 labelled boxes"
 
 
 def test_of_polygons_the_boxes_around_them_are_taken(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_yaml_file_says_where_the_parts_are_and_how_many_classes(tmp_path: Pat
     assert load(tmp_path).classes == ("cat", "dog", "eel")
     assert [path.name for path in split(tmp_path / source).train.paths] == ["learn.jpg"]
     (tmp_path / "data.yaml").write_text(text.replace(", eel", ""))
-    with pytest.raises(DataError, match=r"data\.yaml names 2 classes, and the network has 3 classes"):
+    with pytest.raises(DataError, match=r"data\.yaml has 2 class names, but the network has 3 classes"):
         load(tmp_path)
 
 
@@ -75,7 +75,7 @@ def test_names_beside_the_labels_are_read(tmp_path: Path, capsys: pytest.Capture
     assert load(tmp_path).classes == ("cat", "dog", "eel")
     (tmp_path / "classes.txt").write_text("cat\n")
     assert load(tmp_path).classes is None
-    assert "classes.txt names 1 classes, and the network has 3" in capsys.readouterr().err
+    assert "classes.txt has 1 class names, but the network has 3 classes" in capsys.readouterr().err
 
 
 def test_labels_lie_over_the_upright_image(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_labels_lie_over_the_upright_image(tmp_path: Path) -> None:
     assert frames[0][0] == (0, 10, 64, 43)
 
 
-def test_of_a_divided_folder_the_validation_pictures_are_measured_on(tmp_path: Path) -> None:
+def test_of_a_divided_folder_the_validation_images_are_measured_on(tmp_path: Path) -> None:
     for part in ("train", "val"):
         write(tmp_path, f"images/{part}/{part}.jpg", f"labels/{part}/{part}.txt", "0 0.5 0.5 0.5 0.5")
     assert [path.name for path in load(tmp_path).paths] == ["val.jpg"]
@@ -129,9 +129,9 @@ def test_to_train_a_fifth_of_a_folder_that_is_not_divided_is_held_out(tmp_path: 
 @pytest.mark.parametrize(
     ("pictures", "words"),
     [
-        (("train/a.jpg", "train/b.jpg"), "has train/ and no val/"),
-        (("images/val/a.jpg",), "has val/ and no train/"),
-        (("a.jpg",), "a single image"),
+        (("train/a.jpg", "train/b.jpg"), "has train/ but no val/"),
+        (("images/val/a.jpg",), "has val/ but no train/"),
+        (("a.jpg",), "only one image"),
         ((), "does not exist"),
     ],
 )
@@ -142,7 +142,7 @@ def test_what_cannot_be_divided_is_refused(tmp_path: Path, pictures: tuple[str, 
         split(tmp_path / "data")
 
 
-def test_pictures_to_learn_from_are_mirrored_by_half_and_resumed_where_they_stopped(tmp_path: Path) -> None:
+def test_images_to_learn_from_are_mirrored_by_half_and_resumed_where_they_stopped(tmp_path: Path) -> None:
     for index in range(12):
         pixels = np.zeros((64, 64, 3), np.uint8)
         pixels[:, :32] = 10 * (index + 1)  # bright on the left
@@ -159,7 +159,7 @@ def test_pictures_to_learn_from_are_mirrored_by_half_and_resumed_where_they_stop
     assert all(picture[0, 0, 0] > 0 for picture in in_order)
 
 
-def test_a_picture_without_a_label_file_shows_nothing_where_others_have_one(tmp_path: Path) -> None:
+def test_an_image_without_a_label_file_shows_nothing_where_others_have_one(tmp_path: Path) -> None:
     write(tmp_path, "a.jpg")
     write(tmp_path, "b.jpg", "b.txt", "1 0.5 0.5 0.5 0.5")
     write(tmp_path, "c.jpg", "c.txt", "")
@@ -173,13 +173,13 @@ def test_without_any_label_file_there_are_no_labels(tmp_path: Path) -> None:
     write(tmp_path, "class/a.jpg")
     pictures = load(tmp_path)
     assert (pictures.labels, pictures.labelled_boxes) == (None, None)
-    assert "pictures without labels (no .txt beside them, or in labels/ beside images/; no COCO JSON)" in str(pictures)
+    assert "images without labels (no .txt beside them or in labels/ beside images/; no COCO JSON)" in str(pictures)
 
 
 @pytest.mark.parametrize(
     ("size", "frame"), [((40, 20), (0, 16, 64, 32)), ((20, 80), (24, 0, 16, 64)), ((64, 64), (0, 0, 64, 64))]
 )
-def test_the_frame_is_where_the_picture_lies_in_the_input(
+def test_the_frame_is_where_the_image_lies_in_the_input(
     tmp_path: Path, size: tuple[int, int], frame: tuple[int, int, int, int]
 ) -> None:
     write(tmp_path, "a.png", size=size)
@@ -204,17 +204,17 @@ def test_the_digest_covers_labels_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("0 0.5 0.5 0.5", r"a\.txt, line 1: 4 numbers instead of 5"),
+        ("0 0.5 0.5 0.5", r"a\.txt, line 1: expected 5 numbers"),
         ("0 0.5 0.5 0.5 0.5\n\n0 0.5 0.5 0.5 0.5 0.9", r"a\.txt, line 3: 6 numbers instead of 5; .* confidence"),
-        ("0 0.1 0.1 0.2 0.1 0.2 0.3 0.4", r"a\.txt, line 1: 8 numbers"),
-        ("0 0.1 0.1 0.2 0.1 0.2 3", r"0\.1 0\.1 0\.2 0\.1 0\.2 3 is no box in an image"),
+        ("0 0.1 0.1 0.2 0.1 0.2 0.3 0.4", r"a\.txt, line 1: expected 5 numbers"),
+        ("0 0.1 0.1 0.2 0.1 0.2 3", r"0\.1 0\.1 0\.2 0\.1 0\.2 3 is not a box within the image"),
         ("dog 0.5 0.5 0.5 0.5", r"could not convert string to float: 'dog'"),
-        ("3 0.5 0.5 0.5 0.5", r"class 3, and the network's are 0 to 2"),
-        ("0.5 0.5 0.5 0.5 0.5", r"class 0\.5, and"),
-        ("0 320 240 64 64", r"320 240 64 64 is no box in an image"),
-        ("0 0.5 0.5 0 0.5", r"0\.5 0\.5 0 0\.5 is no box"),
-        ("0 nan 0.5 0.5 0.5", r"nan 0\.5 0\.5 0\.5 is no box"),
-        ("", r"the 1 label files for .* hold no box"),
+        ("3 0.5 0.5 0.5 0.5", r"3 is not a class of the network \(0 to 2\)"),
+        ("0.5 0.5 0.5 0.5 0.5", r"0\.5 is not a class"),
+        ("0 320 240 64 64", r"320 240 64 64 is not a box within the image"),
+        ("0 0.5 0.5 0 0.5", r"0\.5 0\.5 0 0\.5 is not a box"),
+        ("0 nan 0.5 0.5 0.5", r"nan 0\.5 0\.5 0\.5 is not a box"),
+        ("", r"the 1 label files for .* contain no box"),
     ],
 )
 def test_labels_that_mean_nothing_are_refused(tmp_path: Path, text: str, words: str) -> None:
@@ -230,9 +230,9 @@ def test_a_label_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(DataError, match="holds no image"):
+    with pytest.raises(DataError, match="contains no image"):
         load(tmp_path)
     with pytest.raises(DataError, match="does not exist"):
         load(tmp_path / "nowhere")

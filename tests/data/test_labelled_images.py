@@ -1,4 +1,4 @@
-"""Labelled pictures: which classes they have, how they are divided, and what is refused."""
+"""Labelled images: which classes they have, how they are divided, and what is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Fill = Callable[..., Path]
 
 @pytest.fixture
 def fill(tmp_path: Path) -> Fill:
-    """Write `count` pictures into each class folder, each of one grey, which tells it apart."""
+    """Write `count` images into each class folder, each of one grey, which tells it apart."""
 
     def write(*classes: str, count: int = 5) -> Path:
         for row, name in enumerate(classes):
@@ -33,7 +33,7 @@ def fill(tmp_path: Path) -> Fill:
 
 
 def greys(pictures: LabelledPictures, **options: int) -> list[tuple[int, int]]:
-    """Return each picture's grey and class, in the order of the batches."""
+    """Return each image's grey and class, in the order of the batches."""
     found = []
     for batch, labels in pictures.batches(4, **options):
         assert batch.dtype == np.float32
@@ -123,10 +123,10 @@ def test_the_digest_covers_names_and_bytes(fill: Fill) -> None:
 @pytest.mark.parametrize(
     ("folders", "classes", "words"),
     [
-        (("a", "b"), 3, r"has 2 class folders \(a, b\), and the network has 3 classes"),
-        ((), 3, r"has 0 class folders, and"),
-        (("train/a", "train/b"), 2, r"has train/ and no val/"),
-        (("train/a", "train/b", "val/a", "val/c"), 2, r"train and val differ: b, c"),
+        (("a", "b"), 3, r"has 2 class folders \(a, b\), but the network has 3 classes"),
+        ((), 3, r"has 0 class folders, but"),
+        (("train/a", "train/b"), 2, r"has train/ but no val/"),
+        (("train/a", "train/b", "val/a", "val/c"), 2, r"train and val have different classes: b, c"),
     ],
 )
 def test_folders_that_do_not_fit_are_refused(fill: Fill, folders: tuple[str, ...], classes: int, words: str) -> None:
@@ -138,11 +138,11 @@ def test_missing_empty_lonely_and_broken_are_named(fill: Fill, tmp_path: Path) -
     with pytest.raises(DataError, match="nowhere does not exist"):
         load_validation(tmp_path / "nowhere", SMALL, num_classes=2)
     folder = fill("a", "b", count=1)
-    with pytest.raises(DataError, match=r"a has a single image"):
+    with pytest.raises(DataError, match=r"a has only one image"):
         load_split(folder, SMALL, num_classes=2, seed=0)
     (folder / "b" / "0.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"b/0\.png cannot be read"):
         list(load_validation(folder, SMALL, num_classes=2).batches(2))
     (folder / "b" / "0.png").rename(folder / "b" / "notes.txt")
-    with pytest.raises(DataError, match="b holds no image"):
+    with pytest.raises(DataError, match="b contains no image"):
         load_validation(folder, SMALL, num_classes=2)

@@ -1,4 +1,4 @@
-"""How a picture becomes an input: sizes, proportions, channels, interpolation, and where a picture lies in it."""
+"""How an image becomes an input: sizes, proportions, channels, interpolation, and where an image lies in it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_an_input_that_is_not_square_is_covered_and_the_middle_taken(
 @pytest.mark.parametrize(
     ("size", "frame"), [((100, 50), (0, 8, 96, 48)), ((50, 100), (32, 0, 32, 64)), ((96, 64), (0, 0, 96, 64))]
 )
-def test_a_letterbox_that_is_not_square_holds_the_whole_picture(size: tuple[int, int], frame: tuple[int, ...]) -> None:
+def test_a_letterbox_that_is_not_square_holds_the_whole_image(size: tuple[int, int], frame: tuple[int, ...]) -> None:
     pixels = noise(*size)
     given = Preprocessing(resize=(64, 96), crop=(64, 96), fit="letterbox", interpolation="bilinear", **PLAIN)
     assert given.frame(*size) == frame

@@ -70,7 +70,7 @@ PREPARED = (
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten classes of two pictures."""
+    """Ten classes of two images."""
     folder = tmp_path_factory.mktemp("labelled")
     generator = np.random.default_rng(3)
     for index in range(20):
@@ -93,7 +93,7 @@ def test_top_1_of_each_mode_is_in_the_manifest_and_a_drop_fails_the_build(
     arguments = ("mobilenet_v2", "--target", str(unproved), *small, "--mode", "int8-ptq", "--data", str(labelled))
     arguments += ("--weights", str(tmp_path / "mine.pth"), "--input-size", "64x96", *PREPARED)
     process = run("bundle", *arguments, "--max-drop", "100", "--output", str(tmp_path / "dist"), code=3)
-    assert "Measuring accuracy on 20 pictures of 10 classes" in process.stderr
+    assert "Measuring accuracy on 20 images of 10 classes" in process.stderr
     bundle = tmp_path / "dist" / "arm64-qnnpack" / "mobilenet_v2"
     manifest = read_manifest(bundle)
     (mode,) = manifest.modes
@@ -104,7 +104,7 @@ def test_top_1_of_each_mode_is_in_the_manifest_and_a_drop_fails_the_build(
     assert accuracy.top5 >= accuracy.top1
     assert accuracy.drop is not None
     assert not (bundle / "models" / "fp32.onnx").exists()
-    # Weights that know nothing of these pictures are questioned, twice; what they were given is in the manifest.
+    # Weights that know nothing of these images are questioned, twice; what they were given is in the manifest.
     (suspicion,) = manifest.model.suspicions
     assert "(chance: 10.0%): check the preprocessing first" in suspicion
     assert process.stderr.count(suspicion) == 2

@@ -39,9 +39,9 @@ def found(*objects: tuple[int, Box, float]) -> Detections:
         ([found((0, BOX, 0.9), (0, AWAY, 0.8))], [labels((0, BOX))], (1, 1)),
         # Half of the objects: precision 1 up to recall 0.5, which is 51 of COCO's 101 points.
         ([found((0, BOX, 0.9))], [labels((0, BOX), (0, AWAY))], (51 / 101, 51 / 101)),
-        # One class is found and one is not; a picture without objects where nothing is seen changes nothing.
+        # One class is found and one is not; an image without objects where nothing is seen changes nothing.
         ([found((0, BOX, 0.9)), found()], [labels((0, BOX), (2, AWAY)), labels()], (0.5, 0.5)),
-        # The same box in another picture is no match.
+        # The same box in another image is no match.
         ([found(), found((0, BOX, 0.9))], [labels((0, BOX)), labels((0, AWAY))], (0, 0)),
     ],
 )

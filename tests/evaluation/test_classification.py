@@ -14,14 +14,14 @@ from bundler.data.labelled_images import LabelledPictures, load_validation
 from bundler.data.preprocessing import Preprocessing
 from bundler.errors import AccuracyError
 from bundler.evaluation.accuracy import require_accuracy
-from bundler.evaluation.classification import _ranks, paired_difference, prepare_top1, wilson
+from bundler.evaluation.classification import label_ranks, paired_difference, prepare_top1, wilson
 from bundler.graphs.exported_graph import ExportedGraph, ensure_graph
 
 
 def test_ranks_count_the_classes_that_score_higher_and_equal_ones_before() -> None:
     logits = np.array([[1.0, 3.0, 2.0], [5.0, 5.0, 1.0], [0.0, 0.0, 0.0]], np.float32)
-    assert _ranks(logits, np.array([0, 1, 0])).tolist() == [2, 1, 0]
-    agreed = [int(rank == 0) for rank in _ranks(logits, logits.argmax(1))]
+    assert label_ranks(logits, np.array([0, 1, 0])).tolist() == [2, 1, 0]
+    agreed = [int(rank == 0) for rank in label_ranks(logits, logits.argmax(1))]
     assert agreed == [1, 1, 1]  # numpy's argmax is what counts as right
 
 
@@ -34,7 +34,7 @@ def test_wilsons_interval(right: int, count: int, low: float, high: float) -> No
 
 
 def test_the_interval_of_a_difference_holds_the_truth_nineteen_times_in_twenty() -> None:
-    """Two models that are right 80 % and 77 % of the time, and mostly on the same pictures."""
+    """Two models that are right 80 % and 77 % of the time, and mostly on the same images."""
     generator = np.random.default_rng(0)
     held = 0
     for _ in range(2000):
@@ -50,7 +50,7 @@ COLOURS = ("blue", "green", "red")  # in the order of the folders; the channels 
 
 @pytest.fixture(scope="module")
 def coloured(tmp_path_factory: pytest.TempPathFactory) -> LabelledPictures:
-    """Pictures of one colour each, ten of every class; the tenth green one is red."""
+    """Images of one colour each, ten of every class; the tenth green one is red."""
     folder = tmp_path_factory.mktemp("coloured")
     for label, colour in enumerate(COLOURS):
         (folder / colour).mkdir()
@@ -63,7 +63,7 @@ def coloured(tmp_path_factory: pytest.TempPathFactory) -> LabelledPictures:
 
 
 def colour_graph(path: Path, weights: list[list[float]]) -> ExportedGraph:
-    """Write a graph that scores each class by the picture's mean red, green and blue."""
+    """Write a graph that scores each class by the image's mean red, green and blue."""
     graph = helper.make_graph(
         [
             helper.make_node("GlobalAveragePool", ["image"], ["mean"]),
@@ -79,7 +79,7 @@ def colour_graph(path: Path, weights: list[list[float]]) -> ExportedGraph:
     return ensure_graph(path, opset=13, quantized=False)
 
 
-def test_modes_are_counted_on_the_same_pictures(coloured: LabelledPictures, tmp_path: Path) -> None:
+def test_modes_are_counted_on_the_same_images(coloured: LabelledPictures, tmp_path: Path) -> None:
     fp32 = colour_graph(tmp_path / "fp32.onnx", [[0, 0, 1], [0, 1, 0], [1, 0, 0]])
     int8 = colour_graph(tmp_path / "int8.onnx", [[0, 0, 1], [0, 1, 0], [0, 0, 1]])  # blue passes for red
     test = prepare_top1(fp32, coloured, level="all")
@@ -91,5 +91,7 @@ def test_modes_are_counted_on_the_same_pictures(coloured: LabelledPictures, tmp_
     low, high = record.drop_interval or (0, 0)
     assert 0 < low < 10 / 30 < high
     require_accuracy({"fp32": reference, "int8-ptq": record}, max_drop=33.4)
-    with pytest.raises(AccuracyError, match=r"int8-ptq top-1 63\.33% .*\+33\.33 points lost to FP32 .*; 33 points are allowed"):
+    with pytest.raises(
+        AccuracyError, match=r"int8-ptq top-1 63\.33% .*\+33\.33 points lost to FP32 .*; the limit is 33 points"
+    ):
         require_accuracy({"fp32": reference, "int8-ptq": record}, max_drop=33)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from bundler.data.labelled_images import LabelledPictures, load_validation
 from bundler.data.preprocessing import Preprocessing
-from bundler.evaluation import trials
+from bundler.evaluation import other_preprocessing
 from bundler.evaluation.classification import prepare_top1
 from bundler.evaluation.classification_suspicions import suspect_top1
 from bundler.graphs.exported_graph import ExportedGraph, ensure_graph
@@ -48,7 +48,7 @@ def nearest_colour(path: Path, colours: Sequence[tuple[float, float, float]] = C
 def write_pictures(
     folder: Path, *, names: Sequence[str] = "abcd", colours: Sequence[tuple[float, ...]] = COLOURS, wide: bool = False
 ) -> Path:
-    """Write ten pictures of each colour into a folder of each name; wide ones have it at their edges alone."""
+    """Write ten images of each colour into a folder of each name; wide ones have it at their edges alone."""
     generator = np.random.default_rng(0)
     for name, colour in zip(names, colours, strict=True):
         (folder / name).mkdir(parents=True)
@@ -87,7 +87,7 @@ def test_other_values_and_channels_are_found(tmp_path: Path, preprocessing: Prep
     assert f"100.0% with {options}" in text
 
 
-def test_pictures_that_were_squashed_are_found(tmp_path: Path) -> None:
+def test_images_that_were_squashed_are_found(tmp_path: Path) -> None:
     pictures = load_validation(write_pictures(tmp_path / "val", wide=True), PLAIN, num_classes=4)
     colours = [tuple(0.625 * value + 0.375 * 0.5 for value in colour) for colour in COLOURS]
     text = suspicion(tmp_path, pictures, nearest_colour(tmp_path / "fp32.onnx", colours))  # type: ignore[arg-type]
@@ -99,8 +99,8 @@ def test_folders_that_sort_otherwise_are_found(tmp_path: Path) -> None:
     pictures = load_validation(write_pictures(tmp_path / "val", names=["dog", "cat", "eel", "ant"]), PLAIN, num_classes=4)
     text = suspicion(tmp_path, pictures)
     assert text is not None
-    assert "100.0% with the classes in another order: it takes ant as 3, dog as 0" in text.replace("cat as 1, ", "")
-    assert "in the order of the training: 0 dog, 1 cat, 2 eel, 3 ant" in text
+    assert "100.0% with the classes in another order: it predicts ant as 3, dog as 0" in text.replace("cat as 1, ", "")
+    assert "have the order of the training: 0 dog, 1 cat, 2 eel, 3 ant" in text
 
 
 def test_what_nothing_mends_is_said_to_be_chance(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_what_nothing_mends_is_said_to_be_chance(tmp_path: Path) -> None:
     text = suspicion(tmp_path, load_validation(folder, PLAIN, num_classes=4))
     assert text is not None
     assert "(chance: 25.0%): check the preprocessing first: --mean, --std, --channels, --fit and --resize" in text
-    assert "None of 12 other preprocessings that were tried is significantly better" in text
+    assert "None of 12 tried variants of the preprocessing is significantly better" in text
 
 
 def test_a_good_accuracy_is_not_suspicious(tmp_path: Path) -> None:
@@ -129,12 +129,12 @@ def test_an_accuracy_below_what_the_checkpoint_says_is_suspicious(tmp_path: Path
     text = suspicion(tmp_path, pictures, claims={"best_acc1": 0.985})
     assert text is not None
     assert "FP32 top-1 is 82.50% on val" in text
-    assert "the checkpoint says 98.5% of itself (best_acc1): check the preprocessing first" in text
+    assert "the checkpoint states 98.5% (best_acc1): check the preprocessing first" in text
 
 
 def test_no_more_is_tried_when_the_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials, "SECONDS", 0.0)
+    monkeypatch.setattr(other_preprocessing, "SECONDS", 0.0)
     faint = replace(PLAIN, std=(100.0,) * 3)
     text = suspicion(tmp_path, load_validation(write_pictures(tmp_path / "val"), faint, num_classes=4))
     assert text is not None
-    assert "None of 0 other preprocessings" in text
+    assert "None of 0 tried variants of the preprocessing" in text

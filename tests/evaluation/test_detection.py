@@ -13,7 +13,7 @@ from PIL import Image
 from bundler.data.labelled_boxes import load_detection_pictures
 from bundler.data.preprocessing import Preprocessing
 from bundler.errors import DataError
-from bundler.evaluation.detection import _share, prepare_boxes
+from bundler.evaluation.detection import agreement_share, prepare_boxes
 from bundler.graphs.exported_graph import ExportedGraph, ensure_graph
 from bundler.manifest import BoxesRecord, read_manifest
 from tests.command_line import Run
@@ -25,7 +25,7 @@ PLAIN = Preprocessing(
 
 
 def detector(path: Path, *boxes: tuple[float, ...]) -> ExportedGraph:
-    """Write a graph that sees the same boxes, two classes each, in every picture; as surely as the picture is bright."""
+    """Write a graph that sees the same boxes, two classes each, in every image; as surely as the image is bright."""
     graph = helper.make_graph(
         [
             helper.make_node("ReduceMax", ["image"], ["brightest"], axes=[1, 2, 3], keepdims=1),
@@ -49,7 +49,7 @@ def detector(path: Path, *boxes: tuple[float, ...]) -> ExportedGraph:
 
 
 LEFT, RIGHT = (8, 16, 8, 8, 0.9, 1, 0), (24, 16, 8, 8, 0.9, 0, 1)  # in the input's pixels
-# The same, in shares of a picture of 32 x 16 pixels, which lies between the rows 8 and 24 of the input.
+# The same, in shares of an image of 32 x 16 pixels, which lies between the rows 8 and 24 of the input.
 LABELS = "0 0.25 0.5 0.25 0.5\n1 0.75 0.5 0.25 0.5\n"
 
 
@@ -95,25 +95,25 @@ def test_without_labels_the_boxes_that_do_not_agree_are_lost(tmp_path: Path) -> 
 
 def test_where_fp32_sees_nothing_nothing_is_measured(tmp_path: Path) -> None:
     blind = detector(tmp_path / "fp32.onnx", (8, 16, 8, 8, 0.2, 1, 0))
-    with pytest.raises(DataError, match="FP32 sees nothing in the 4 pictures"):
+    with pytest.raises(DataError, match=r"the FP32 model detects no object above confidence 0\.25 in the 4 images"):
         measured(tmp_path, blind, blind, LABELS)
 
 
 def test_the_interval_of_the_agreement_holds_the_truth_nineteen_times_in_twenty() -> None:
-    """Detections of one picture stand and fall together: three in ten pictures agree by half only, the others wholly."""
+    """Detections of one image stand and fall together: three in ten images agree by half only, the others wholly."""
     generator = np.random.default_rng(0)
     truth, held = 0.7 + 0.3 * 0.5, 0
     for _ in range(200):
         counts = np.full(150, 8)
         agreed = np.where(generator.random(150) < 0.3, 4, 8)
-        _, (low, high) = _share(np.stack([agreed, counts], 1))
+        _, (low, high) = agreement_share(np.stack([agreed, counts], 1))
         held += low <= truth <= high
     assert 0.9 < held / 200 < 0.99
 
 
 @pytest.fixture(scope="module")
 def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pictures with a labelled rectangle each."""
+    """Six images with a labelled rectangle each."""
     folder = tmp_path_factory.mktemp("street")
     generator = np.random.default_rng(5)
     for index in range(6):
@@ -130,7 +130,7 @@ def test_a_detectors_accuracy_is_in_the_manifest(
 ) -> None:
     arguments = ("yolov5n", "--target", str(unproved), *small, "--mode", "int8-ptq", "--data", str(street))
     process = run("bundle", *arguments, "--max-drop", "100", "--output", str(tmp_path / "dist"), code=3)
-    assert "Measuring accuracy on 6 pictures with 6 labelled boxes" in process.stderr
+    assert "Measuring accuracy on 6 images with 6 labelled boxes" in process.stderr
     (mode,) = read_manifest(tmp_path / "dist" / "arm64-qnnpack" / "yolov5n").modes
     assert isinstance(mode.accuracy, BoxesRecord)
     assert mode.accuracy.agreement is not None

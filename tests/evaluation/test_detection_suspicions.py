@@ -28,15 +28,15 @@ def found(tmp_path: Path, graph: ExportedGraph, labels: str | None, claims: dict
 
 def test_where_nothing_is_seen_other_preprocessing_is_the_next_step(tmp_path: Path) -> None:
     graph = detector(tmp_path / "fp32.onnx", faint(LEFT, 0.8 / 255), faint(RIGHT, 0.8 / 255))
-    with pytest.raises(DataError, match="FP32 sees nothing") as caught:
+    with pytest.raises(DataError, match="the FP32 model detects no object") as caught:
         found(tmp_path, graph, None)
-    assert f"Check the preprocessing first: with `{TO_255}`, 8 boxes are seen in 4 pictures." in caught.value.next_step
+    assert f"Check the preprocessing first: with `{TO_255}`, 8 boxes are detected in 4 images." in caught.value.next_step
 
 
 def test_where_nothing_helps_that_is_said(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="FP32 sees nothing") as caught:
+    with pytest.raises(DataError, match="the FP32 model detects no object") as caught:
         found(tmp_path, detector(tmp_path / "fp32.onnx", faint(LEFT, 1e-6)), None)
-    assert "nothing is seen with 10 others that were tried either" in caught.value.next_step
+    assert "none of 10 tried variants gives a detection" in caught.value.next_step
     assert "trained weights" in caught.value.next_step
 
 
@@ -45,7 +45,7 @@ def test_a_poor_map_that_other_preprocessing_mends(tmp_path: Path) -> None:
     graph = detector(tmp_path / "fp32.onnx", elsewhere, faint(LEFT, 0.0001), faint(RIGHT, 0.0001))
     (text,) = found(tmp_path, graph, LABELS)
     assert text.startswith(
-        "FP32 mAP50 is 0.0%: check the preprocessing first. On 4 pictures it is 0.0% as they are prepared now"
+        "FP32 mAP50 is 0.0%: check the preprocessing first. On 4 images it is 0.0% with the current preprocessing"
     )
     assert f"50.0% with `{TO_255}`" in text
 
@@ -53,13 +53,13 @@ def test_a_poor_map_that_other_preprocessing_mends(tmp_path: Path) -> None:
 def test_a_poor_map_that_nothing_mends(tmp_path: Path) -> None:
     (text,) = found(tmp_path, detector(tmp_path / "fp32.onnx", (4, 28, 4, 4, 0.9, 1, 1)), LABELS, {"best_fitness": 0.5})
     assert "mAP50 is 0.0%: check the preprocessing first (--mean" in text
-    assert "The checkpoint says 50.0% of itself" in text
+    assert "The checkpoint states 50.0%" in text
 
 
 def test_classes_in_another_order_are_named(tmp_path: Path) -> None:
     swapped = LABELS.replace("\n1 ", "\n0 ").replace("0 0.25", "1 0.25", 1)
     (text,) = found(tmp_path, detector(tmp_path / "fp32.onnx", LEFT, RIGHT), swapped)
-    assert "finds 8 of 8 labelled boxes, with the classes of the labels in another order: it takes class 0 as 1, 1 as 0" in text
+    assert "detects 8 of 8 labelled boxes, but with the classes in another order: it predicts class 0 as 1, 1 as 0" in text
 
 
 def test_a_good_map_and_no_labels_are_not_suspicious(tmp_path: Path) -> None:

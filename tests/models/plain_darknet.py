@@ -118,7 +118,7 @@ ACTIVATIONS = {
 
 
 def run(text: str, numbers: np.ndarray, x: Tensor) -> Tensor:
-    """Return [boxes, 5 + classes] of one picture [1, 3, H, W], ordered by stride, anchor, row and column."""
+    """Return [boxes, 5 + classes] of one image [1, 3, H, W], ordered by stride, anchor, row and column."""
     outputs: list[Tensor] = []
     boxes: dict[int, Tensor] = {}
     position = 0

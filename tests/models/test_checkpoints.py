@@ -142,11 +142,11 @@ def truncated_safetensors(file: Path, state_dict: dict[str, Tensor]) -> None:
 
 DAMAGED: dict[str, tuple[str, Callable[[Path, dict[str, Tensor]], Any], str]] = {
     "empty": ("mine.pth", lambda file, _: file.touch(), "is empty"),
-    "text": ("mine.pth", lambda file, _: file.write_text("no such file\n"), "is a text file that begins 'no such file'"),
+    "text": ("mine.pth", lambda file, _: file.write_text("no such file\n"), "is a text file that begins with 'no such file'"),
     "zeros": ("mine.pth", lambda file, _: file.write_bytes(bytes(4096)), "begins with zeros"),
-    "truncated": ("mine.pth", truncated, "was cut off"),
+    "truncated": ("mine.pth", truncated, "truncated"),
     "empty safetensors": ("mine.safetensors", lambda file, _: file.touch(), "is empty"),
-    "truncated safetensors": ("mine.safetensors", truncated_safetensors, "was cut off"),
+    "truncated safetensors": ("mine.safetensors", truncated_safetensors, "truncated"),
 }
 
 
@@ -194,7 +194,7 @@ def test_the_number_of_classes_comes_from_the_file(
     assert loaded.num_classes == 10
     assert "10 classes, from the checkpoint's last layer" in loaded.notes
     assert_builds(loaded)
-    with pytest.raises(CheckpointError, match=r"has 10 classes, and --num-classes says 7: classifier\.3\.weight") as refusal:
+    with pytest.raises(CheckpointError, match=r"has 10 classes, but --num-classes is 7: classifier\.3\.weight") as refusal:
         load(tmp_path / "mine.pth", 7)
     assert "--num-classes 10" in refusal.value.next_step
 
@@ -202,7 +202,7 @@ def test_the_number_of_classes_comes_from_the_file(
 def test_a_pickle_that_would_run_code_does_not(load: Callable[..., LoadedWeights], tmp_path: Path) -> None:
     file, marker = tmp_path / "mine.pth", tmp_path / "marker"
     torch.save({"state_dict": RunsCode(marker)}, file)
-    with pytest.raises(CheckpointError, match="holds no state dict"):
+    with pytest.raises(CheckpointError, match="contains no state dict"):
         load(file)
     assert not marker.exists()
     torch.load(file, weights_only=False)  # it is a pickle that runs code
@@ -212,13 +212,13 @@ def test_a_pickle_that_would_run_code_does_not(load: Callable[..., LoadedWeights
 @pytest.mark.parametrize("payload", [[1, 2], {}, {"epoch": 3}, {"state_dict": {"weight": [1.0]}}, torch.ones(3), 7])
 def test_a_file_without_a_state_dict_is_refused(payload: object, load: Callable[..., LoadedWeights], tmp_path: Path) -> None:
     torch.save(payload, tmp_path / "mine.pth")
-    with pytest.raises(CheckpointError, match="holds no state dict"):
+    with pytest.raises(CheckpointError, match="contains no state dict"):
         load(tmp_path / "mine.pth")
 
 
 def test_what_is_no_regular_file_is_not_opened(load: Callable[..., LoadedWeights], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "mine.pth")  # to open it would wait for a writer
-    with pytest.raises(CheckpointError, match="no regular file"):
+    with pytest.raises(CheckpointError, match="not a regular file"):
         load(tmp_path / "mine.pth")
 
 
@@ -226,7 +226,7 @@ def test_what_is_no_regular_file_is_not_opened(load: Callable[..., LoadedWeights
 def test_a_huge_file_is_not_read(name: str, load: Callable[..., LoadedWeights], tmp_path: Path) -> None:
     with (tmp_path / name).open("wb") as file:
         file.truncate(40 * 2**30)
-    with pytest.raises(CheckpointError, match=r"begins with zeros|is a Darknet file|are not read"):
+    with pytest.raises(CheckpointError, match=r"begins with zeros|is a Darknet file|the limit for this model"):
         load(tmp_path / name)
 
 
@@ -237,14 +237,14 @@ def test_values_that_are_not_finite_are_refused(
     spoilt = state_dict["features.3.block.0.0.weight"].clone()
     spoilt.view(-1)[7] = value
     torch.save({**state_dict, "features.3.block.0.0.weight": spoilt}, tmp_path / "mine.pth")
-    with pytest.raises(CheckpointError, match=r"not finite, first in features\.3\.block\.0\.0\.weight"):
+    with pytest.raises(CheckpointError, match=r"NaN or infinite values, first in features\.3\.block\.0\.0\.weight"):
         load(tmp_path / "mine.pth")
 
 
 def test_a_file_that_is_not_there_and_a_folder(load: Callable[..., LoadedWeights], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere\.pth cannot be read: No such file"):
         load(tmp_path / "nowhere.pth")
-    with pytest.raises(CheckpointError, match="cannot be read: Is a directory"):
+    with pytest.raises(CheckpointError, match="cannot be read: it is a folder, not a regular file"):
         load(tmp_path)
 
 
@@ -271,8 +271,8 @@ def test_without_network_auto_is_random_and_loud(
     assert_builds(loaded)
     captured = capsys.readouterr()
     said = " ".join(captured.err.split())
-    assert "the published weights of mobilenet_v3_small cannot be reached" in said
-    assert "RANDOM" in said
+    assert "the published weights of mobilenet_v3_small cannot be downloaded" in said
+    assert "using random weights: predictions are meaningless; pass --weights FILE" in said
     assert captured.out == ""
 
 
@@ -282,13 +282,13 @@ def test_auto_with_another_number_of_classes_is_random_and_loud(
     assert load("auto", 10).source == "random:5"
     said = " ".join(capsys.readouterr().err.split())
     assert "have 1000 classes, not 10" in said
-    assert "RANDOM" in said
+    assert "using random weights: predictions are meaningless; pass --weights FILE" in said
 
 
 def test_without_network_pretrained_is_refused_with_where_to_put_the_file(
     hub: Path, load: Callable[..., LoadedWeights]
 ) -> None:
-    with pytest.raises(CheckpointError, match=r"cannot be reached \(https://download\.pytorch\.org/") as refusal:
+    with pytest.raises(CheckpointError, match=r"cannot be downloaded \(https://download\.pytorch\.org/") as refusal:
         load("pretrained", None)
     assert str(hub) in refusal.value.next_step
     assert list(hub.iterdir()) == []
@@ -380,13 +380,13 @@ def test_a_darknet_file_fits_the_parser(tmp_path: Path) -> None:
     assert (loaded.source, loaded.trained, loaded.num_classes) == ("yolov3.weights", True, 3)
     built = yolov3(weights=loaded.state_dict, num_classes=3).state_dict()
     assert all(torch.equal(built[key], value) for key, value in numbers.items())
-    with pytest.raises(CheckpointError, match=r"numbers left|ends in the layer"):
+    with pytest.raises(CheckpointError, match=r"values more than the model|ends within the layer"):
         from_file(tmp_path / "yolov3.weights", "yolov3", num_classes=4)
     backbone = 20 + 4 * sum(value.numel() for key, value in numbers.items() if key.startswith("backbone."))
     (tmp_path / "darknet53.conv.74").write_bytes((tmp_path / "yolov3.weights").read_bytes()[:backbone])  # as published
-    with pytest.raises(CheckpointError, match="holds the first 52 of 75 convolutions"):
+    with pytest.raises(CheckpointError, match="contains the first 52 of 75 convolutions"):
         from_file(tmp_path / "darknet53.conv.74", "yolov3", num_classes=3)
-    with pytest.raises(CheckpointError, match="no network of Darknet's"):
+    with pytest.raises(CheckpointError, match="not a Darknet network"):
         from_file(tmp_path / "yolov3.weights", "yolov5n", num_classes=3)
 
 

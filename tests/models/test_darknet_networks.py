@@ -64,7 +64,7 @@ def test_a_cfg_and_its_weights_compute_what_an_interpreter_of_them_does(
     (tmp_path / "mine.weights").unlink()
     assert loaded.num_classes == 2
     assert loaded.network is not None
-    assert "as mine.cfg says: " in loaded.network
+    assert "settings of mine.cfg: " in loaded.network
     picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = PLAIN["run"](text, numbers, picture)
@@ -113,42 +113,42 @@ def test_more_or_fewer_anchors_of_each_scale() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("activation=mish", "activation=gelu", r"line 14: activation=gelu of layer 0 \[convolutional\] is not built"),
+        ("activation=mish", "activation=gelu", r"line 14: activation=gelu of layer 0 \[convolutional\] is not supported"),
         ("activation=mish\n", "", r"line 8: activation=logistic of layer 0"),
-        ("filters=32", "filters=16", r"line 10: filters of layer 0 \[convolutional\] is 16, where yolov4 has 32"),
-        ("size=3", "size=5", "size of layer 0 .* is 5, where yolov4 has 3"),
-        ("stride=2", "stride=1", "stride of layer 1 .* is 1, where yolov4 has 2"),
-        ("pad=1", "pad=0", "padding of the convolution is 0; only 1 is built"),
-        ("batch_normalize=1\n", "", "batch_normalize of layer 0 .* is 0, where yolov4 has 1"),
+        ("filters=32", "filters=16", r"line 10: filters of layer 0 \[convolutional\] is 16, not 32 as in yolov4"),
+        ("size=3", "size=5", "size of layer 0 .* is 5, not 3 as in yolov4"),
+        ("stride=2", "stride=1", "stride of layer 1 .* is 1, not 2 as in yolov4"),
+        ("pad=1", "pad=0", "padding of the convolution is 0; only 1 is supported"),
+        ("batch_normalize=1\n", "", "batch_normalize of layer 0 .* is 0, not 1 as in yolov4"),
         ("filters=32", "filters=32\ngroups=2", "groups of the convolution is 2"),
         ("filters=32", "filters=32\ndilation=2", "dilation of the convolution is 2"),
-        ("filters=32", "filters=32\nantialiasing=1", "antialiasing=1 in layer 0 is not built"),
+        ("filters=32", "filters=32\nantialiasing=1", "antialiasing=1 in layer 0 is not supported"),
         ("filters=32", "filters=32\nshare_index=0", "shares its weights"),
         ("filters=32", "filters=32\nfilters=64", "filters is 32 here and 64 in line 11"),
-        ("from=-3", "from=-2", r"from of layer 7 \[shortcut\] is 5, where yolov4 has 4"),
+        ("from=-3", "from=-2", r"from of layer 7 \[shortcut\] is 5, not 4 as in yolov4"),
         ("from=-3", "from=-9", "names a layer that does not come before it"),
-        ("from=-3", "from=-3\nweights_type=per_feature", "weights_type=per_feature is not built"),
+        ("from=-3", "from=-3\nweights_type=per_feature", "weights_type=per_feature is not supported"),
         ("from=-3\nactivation=linear", "from=-3\nactivation=leaky", r"activation=leaky of layer 7 \[shortcut\]"),
-        ("layers = -2", "layers = -1", "layers of layer 3 .* is 2, where yolov4 has 1"),
-        ("layers = -2", "layers = -2,-3", r"layer 3 \[route\] reads 2 layers, where yolov4 reads 1"),
-        ("layers = -2", "layers = -2\ngroups=2", "groups=2 in layer 3 is not built"),
-        ("size=13", "size=11", r"size of layer 112 \[maxpool\] is 11, where yolov4 has 13"),
+        ("layers = -2", "layers = -1", "layers of layer 3 .* is 2, not 1 as in yolov4"),
+        ("layers = -2", "layers = -2,-3", r"layer 3 \[route\] reads 2 layers, not 1 as in yolov4"),
+        ("layers = -2", "layers = -2\ngroups=2", "groups=2 in layer 3 is not supported"),
+        ("size=13", "size=11", r"size of layer 112 \[maxpool\] is 11, not 13 as in yolov4"),
         ("[upsample]\nstride=2", "[upsample]\nstride=4", r"stride of layer 118 \[upsample\] is 4"),
-        ("[upsample]", "[reorg]", r"layer 118 is \[reorg\], where yolov4 has \[upsample\]"),
-        ("classes=80", "classes=80\nnew_coords=1", "new_coords=1 in layer 139 is not built"),
-        ("classes=80", "classes=79", r"filters=255 before a \[yolo\] section, and 3 masks x \(5 \+ 79 classes\) are 252"),
+        ("[upsample]", "[reorg]", r"layer 118 is \[reorg\], not \[upsample\] as in yolov4"),
+        ("classes=80", "classes=80\nnew_coords=1", "new_coords=1 in layer 139 is not supported"),
+        ("classes=80", "classes=79", r"filters=255 before a \[yolo\] section, but 3 masks x \(5 \+ 79 classes\) are 252"),
         ("classes=80", "classes=999999999", "classes=999999999 is not between 1 and 10000"),
-        ("mask = 0,1,2", "mask = 0" + ",0" * 16, "does not choose among num=9"),
-        ("num=9", "num=8", "18 numbers are no widths and heights above 0 of num=8 anchors"),
-        ("mask = 0,1,2", "mask = 0,1,9", "mask=0,1,9 does not choose among num=9"),
-        ("scale_x_y = 1.2", "scale_x_y = nan", "scale_x_y=nan is no number"),
+        ("mask = 0,1,2", "mask = 0" + ",0" * 16, "does not select from num=9"),
+        ("num=9", "num=8", "anchors must be 16 positive numbers"),
+        ("mask = 0,1,2", "mask = 0,1,9", "mask=0,1,9 does not select from num=9"),
+        ("scale_x_y = 1.2", "scale_x_y = nan", "scale_x_y=nan is not a number"),
         ("scale_x_y = 1.2", "scale_x_y = -1", "scale_x_y=-1 is not between 0 and 10"),
-        ("12, 16,", "12, -16,", "above 0"),
-        ("channels=3", "channels=1", "takes 1 channels, not RGB"),
-        ("filters=32", "filters=many", "filters=many is no whole number"),
-        ("filters=32", f"filters={'9' * 5000}", "is no whole number"),
-        ("filters=32", "filters", "filters is no key=value"),
-        ("[net]", "batch=1\n[net]", "line 1: batch=1 stands before the first section"),
+        ("12, 16,", "12, -16,", "positive numbers"),
+        ("channels=3", "channels=1", "input has 1 channels"),
+        ("filters=32", "filters=many", "filters=many is not an integer"),
+        ("filters=32", f"filters={'9' * 5000}", "is not an integer"),
+        ("filters=32", "filters", "filters is not key=value"),
+        ("[net]", "batch=1\n[net]", "line 1: batch=1 precedes the first section"),
         ("[net]", "[net", r"line 1: \[net has no closing bracket"),
         ("[net]", "[yolo]", r"does not begin with the section \[net\]"),
     ],
@@ -166,15 +166,15 @@ def test_another_network_is_refused_by_its_line(before: str, after: str, message
 @pytest.mark.parametrize("count", [0, 1, 50, 161])
 def test_a_cfg_that_was_cut_off_is_refused(count: int) -> None:
     sections = re.split(r"(?m)^(?=\[)", TEXTS["yolov4"])[1:]
-    with pytest.raises(CheckpointError, match=f"it has {count} layers, where yolov4 has 162"):
+    with pytest.raises(CheckpointError, match=f"the cfg has {count} layers, yolov4 has 162"):
         read("".join(sections[: count + 1]))
 
 
 def test_a_relative_is_named() -> None:
     spp = "[net]\n" + "[convolutional]\nfilters=16\n" * 13 + "[yolo]\n" * 2
-    with pytest.raises(CheckpointError, match=r"has 13 convolutions and 2 \[yolo\] sections, as yolov3-tiny has"):
+    with pytest.raises(CheckpointError, match=r"has 13 convolutions and 2 \[yolo\] sections, like yolov3-tiny"):
         read(spp, "yolov3")
-    with pytest.raises(CheckpointError, match="where yolov3 has 32"):
+    with pytest.raises(CheckpointError, match="not 32 as in yolov3"):
         read(TEXTS["yolov4"], "yolov3")
 
 
@@ -208,8 +208,8 @@ def test_the_number_of_classes_follows_from_the_length_and_what_is_assumed_is_sa
     loaded = load(path, "yolov3")
     assert loaded.num_classes == 3
     assert loaded.network is not None
-    assert "those of the published yolov3.cfg are assumed; --cfg FILE.cfg" in loaded.network
-    with pytest.raises(CheckpointError, match="as long as weights with 3 classes are, and 80 were asked for") as refusal:
+    assert "those of the published yolov3.cfg are assumed; pass --cfg FILE.cfg" in loaded.network
+    with pytest.raises(CheckpointError, match="fits 3 classes, not 80") as refusal:
         load(path, "yolov3", num_classes=80)
     assert "--num-classes 3" in refusal.value.next_step
 
@@ -217,10 +217,10 @@ def test_the_number_of_classes_follows_from_the_length_and_what_is_assumed_is_sa
 def test_a_cfg_with_another_number_of_classes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.cfg").write_text(PLAIN["yolov3"](classes=4))
     path = weights_of(tmp_path, 61_570_957 + 3 * 5385)
-    with pytest.raises(CheckpointError, match="as long as weights with 3 classes are, and 4 were asked for") as refusal:
+    with pytest.raises(CheckpointError, match="fits 3 classes, not 4") as refusal:
         load(path, "yolov3", cfg=tmp_path / "mine.cfg")
-    assert refusal.value.next_step == "Give the cfg with which these weights were trained: it has classes=3."
-    with pytest.raises(CheckpointError, match=r"mine\.cfg has classes=4, and --num-classes is 3"):
+    assert refusal.value.next_step == "Pass the cfg with which these weights were trained: it has classes=3."
+    with pytest.raises(CheckpointError, match=r"mine\.cfg has classes=4, but --num-classes is 3"):
         load(path, "yolov3", cfg=tmp_path / "mine.cfg", num_classes=3)
     with pytest.raises(CheckpointError, match=r"nothing\.cfg cannot be read: No such file"):
         load(path, "yolov3", cfg=tmp_path / "nothing.cfg")
@@ -229,10 +229,10 @@ def test_a_cfg_with_another_number_of_classes_is_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        (8_858_734, "as a yolov3-tiny with 80 classes has"),
-        (6_062_814 - 77 * 2310, "as a yolov4-tiny with 3 classes has"),
-        (63_052_381, "as a yolov3-spp with 80 classes has"),
-        (64_429_405, "as a yolov4 with 80 classes has"),
+        (8_858_734, "the number of a yolov3-tiny with 80 classes"),
+        (6_062_814 - 77 * 2310, "the number of a yolov4-tiny with 3 classes"),
+        (63_052_381, "the number of a yolov3-spp with 80 classes"),
+        (64_429_405, "the number of a yolov4 with 80 classes"),
         (42_509_664, r"as yolov4\.conv\.137, the backbone of yolov4"),
     ],
 )

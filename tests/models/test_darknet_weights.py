@@ -114,7 +114,7 @@ def test_a_network_of_ours_takes_exactly_as_many_numbers_as_its_layers_have() ->
     with torch.device("meta"):  # its shapes alone; the numbers would take 250 MB
         yolov3 = load_parser(find_model("yolov3")[1])(num_classes=80)
     shapes = {key: tuple(value.shape) for key, value in yolov3.state_dict().items()}
-    with pytest.raises(CheckpointError, match=r"the model has 62,001,757, the file 0$"):  # as Darknet's yolov3.weights
+    with pytest.raises(CheckpointError, match=r"the model has 62,001,757 values, the file 0$"):  # as Darknet's yolov3.weights
         read_darknet_weights(header(), yolov3.darknet_layers(), shapes, source="yolov3.weights")
 
 
@@ -133,9 +133,9 @@ def test_a_file_truncated_near_a_boundary_names_the_layer_that_is_missing(count:
 
 @pytest.mark.parametrize("index", range(1, len(BOUNDARIES) - 1))
 def test_a_backbone_alone_is_told_from_a_truncated_file(index: int) -> None:
-    """`darknet53.conv.74` holds the first 52 convolutions of a YOLOv3, whole."""
+    """`darknet53.conv.74` contains the first 52 convolutions of a YOLOv3, whole."""
     check_truncated(BOUNDARIES[index], 1)
-    with pytest.raises(CheckpointError, match=f"holds the first {index} of {len(LAYERS)} convolutions") as refusal:
+    with pytest.raises(CheckpointError, match=f"contains the first {index} of {len(LAYERS)} convolutions") as refusal:
         read(counting(BOUNDARIES[index]))
     assert "int8-qat" in refusal.value.next_step
     assert refusal.value.exit_code == 6
@@ -146,9 +146,9 @@ def check_truncated(count: int, bytes_of_the_next: int) -> None:
     index = max(index for index, start in enumerate(BOUNDARIES) if start <= count)
     with pytest.raises(CheckpointError) as refusal:
         read(content)
-    found = f"{LAYERS[index].convolution}, with {count - BOUNDARIES[index]} of its {SIZES[index]} numbers"
-    assert f"mine.weights ends in the layer {found}" in refusal.value.message
-    assert refusal.value.message.endswith(f"the model has {BOUNDARIES[-1]}, the file {count}")
+    found = f"{LAYERS[index].convolution}, with {count - BOUNDARIES[index]} of its {SIZES[index]} values"
+    assert f"mine.weights ends within the layer {found}" in refusal.value.message
+    assert refusal.value.message.endswith(f"the model has {BOUNDARIES[-1]} values, the file {count}")
     assert "--num-classes" in refusal.value.next_step
     assert refusal.value.exit_code == 6
 
@@ -157,17 +157,17 @@ def check_truncated(count: int, bytes_of_the_next: int) -> None:
 def test_an_oversized_file_says_how_much_is_left(left: int) -> None:
     with pytest.raises(CheckpointError, match="larger network or another number of classes") as refusal:
         read(counting(BOUNDARIES[-1] + left))
-    assert f"has {left:,} numbers left after the last layer, last.conv," in refusal.value.message
+    assert f"has {left:,} values more than the model," in refusal.value.message
     assert "--num-classes" in refusal.value.next_step
 
 
 @pytest.mark.parametrize("left", [1, 2, 3])
 def test_a_part_of_a_number_at_the_end_is_damage(left: int) -> None:
-    with pytest.raises(CheckpointError, match=f"has {left} bytes left after the last layer, last.conv: it is damaged"):
+    with pytest.raises(CheckpointError, match=f"has {left} bytes after the last layer, last.conv: it is damaged"):
         read(counting() + bytes(left))
 
 
-# Headers whose count of pictures has the other size
+# Headers whose count of images has the other size
 
 
 @pytest.mark.parametrize(("minor", "layout"), [(0, "<iiiQ"), (1, "<iiiQ"), (2, "<iiiI"), (5, "<iiiI")])
@@ -178,9 +178,9 @@ def test_the_length_tells_the_size_of_the_header(minor: int, layout: str, random
 
 
 def test_a_number_too_many_is_no_other_header(random_model: nn.Module) -> None:
-    with pytest.raises(CheckpointError, match="1 numbers left after the last layer"):
+    with pytest.raises(CheckpointError, match="1 values more than the model"):
         read(header(0, 1) + numbers_of(random_model) + b"\0\0\x80?")
-    with pytest.raises(CheckpointError, match="ends in the layer last"):
+    with pytest.raises(CheckpointError, match="ends within the layer last"):
         read(header(0, 2) + numbers_of(random_model)[:-4])
 
 
@@ -203,7 +203,7 @@ def test_a_file_shorter_than_its_header(length: int) -> None:
 
 
 def test_a_file_of_the_old_version_is_a_whole_header_at_16_bytes() -> None:
-    with pytest.raises(CheckpointError, match=r"ends in the layer stem\.conv, with 0 of its 66"):
+    with pytest.raises(CheckpointError, match=r"ends within the layer stem\.conv, with 0 of its 66"):
         read(header(0, 1))
 
 
@@ -211,7 +211,7 @@ def test_a_file_of_the_old_version_is_a_whole_header_at_16_bytes() -> None:
     "version", [(11, 0, 0), (1001, 0, 0), (0, 1001, 0), (-1, 2, 0), (0, -2, 0), (0, 2, -1), (2**31 - 1, 0, 0)]
 )
 def test_an_implausible_version_is_no_darknet_file(version: tuple[int, int, int]) -> None:
-    with pytest.raises(CheckpointError, match=r"is no Darknet file: its header would be of version") as refusal:
+    with pytest.raises(CheckpointError, match=r"is not a Darknet file: its header would have the version") as refusal:
         read(struct.pack("<iii", *version) + counting()[12:])
     assert ".".join(map(str, version)) in refusal.value.message
     assert "--num-classes" not in refusal.value.next_step
@@ -221,7 +221,7 @@ def test_an_implausible_version_is_no_darknet_file(version: tuple[int, int, int]
     "content", [b"PK\x03\x04" + bytes(500), b"version https://git-lfs.github.com/spec/v1\n", b"<!DOCTYPE html>"]
 )
 def test_another_file_by_that_name_is_no_darknet_file(content: bytes) -> None:
-    with pytest.raises(CheckpointError, match=r"mine\.weights is no Darknet file"):
+    with pytest.raises(CheckpointError, match=r"mine\.weights is not a Darknet file"):
         read(content)
 
 
@@ -238,7 +238,7 @@ def test_another_file_by_that_name_is_no_darknet_file(content: bytes) -> None:
 def test_values_that_are_not_finite_name_their_layer(value: float, position: int, key: str) -> None:
     numbers = np.arange(BOUNDARIES[-1], dtype="<f4")
     numbers[position] = value
-    with pytest.raises(CheckpointError, match=f"mine.weights holds values that are not finite, first in {key}$"):
+    with pytest.raises(CheckpointError, match=f"mine.weights contains NaN or infinite values, first in {key}$"):
         read(header() + numbers.tobytes())
 
 

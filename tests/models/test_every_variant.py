@@ -63,7 +63,7 @@ TRAINED_SQNR_LOSS_DB = 8.0
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A variant's parser, the plain model with the same weights, and what that one answers on the golden pictures."""
+    """A variant's parser, the plain model with the same weights, and what that one answers on the golden images."""
 
     spec: ModelSpec
     parser: Callable[..., Any]
@@ -195,7 +195,7 @@ def test_quantization_aware_training(variant: Variant, pictures: Tensor, folder:
     model.apply(torch.ao.quantization.enable_fake_quant).train()
     for module in model.modules():
         if isinstance(module, nn.Dropout | torchvision.ops.StochasticDepth):
-            module.p = 1e-9  # a block left out for all four pictures has no gradient; chance differs between machines
+            module.p = 1e-9  # a block left out for all four images has no gradient; chance differs between machines
 
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     for batch in pictures[:8].split(4):

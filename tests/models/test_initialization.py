@@ -44,7 +44,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_callers_random_stat
     assert not torch.equal(first["features.0.0.weight"], other["features.0.0.weight"])
 
 
-def test_statistics_come_from_the_pictures(calibration: Tensor) -> None:
+def test_statistics_come_from_the_images(calibration: Tensor) -> None:
     model = build()
     state_dict = random_state_dict(lambda: model, calibration, seed=0)
     convolved = torch.nn.functional.conv2d(calibration, state_dict["features.0.0.weight"], stride=2, padding=1)

@@ -28,8 +28,8 @@ from bundler.errors import CheckpointError
 from bundler.models import module_tensors
 from bundler.models.checkpoint_file import CheckpointFile
 from bundler.models.checkpoint_reader import answer
-from bundler.models.inert_pickle import UnreadableError
 from bundler.models.module_tensors import preferred
+from bundler.models.pickle_interpreter import UnreadableError
 
 VENDOR = """
 import torch
@@ -396,7 +396,7 @@ def test_no_step_of_a_pickle_calls_anything(call: bytes, tmp_path: Path, request
 
 @pytest.mark.parametrize("step", [b"\x82\x01", b"\x83\x01\x00", b"\x84\x01\x00\x00\x00", b"\x97", b"N\x98"])
 def test_steps_that_torch_does_not_write_are_refused(step: bytes) -> None:
-    with pytest.raises(CheckpointError, match=r"its pickle is malformed \(a step [A-Z0-9_]+, which torch does not write"):
+    with pytest.raises(CheckpointError, match=r"its pickle is malformed \(the opcode [A-Z0-9_]+ is not supported"):
         read(with_pickle(b"\x80\x02" + step + b".", bytes_of({})))
 
 
@@ -420,18 +420,18 @@ def changed(**members: bytes | None) -> bytes:
     [
         pytest.param(b"", "is empty (0 bytes)", id="empty"),
         pytest.param(b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer", id="text"),
-        pytest.param(WHOLE[:-100], "its zip archive is damaged or was cut off", id="cut off"),
-        pytest.param(archive_of({}), "holds no checkpoint", id="empty zip"),
+        pytest.param(WHOLE[:-100], "its zip archive is damaged or truncated", id="cut off"),
+        pytest.param(archive_of({}), "contains no checkpoint", id="empty zip"),
         pytest.param(archive_of({"a/data.pkl": b"N.", "b/data.pkl": b"N."}), "2 members data.pkl", id="two roots"),
-        pytest.param(changed(data_pkl=None), "holds no checkpoint", id="no pickle"),
+        pytest.param(changed(data_pkl=None), "contains no checkpoint", id="no pickle"),
         pytest.param(changed(byteorder=b"big"), "byte order is b'big'", id="big-endian"),
         pytest.param(changed(data__0=None), "a cannot be read: its storage data/0 is missing", id="no storage"),
         pytest.param(
             changed(data__1=bytes(31)),
-            "its storage data/1 has 31 bytes, not 4 numbers of 8",
+            "its storage data/1 has 31 bytes, not 4 elements of 8",
             id="short storage",
         ),
-        pytest.param(changed(data__0=b""), "its storage data/0 has 0 bytes, not 6 numbers of 4", id="empty storage"),
+        pytest.param(changed(data__0=b""), "its storage data/0 has 0 bytes, not 6 elements of 4", id="empty storage"),
         pytest.param(changed(data_pkl=b""), "its pickle is malformed", id="empty pickle"),
         pytest.param(changed(data_pkl=b"\x80\x02}q\x00"), "its pickle is malformed", id="pickle without an end"),
     ],
@@ -469,7 +469,7 @@ def test_a_file_from_before_torch_1_6(protocol: int, detector: nn.Module, saved:
 def test_a_file_from_before_torch_1_6_that_was_cut_off(left: int) -> None:
     file = io.BytesIO()
     torch.save(SMALL, file, _use_new_zipfile_serialization=False)
-    with pytest.raises(CheckpointError, match=r"cut off|malformed"):
+    with pytest.raises(CheckpointError, match=r"truncated|malformed"):
         read(file.getvalue()[:left])
 
 
@@ -479,7 +479,7 @@ def test_a_pickle_that_unpacks_to_too_much_is_refused_before_it_is() -> None:
 
 
 def test_tensors_that_take_more_than_the_model_are_refused_before_they_are_read() -> None:
-    with pytest.raises(CheckpointError, match=r"its tensors take [\d,]+ bytes, more than [\d,]+"):
+    with pytest.raises(CheckpointError, match=r"its tensors need [\d,]+ bytes; the limit for this model is [\d,]+"):
         read(bytes_of({"a": torch.zeros(1).expand(2**14, 2**13)}))
 
 
@@ -518,24 +518,24 @@ NEGATIVE = "J\xff\xff\xff\xff"
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"offset": "K\x01"}, "it reaches to number 6 of a storage of 6"),
-        ({"size": "(K\x03K\x03t"}, "it reaches to number 8 of a storage of 6"),
-        ({"stride": "(K\x04K\x01t"}, "it reaches to number 6 of a storage of 6"),
-        ({"count": "K\x05"}, "it reaches to number 5 of a storage of 5"),
-        ({"count": "K\x07"}, "has 24 bytes, not 7 numbers of 4"),
-        ({"kind": "ctorch\nDoubleStorage\n"}, "has 24 bytes, not 6 numbers of 8"),
+        ({"offset": "K\x01"}, "its last element has the index 6 in a storage of 6"),
+        ({"size": "(K\x03K\x03t"}, "its last element has the index 8 in a storage of 6"),
+        ({"stride": "(K\x04K\x01t"}, "its last element has the index 6 in a storage of 6"),
+        ({"count": "K\x05"}, "its last element has the index 5 in a storage of 5"),
+        ({"count": "K\x07"}, "has 24 bytes, not 7 elements of 4"),
+        ({"kind": "ctorch\nDoubleStorage\n"}, "has 24 bytes, not 6 elements of 8"),
         ({"kind": "ctorch\nComplexFloatStorage\n"}, "it is complex"),
-        ({"kind": "cos\nsystem\n"}, "storage is of a kind"),
-        ({"kind": "cmine\nFloatStorage\n"}, "storage is of a kind"),
-        ({"key": "K\x00"}, "storage is of a kind"),
+        ({"kind": "cos\nsystem\n"}, "storage is of an unknown type"),
+        ({"kind": "cmine\nFloatStorage\n"}, "storage is of an unknown type"),
+        ({"key": "K\x00"}, "storage is of an unknown type"),
         ({"key": "X\x09\x00\x00\x00../../etc"}, "data/../../etc is missing"),
         ({"size": "(K\x02t"}, "1 dimensions and 2 strides"),
         ({"size": "(" + "K\x01" * 17 + "t", "stride": "(" + "K\x01" * 17 + "t"}, "17 dimensions and 17 strides"),
-        ({"size": f"({LARGE}K\x01t", "stride": "(K\x00K\x00t"}, "whole numbers that are possible"),
-        ({"size": "(J\xff\xff\xff\x7fK\x03t", "stride": "(K\x00K\x00t"}, "would take more than"),
-        ({"size": "(K\x00J\xff\xff\xff\x7fJ\xff\xff\xff\x7ft", "stride": "(K\x00K\x00K\x00t"}, "would take more than"),
+        ({"size": f"({LARGE}K\x01t", "stride": "(K\x00K\x00t"}, "is not an integer from 0 to"),
+        ({"size": "(J\xff\xff\xff\x7fK\x03t", "stride": "(K\x00K\x00t"}, "would need more than"),
+        ({"size": "(K\x00J\xff\xff\xff\x7fJ\xff\xff\xff\x7ft", "stride": "(K\x00K\x00K\x00t"}, "would need more than"),
         *(
-            ({field: value}, "whole numbers that are possible")
+            ({field: value}, "is not an integer from 0 to")
             for number in (NEGATIVE, HUGE, "\x88", "N", "X\x00\x00\x00\x00", "G\x3f\xf0\x00\x00\x00\x00\x00\x00")
             for field, value in {
                 "offset": number,
@@ -581,7 +581,7 @@ def test_deep_nesting_as_a_key_is_survived(nest: bytes) -> None:
 
 
 def test_too_many_steps_are_refused() -> None:
-    with pytest.raises(CheckpointError, match="more than 2,000,000 steps"):
+    with pytest.raises(CheckpointError, match="more than 2,000,000 opcodes"):
         read(with_pickle(b"\x80\x02" + b"N0" * 1_000_001 + b"N.", WHOLE))
 
 
@@ -604,7 +604,7 @@ def test_deep_modules_are_read_up_to_a_limit() -> None:
 
 def test_modules_that_hold_each_other_exponentially_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module_tensors, "MOST_STEPS", 100_000)
-    with pytest.raises(CheckpointError, match="hold each other too often"):
+    with pytest.raises(CheckpointError, match="refer to each other too often"):
         read(bytes_of(chained(60, ("a", "b"))))
 
 
@@ -673,4 +673,7 @@ def check_tensors_or_refused(program: bytes) -> None:
             pytest.fail(message)
         return
     assert loaded
-    assert all(torch.isfinite(value).all() in (True, False) for value in loaded.values())
+    for value in loaded.values():
+        last = value.storage_offset() + sum((size - 1) * step for size, step in zip(value.shape, value.stride(), strict=True))
+        assert not value.numel() or (last + 1) * value.itemsize <= value.untyped_storage().nbytes()
+        value.clone()  # reads every element

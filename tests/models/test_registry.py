@@ -92,7 +92,7 @@ def test_preprocessing_is_that_of_the_published_weights(name: str) -> None:
     ("mode", "size"), [("RGB", (90, 61)), ("L", (61, 90)), ("RGBA", (75, 75)), ("P", (40, 33)), ("1", (90, 80))]
 )
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_a_picture_becomes_the_numbers_that_torchvision_makes(mode: str, size: tuple[int, int], interpolation: str) -> None:
+def test_an_image_becomes_the_numbers_that_torchvision_makes(mode: str, size: tuple[int, int], interpolation: str) -> None:
     pixels = np.random.default_rng(3).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
     assert_same_numbers(Image.fromarray(pixels).convert(mode), resize=64, crop=56, interpolation=interpolation)
 
@@ -104,7 +104,7 @@ def test_a_picture_becomes_the_numbers_that_torchvision_makes(mode: str, size: t
     margin=st.integers(0, 7),
     interpolation=st.sampled_from(["bilinear", "bicubic"]),
 )
-def test_pictures_of_any_size_become_the_numbers_that_torchvision_makes(
+def test_images_of_any_size_become_the_numbers_that_torchvision_makes(
     width: int, height: int, resize: int, margin: int, interpolation: str
 ) -> None:
     pixels = np.random.default_rng(width * 100 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)

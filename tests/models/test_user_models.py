@@ -51,7 +51,7 @@ def test_without_such_packages_there_is_nothing() -> None:
     assert user_models(taken=()) == []
 
 
-def test_a_parser_is_a_model_with_its_package_and_the_usual_picture(install: Install) -> None:
+def test_a_parser_is_a_model_with_its_package_and_the_usual_image(install: Install) -> None:
     install(GOOD, {"my_net": "own_nets:net"})
     spec = ModelSpec(name="my_net", parser="own_nets:net", resize=256, crop=224)
     assert only() == UserModel(name="my_net", package="own-nets 1.2", spec=spec)
@@ -99,7 +99,7 @@ def test_a_parser_may_be_an_attribute_of_something(install: Install) -> None:
         ("import sys\nsys.exit('no licence')\n", "own_nets:net", "SystemExit: no licence"),
         ("raise RuntimeError('too old\\nfor this machine')\n", "own_nets:net", "RuntimeError: too old for this machine)"),
         ("def net(:\n", "own_nets:net", "SyntaxError: "),
-        (f"{GOOD}net.model_spec = {{'crop': 64}}\n", "own_nets:net", "model_spec of own_nets:net is no ModelSpec"),
+        (f"{GOOD}net.model_spec = {{'crop': 64}}\n", "own_nets:net", "model_spec of own_nets:net is not a ModelSpec"),
     ],
     ids=[
         *("positional", "without is_qat", "one positional", "no kwargs", "one more", "no default", "no callable"),
@@ -131,7 +131,7 @@ def test_a_broken_one_does_not_take_the_others_down(install: Install) -> None:
 def test_a_name_of_the_scope_table_is_not_to_be_had(install: Install) -> None:
     install(GOOD, {"resnet18": "own_nets:net"})
     (model,) = user_models(taken=models())
-    assert model == BrokenModel(name="resnet18", package="own-nets 1.2", reason="the name resnet18 is taken")
+    assert model == BrokenModel(name="resnet18", package="own-nets 1.2", reason="the name resnet18 is already in use")
     assert find_model("resnet18") == models()["resnet18"]
     assert "own_nets" not in sys.modules
 
@@ -141,14 +141,14 @@ def test_a_name_that_is_no_folder_and_no_image_is_refused(install: Install, name
     install(GOOD, {name: "own_nets:net"})
     model = only()
     assert isinstance(model, BrokenModel)
-    assert f"{name!r} names no image" in model.reason
+    assert f"{name!r} is not a valid image name" in model.reason
 
 
 def test_a_name_may_not_be_long_nor_hold_control_characters(install: Install) -> None:
     install(GOOD, {"a" * 101: "own_nets:net", "\x1b[31mred": "own_nets:net"})
     for model in user_models(taken=()):
         assert isinstance(model, BrokenModel)
-        assert "names no image" in model.reason
+        assert "is not a valid image name" in model.reason
         assert model.reason.isprintable()
 
 
@@ -159,7 +159,7 @@ def test_entry_points_that_cannot_be_read_do_not_take_the_others_down(install: I
     (tmp_path / "bad-1.dist-info" / "entry_points.txt").write_text(f"[{GROUP}]\n{text}")
     found = {type(model): model for model in user_models(taken=())}
     assert found[UserModel].name == "my_net"
-    assert found[BrokenModel].package == "a package without a name"
+    assert found[BrokenModel].package == "an unnamed package"
 
 
 def test_entry_points_in_another_encoding_do_not_take_the_others_down(install: Install, tmp_path: Path) -> None:
@@ -187,13 +187,13 @@ def test_an_exception_of_its_own_is_named(install: Install, text: str, reason: s
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ("resize='x', crop=64", "resize is 'x', not a whole number"),
-        ("resize=64, crop=10**9", "crop is 1000000000, not a whole number from 1 to 8192"),
+        ("resize='x', crop=64", "resize is 'x', not an integer"),
+        ("resize=64, crop=10**9", "crop is 1000000000, not an integer from 1 to 8192"),
         ("resize=64, crop=64, num_classes=-1", "num_classes is -1"),
         ("resize=64, crop=64, interpolation='\\x1b[31m'", "interpolation is '\\x1b[31m', not nearest or box or bilinear"),
         ("resize=64, crop=64, task='segmentation'", "task is 'segmentation'"),
         ("resize=64, crop=64, mean=(0, 0)", "mean is (0, 0), not three numbers"),
-        ("resize=64, crop=64, std=(1, 0, 1)", "std holds 0"),
+        ("resize=64, crop=64, std=(1, 0, 1)", "std contains 0"),
         ("resize=64, crop=64, std=(1, float('nan'), 1)", "not three numbers"),
     ],
 )
@@ -210,7 +210,7 @@ def test_of_two_with_the_same_name_the_first_is_used(install: Install) -> None:
     first, second = user_models(taken=())
     assert isinstance(first, UserModel)
     assert first.package == "a-nets 1.2"
-    assert second == BrokenModel(name="my_net", package="b-nets 1.2", reason="the name my_net is taken")
+    assert second == BrokenModel(name="my_net", package="b-nets 1.2", reason="the name my_net is already in use")
     row, spec = find_model("my_net")
     assert (row.name, spec) == ("a-nets 1.2", first.spec)
 

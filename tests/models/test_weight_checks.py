@@ -39,14 +39,14 @@ def test_other_precisions_become_single(kind: torch.dtype, weights: StateDict) -
 @pytest.mark.parametrize(
     ("key", "change", "said"),
     [
-        ("0.weight", lambda value: value * float("nan"), r"not finite, first in 0\.weight"),
-        ("1.bias", lambda value: value + float("inf"), r"not finite, first in 1\.bias"),
-        ("0.weight", lambda value: value.double() * 1e300, "beyond float32's range"),
+        ("0.weight", lambda value: value * float("nan"), r"NaN or infinite values, first in 0\.weight"),
+        ("1.bias", lambda value: value + float("inf"), r"NaN or infinite values, first in 1\.bias"),
+        ("0.weight", lambda value: value.double() * 1e300, "outside of float32's range"),
         ("0.weight", lambda value: value * 1e37, r"values up to .* in 0\.weight, with which float32 overflows"),
-        ("1.running_var", lambda value: value - 2, r"negative variances, first in 1\.running_var \(down to -1\)"),
+        ("1.running_var", lambda value: value - 2, r"negative BatchNorm variances, first in 1\.running_var \(down to -1\)"),
         ("0.weight", torch.zeros_like, "only zeros in 1 of 3 layers, first in 0.weight"),
         ("3.weight", lambda value: torch.full_like(value, 1e-45), "only zeros and denormal numbers"),
-        ("0.weight", lambda value: value.to(torch.int8), r"whole numbers in 0\.weight \(int8\)"),
+        ("0.weight", lambda value: value.to(torch.int8), r"integers in 0\.weight \(int8\)"),
     ],
 )
 def test_bad_weights_are_named(key: str, change: Callable[[Tensor], Tensor], said: str, weights: StateDict) -> None:

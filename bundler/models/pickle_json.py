@@ -1,6 +1,6 @@
-"""What a pickle describes, as JSON: how one process hands it to another without pickling anything.
+"""The records of the pickle interpreter as JSON, with which the child process passes them to its parent.
 
-Compound values are numbered; `[7]` refers to number 7, and everything else stands for itself.
+Compound values are numbered: `[7]` refers to number 7. All other values are written as they are.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
 
-from bundler.models.inert_pickle import Global, Object, Persistent, UnreadableError
+from bundler.models.pickle_interpreter import Global, Object, Persistent, UnreadableError
 
 __all__ = ["from_json", "to_json"]
 
 Json = list[Any]
 
-_MOST_NODES = 200_000  # a yolov5x with its average and its optimizer has 60,000
-_LARGEST = 2**63  # whole numbers beyond are no sizes, and json refuses very long ones
+_MOST_NODES = 200_000  # compound values; a yolov5x with its EMA and its optimizer has 60,000
+_LARGEST = 2**63  # larger integers are no sizes, and json rejects very long ones
 
 
 def to_json(root: object) -> Json:
-    """Return lists, strings and numbers from which `from_json` makes an equal description.
+    """Return lists, strings and numbers from which `from_json` makes equal records.
 
-    Bytes become None: no tensor is made of them. Nesting may be of any depth, and cyclic.
+    Bytes become None: no tensor is read from them. Values may be nested to any depth, and cyclic.
 
     Raises:
         UnreadableError: there are too many compound values.
@@ -35,12 +35,12 @@ def to_json(root: object) -> Json:
         kind = type(value)
         if kind not in _PARTS or id(value) in numbers:
             continue
-        if left or kind in _MUTABLE:  # what cannot be changed later is numbered after its parts
+        if left or kind in _MUTABLE:  # immutable values are numbered after their parts
             numbers[id(value)] = len(nodes)
             nodes.append(value)
             if len(nodes) > _MOST_NODES:
                 raise UnreadableError(f"its pickle describes more than {_MOST_NODES:,} objects")
-        if len(waiting) > 2 * _MOST_NODES:  # deep nesting numbers nothing before its end
+        if len(waiting) > 2 * _MOST_NODES:  # deep nesting numbers no value before its end
             raise UnreadableError(f"its pickle describes more than {_MOST_NODES:,} objects")
         if not left:
             waiting.append((value, True))
@@ -73,10 +73,10 @@ _BYTES = (bytes, bytearray)
 
 
 def from_json(encoded: Json) -> object:
-    """Return the description that `to_json` encoded.
+    """Return the records that `to_json` encoded.
 
     Raises:
-        UnreadableError: it is no such encoding.
+        UnreadableError: `encoded` is not such an encoding.
     """
     try:
         return _decoded(encoded)

@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from bundler.models.inert_json import from_json, to_json
-from bundler.models.inert_pickle import Global, Object, Persistent, UnreadableError
+from bundler.models.pickle_interpreter import Global, Object, Persistent, UnreadableError
+from bundler.models.pickle_json import from_json, to_json
 
 
 def crossed(value: object) -> object:

@@ -1,4 +1,4 @@
-"""Squeeze-and-excitation (Hu et al. 2018) in quantized arithmetic, as MobileNetV3 and EfficientNet have it."""
+"""Quantizable blocks that several model families share: concatenation, and squeeze-and-excitation (Hu et al. 2018)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,22 @@ from bundler.quantization import FloatFunctional, fuse_modules
 
 from torchvision.ops.misc import SqueezeExcitation
 
-__all__ = ["QuantizableSqueezeExcitation"]
+__all__ = ["Concatenate", "QuantizableSqueezeExcitation"]
+
+
+class Concatenate(nn.Module):
+    """Concatenate feature maps [N, C_i, H, W] along the channel dimension to [N, sum of C_i, H, W]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.functional = FloatFunctional()  # torch.cat until the model is converted
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        return self.functional.cat(features, 1)
 
 
 class QuantizableSqueezeExcitation(SqueezeExcitation):  # type: ignore[misc]
-    """torchvision's block whose gate is multiplied in quantized arithmetic."""
+    """torchvision's SqueezeExcitation with a quantizable multiplication; used by MobileNetV3 and EfficientNet."""
 
     chain: ClassVar[tuple[str, ...]] = ("avgpool", "fc1", "activation", "fc2", "scale_activation")
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bundler.graphs.exporter import export_onnx
+from bundler.models.quantizable_blocks import QuantizableSqueezeExcitation
 from bundler.models.registry import find_model, load_parser
-from bundler.models.squeeze_excitation import QuantizableSqueezeExcitation
 from bundler.quantization import calibrate, convert, quantized_engine
 from bundler.targets import TargetProfile
 

@@ -1,4 +1,7 @@
-"""What a pickle describes, as plain records: nothing that it names is imported, and nothing is called."""
+"""A restricted pickle interpreter: it returns plain records of what a pickle would make; nothing is imported or called.
+
+docs/decisions/pickle-interpreter.md compares it with torch's own restricted unpickler.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,16 @@ from typing import Any, BinaryIO
 
 __all__ = ["MOST_STEPS", "Global", "Object", "Persistent", "UnreadableError", "interpret"]
 
-MOST_STEPS = 2_000_000  # of a pickle, and of a search in what it describes; one yolov5x takes 100,000
+MOST_STEPS = 2_000_000  # opcodes of a pickle, and steps of a search in its records; a yolov5x has 100,000
 
 
 class UnreadableError(ValueError):
-    """What is wrong with a file, in words that continue "it cannot be read"."""
+    """Why a file cannot be read; the message continues "FILE cannot be read: "."""
 
 
 @dataclass(frozen=True)
 class Global:
-    """What unpickling would import."""
+    """A class or function that unpickling would import."""
 
     module: str
     name: str
@@ -29,14 +32,14 @@ class Global:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Persistent:
-    """What unpickling would ask torch for: a storage."""
+    """A persistent identifier, with which torch refers to a storage."""
 
     identifier: object
 
 
 @dataclass(eq=False, repr=False, slots=True)
 class Object:
-    """What unpickling would make: by which callable, of which arguments, and what it would fill in. Nothing is called."""
+    """An object that unpickling would make: the callable, its arguments, and the state and items that would be set."""
 
     maker: object
     arguments: object
@@ -48,10 +51,10 @@ _DICT = Global("builtins", "dict")
 
 
 class _Interpreter:
-    """A pickle's stack and memo. Sets become lists and dicts Objects, because even hashing what a pickle holds can crash.
+    """The stack and memo of a pickle machine. Sets become lists and dicts become Objects: hashing untrusted values can crash.
 
-    pickle.Unpickler with a find_class that imports nothing would call nothing either, but nine bytes can make it take all
-    memory (a large memo index), and tuples in tuples as a key of a dict make it overflow the C stack.
+    pickle.Unpickler with a find_class that imports nothing would not execute anything either, but a file of nine bytes can make
+    it allocate all memory (a large memo index), and deeply nested tuples as a dict key overflow the C stack.
     """
 
     def __init__(self) -> None:
@@ -60,16 +63,16 @@ class _Interpreter:
         self._memo: dict[int, object] = {}
 
     def run(self, program: bytes | BinaryIO) -> object:
-        """Return what the pickle describes; ValueError or IndexError if it is malformed."""
+        """Return the pickle's root; ValueError or IndexError if it is malformed."""
         for step, (opcode, argument, _) in enumerate(pickletools.genops(program)):
             if step > MOST_STEPS:
-                raise UnreadableError(f"more than {MOST_STEPS:,} steps")
+                raise UnreadableError(f"more than {MOST_STEPS:,} opcodes")
             if opcode.name in _STEPS:
                 _STEPS[opcode.name](self)
             elif opcode.name in _STEPS_WITH_ARGUMENT:
                 _STEPS_WITH_ARGUMENT[opcode.name](self, argument)
             elif opcode.name not in _WITHOUT_EFFECT:
-                raise UnreadableError(f"a step {opcode.name}, which torch does not write")
+                raise UnreadableError(f"the opcode {opcode.name} is not supported")
         return self._stack.pop()
 
     def push(self, value: object) -> None:
@@ -106,20 +109,20 @@ class _Interpreter:
 
     def recall(self, index: int) -> None:
         if index not in self._memo:
-            raise UnreadableError("it refers to something that it does not hold")
+            raise UnreadableError("it refers to a memo entry that does not exist")
         self._stack.append(self._memo[index])
 
     def extend(self, elements: list[object]) -> None:
         target = self._stack[-1]
         if isinstance(target, list):
             target.extend(elements)
-        elif not isinstance(target, Object):  # what an object appends to itself is of no interest
-            raise UnreadableError("it appends to something that is no list")
+        elif not isinstance(target, Object):  # items of list-like objects are ignored
+            raise UnreadableError("it appends to a value that is not a list")
 
     def set_items(self, flat: Sequence[object]) -> None:
         target = self._stack[-1]
         if not isinstance(target, Object):
-            raise UnreadableError("it sets items of something that has none")
+            raise UnreadableError("it sets items of a value that is not a dict")
         target.items.extend(_pairs(flat))
 
     def make(self, maker: object, arguments: object) -> None:
@@ -144,13 +147,13 @@ class _Interpreter:
         state = self._stack.pop()
         target = self._stack[-1]
         if not isinstance(target, Object):
-            raise UnreadableError("it sets the state of something that has none")
+            raise UnreadableError("it sets the state of a value that is not an object")
         target.state = state
 
     def name(self) -> None:
         module, name = self.pop_several(2)
         if not (isinstance(module, str) and isinstance(name, str)):
-            raise UnreadableError("it imports something without a name")
+            raise UnreadableError("it imports a class or function whose name is not a string")
         self._stack.append(Global(module, name))
 
     def name_directly(self, names: str) -> None:
@@ -158,16 +161,16 @@ class _Interpreter:
 
 
 def interpret(program: bytes | BinaryIO) -> object:
-    """Return what a pickle describes: numbers, strings, lists, tuples, and Objects for everything that it would make.
+    """Return the root of a pickle: numbers, strings, lists, tuples, and Objects for everything else.
 
-    Of a file, the first pickle from the current position on is read; the position is behind it afterwards.
+    From a file, the pickle at the current position is read; the position is after it when the function returns.
 
     Raises:
-        UnreadableError: it is malformed, takes too many steps, or one that torch does not write.
+        UnreadableError: it is malformed, has too many opcodes, or one that torch.save does not write.
     """
     try:
         return _Interpreter().run(program)
-    except (ValueError, IndexError, DeprecationWarning) as error:  # the last of escapes, where warnings are errors
+    except (ValueError, IndexError, DeprecationWarning) as error:  # DeprecationWarning: invalid escapes, if warnings are errors
         raise UnreadableError(f"its pickle is malformed ({error})") from error
 
 
