@@ -66,12 +66,10 @@ def run_container(
     memory_mib: int,
     labels: Mapping[str, str],
     on_stderr_line: Callable[[str], None],
-    script: str | None = None,
 ) -> RunResult:
     """Run the image's entry point with `command` as arguments, and hand each line of stderr over while it runs.
 
-    With `script`, a path in the container, its Python runs that instead of the runner. The container is removed in any case,
-    also when this program is interrupted.
+    The container is removed in any case, also when this program is interrupted.
 
     Raises:
         ContainerTimeoutError: it ran longer than `timeout_seconds` and was killed.
@@ -80,7 +78,7 @@ def run_container(
     """
     name = f"{LABEL}-{uuid.uuid4().hex[:12]}"
     with _removed_afterwards(engine, name), engine_errors(f"running {reference}"):
-        _create(engine, name, reference, command, launch=launch, memory_mib=memory_mib, labels=labels, script=script)
+        _create(engine, name, reference, command, launch=launch, memory_mib=memory_mib, labels=labels)
         _copy_in(engine, name, launch.programs)
         _start(engine, name, reference)
         _follow(engine, name, timeout_seconds, on_stderr_line)
@@ -116,13 +114,10 @@ def _create(
     launch: Launch,
     memory_mib: int,
     labels: Mapping[str, str],
-    script: str | None,
 ) -> None:
     api = engine.client.api
     image = asked(engine, lambda: engine.client.images.get(reference)).attrs
     program = list(image["Config"]["Entrypoint"] or ())
-    if script is not None:
-        program[-1] = script
     # Copying programs in needs a writable root file system; there is no mount, since the engine may be on another machine.
     limits = api.create_host_config(
         init=True,  # a crashing emulator that is process 1 waits for ever for its own signal

@@ -23,5 +23,5 @@ def write_archive(folder: Path, archive: Path, *, root: str) -> None:
             content = path.read_bytes()
             entry = tarfile.TarInfo(f"{root}/{path.relative_to(folder).as_posix()}")
             entry.size = len(content)
-            entry.mode = 0o755 if path.name == "runner.py" else 0o644
+            entry.mode = 0o644
             tar.addfile(entry, io.BytesIO(content))

@@ -81,7 +81,7 @@ def test_the_runner_finds_no_module_beside_it_and_little_of_the_environment(
     assert "PYTHONPATH" not in result.stdout
     assert "OMP_NUM_THREADS" in result.stdout
     assert str(Path.home()) not in result.stdout.split("]")[1].split()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["beside.py", "runner.py"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["beside.py", "device.pyz"]
 
 
 def test_it_gets_no_more_memory_than_its_target_has_twice(runner: Runner) -> None:

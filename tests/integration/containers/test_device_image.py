@@ -50,7 +50,7 @@ def test_two_assemblies_have_one_digest(
     again = assemble_image(
         amd64,
         bundle=bundle,
-        files=("models/double.onnx", "runner.py"),
+        files=("models/double.onnx", "device.pyz"),
         reference=amd64_archive.reference,
         labels={"org.opencontainers.image.title": "a test"},
         base_image=None,
@@ -115,7 +115,7 @@ def _is_right(run: RunResult, machine: str, profile: TargetProfile) -> None:
         "machine": machine,
         "user": [10001, 10001],
         "output": [2.0, 4.0, 6.0],
-        "arguments": ["/opt/bundle/runner.py", "selftest"],
+        "arguments": ["/opt/bundle/device.pyz", "selftest"],
         "versions": [requirement.partition("==")[2] for requirement in profile.runtime.requirements],
     }
     assert "telemetry" not in run.stderr
@@ -137,7 +137,7 @@ def _on(base_image: str, profile: TargetProfile, bundle: Path, engine: Engine, w
     return assemble_image(
         profile,
         bundle=bundle,
-        files=("runner.py", "models/double.onnx"),
+        files=("device.pyz", "models/double.onnx"),
         reference="edge-bundler-test:on-own-base",
         labels={},
         base_image=base_image,
