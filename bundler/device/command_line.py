@@ -23,9 +23,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
-from .answers import PROBE_SCHEMA, Machine, Probe, Selftest, as_json
 from .bundle_files import Bundle, read_bundle
 from .detection_options import CONFIDENCE, IOU, DetectionOptions
 from .device_error import PASSED, UNUSABLE, WRONG, DeviceError
@@ -33,6 +32,9 @@ from .runner_json import OptimizationLevel, Task
 from .sessions import require_numpy
 from .supervision import end_quietly_on_closed_pipe, supervised
 from .tables import figure, table
+
+if TYPE_CHECKING:
+    from .answers import Machine, Selftest
 
 __all__ = ["main"]
 
@@ -138,11 +140,12 @@ def class_numbers(text: str) -> tuple[int, ...]:
     raise argparse.ArgumentTypeError(f"{text!r} is not a list of class numbers, such as 0,2,5")
 
 
-# ---- commands; numpy is loaded once it is needed, so that a missing or broken one is reported
+# ---- commands; modules are loaded by the commands that need them: numpy may be missing, and `info` starts faster
 
 
 def probe(_arguments: argparse.Namespace) -> Report:
     require_numpy()
+    from .answers import PROBE_SCHEMA, Probe, as_json  # noqa: PLC0415
     from .machine import examine_machine  # noqa: PLC0415
 
     machine = examine_machine()
@@ -159,6 +162,7 @@ def selftest(arguments: argparse.Namespace) -> Report:
     modes = bundle.modes(arguments.mode)
     bundle.check_all_files()
     require_numpy()
+    from .answers import as_json  # noqa: PLC0415
     from .selftest import run_selftest  # noqa: PLC0415
 
     answer = run_selftest(bundle, modes)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,9 +87,9 @@ def require_onnxruntime(document: RunnerDocument) -> str:
     found, needed = str(onnxruntime().__version__), document.onnxruntime_minimum
     if _numbers(found) < _numbers(needed):
         python, next_step = document.python_minimum, INSTALL
-        if _numbers(platform.python_version()) < _numbers(python):
+        if sys.version_info[:2] < _numbers(python):
             next_step = (
-                f"No onnxruntime {needed} is made for Python {platform.python_version()}: use Python {python} or newer,"
+                f"No onnxruntime {needed} is made for Python {sys.version.split()[0]}: use Python {python} or newer,"
                 " or the container image that README.md names"
             )
         raise DeviceError(CANNOT_RUN, f"this bundle needs onnxruntime ≥ {needed}, found {found}", next_step)

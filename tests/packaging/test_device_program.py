@@ -20,13 +20,8 @@ def test_the_same_modules_give_the_same_bytes(tmp_path: Path) -> None:
     assert path.read_bytes() == device_program()
     assert device_program_sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
     code = "import sys; from bundler.packaging.device_program import device_program_sha256 as s; print(s())"
-    other = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"TZ": "Asia/Tokyo", "PYTHONHASHSEED": "3"},
-    )
+    elsewhere = {"TZ": "Asia/Tokyo", "PYTHONHASHSEED": "3"}
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=elsewhere)
     assert other.stdout.strip() == device_program_sha256()
 
 
