@@ -40,7 +40,7 @@ def trace_graph(model: Path, inputs: Path, level: OptimizationLevel, count: int)
     tensors = loaded.run(names, {name: batch[:1]}) if names else []  # no names would mean all
     arrays = {OUTPUTS: np.concatenate(outputs), **dict(zip(names, map(sampled, tensors), strict=True))}
     content = io.BytesIO()
-    np.savez_compressed(content, allow_pickle=False, **arrays)
+    np.savez_compressed(content, **arrays)
     return base64.encodebytes(content.getvalue()).decode()
 
 
