@@ -38,7 +38,7 @@ def trace_graph(model: Path, inputs: Path, level: OptimizationLevel, count: int)
     first, *names = [str(output.name) for output in loaded.session.get_outputs()]
     outputs = [loaded.run([first], {name: image[None]})[0] for image in batch]
     tensors = loaded.run(names, {name: batch[:1]}) if names else []  # no names would mean all
-    arrays = {OUTPUTS: np.concatenate(outputs), **dict(zip(names, map(sampled, tensors), strict=True))}
+    arrays: dict[str, Any] = {OUTPUTS: np.concatenate(outputs), **dict(zip(names, map(sampled, tensors), strict=True))}
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
     return base64.encodebytes(content.getvalue()).decode()
