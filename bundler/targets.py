@@ -12,6 +12,7 @@ from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bundler.architecture import Architecture
+from bundler.device.runner_json import OptimizationLevel
 from bundler.errors import TargetProfileError, UnknownTargetError
 from bundler.plain_files import read_regular
 from bundler.resources import resource
@@ -31,8 +32,6 @@ __all__ = [
     "load_target",
     "load_targets",
 ]
-
-OptimizationLevel = Literal["disabled", "basic", "extended", "all"]
 
 # Every text field has a pattern and every field a bound, because the values become arguments of other programs.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]  # also a tag of the device image

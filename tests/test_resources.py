@@ -13,7 +13,12 @@ import pytest
 from bundler.resources import resource
 
 ROOT = Path(__file__).parents[1]
-NAMES = ["targets/arm64-qnnpack.toml", "templates/runner.py", "templates/README.md.j2", "docker/setup-engine.sh", "docker/base"]
+NAMES = [
+    "targets/arm64-qnnpack.toml",
+    "templates/README.md.j2",
+    "docker/setup-engine.sh",
+    "docker/base",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -28,7 +28,7 @@ __all__ = ["command"]
     help="Directory of bundles, searched if no BUNDLES are given.",
 )
 @click.option("--base-image", metavar="IMAGE", help="What the device image begins with, for bundles that were built on one.")
-@click.option("--trust-bundle", is_flag=True, help="Without an engine, execute a runner.py of another version on this host.")
+@click.option("--trust-bundle", is_flag=True, help="Without an engine, execute another version's device program on this host.")
 @click.option("--explain", is_flag=True, help="Compare torch and ONNX Runtime, tensor by tensor, here and on arm64.")
 @click.option("--json", "as_json", is_flag=True, help="Print the evidence as JSON.")
 @click.pass_context
@@ -51,8 +51,8 @@ def command(
     executed now and says more than the bundle's record, or contradicts it, is written into the bundle; what could not be
     executed replaces nothing.
 
-    The runner is executed in a container without a network. Without an engine it is executed on this host, if it is the one
-    that this version of bundler writes, or with --trust-bundle.
+    The device program is executed in a container without a network. Without an engine it is executed on this host, if it is
+    the one that this version of bundler writes, or with --trust-bundle.
 
     \b
     Examples:

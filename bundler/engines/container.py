@@ -57,7 +57,6 @@ class ContainerRequest:
         timeout_seconds: after which the container is killed.
         memory_mib: limit on memory, in MiB; there is no swap beyond it.
         labels: of the container, beside those by which `bundler doctor --clean` finds it.
-        script: path in the container of a Python program to run in place of the entry point's own program.
     """
 
     image: str
@@ -66,7 +65,6 @@ class ContainerRequest:
     timeout_seconds: float
     memory_mib: int
     labels: Mapping[str, str] = field(default_factory=dict)
-    script: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +120,6 @@ def _create(engine: Engine, name: str, request: ContainerRequest) -> None:
     api = engine.client.api
     image = call_engine(engine, lambda: engine.client.images.get(request.image)).attrs
     program = list(image["Config"]["Entrypoint"] or ())
-    if request.script is not None:
-        program[-1] = request.script
     # Programs are copied, which needs a writable root file system: a mount does not reach an engine on another machine.
     limits = api.create_host_config(
         init=True,  # as process 1, an emulator that crashes would wait for its own signal without end

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,8 +9,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from bundler.device.numerics import informative_problem, outputs_sha256, sqnr_db
+from bundler.device.sessions import OPTIMIZATION_LEVELS, session_options
 from bundler.errors import ExportError
-from bundler.graphs.comparison import informative_problem, sqnr_db
 from bundler.graphs.exported_graph import INPUT, ExportedGraph
 from bundler.targets import ExportProfile, OptimizationLevel
 
@@ -33,13 +33,6 @@ NOISE_MARGIN = 10  # times the median of quantization noise, which torch and ONN
 # from the reference (after training, at 20 to 31 dB), healthy networks lost from -9 to +6 dB, and were 20 to 29 dB apart.
 CLOSE_DB = 15.0
 
-_LEVELS: dict[OptimizationLevel, ort.GraphOptimizationLevel] = {
-    "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
-    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class TorchAgreement:
@@ -55,9 +48,7 @@ def runnable(graph: ExportedGraph, level: OptimizationLevel) -> Callable[[Output
     An x86 without VNNI adds INT8 products in pairs with saturation; `session.x64quantprecision` avoids that here, so that the
     outputs are the exact ones on whatever machine the bundle is built.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = _LEVELS[level]
+    options = session_options(level)
     options.add_session_config_entry("session.x64quantprecision", "1")
     session = ort.InferenceSession(graph.path, options, providers=["CPUExecutionProvider"])
 
@@ -69,7 +60,7 @@ def runnable(graph: ExportedGraph, level: OptimizationLevel) -> Callable[[Output
 
 
 def run_reference(graph: ExportedGraph, inputs: Outputs, level: OptimizationLevel) -> Outputs:
-    """Run a graph picture by picture, as the device runner does; inputs float32 [N, 3, H, W].
+    """Run a graph picture by picture, as the device program does; inputs float32 [N, 3, H, W].
 
     Raises:
         ExportError: it computes in integers, and a batch gives other outputs than its pictures one by one.
@@ -87,16 +78,11 @@ def run_reference(graph: ExportedGraph, inputs: Outputs, level: OptimizationLeve
 
 def digest_at_each_level(graph: ExportedGraph, inputs: Outputs) -> dict[OptimizationLevel, str]:
     """Return the sha256 of the outputs at each graph optimization level; a runtime that fuses less computes in float."""
-    return {level: outputs_sha256(_one_by_one(runnable(graph, level), inputs)) for level in _LEVELS}
+    return {level: outputs_sha256(_one_by_one(runnable(graph, level), inputs)) for level in OPTIMIZATION_LEVELS}
 
 
 def _one_by_one(run: Callable[[Outputs], Outputs], inputs: Outputs) -> Outputs:
     return np.concatenate([run(inputs[index : index + 1]) for index in range(len(inputs))])
-
-
-def outputs_sha256(outputs: NDArray[np.float32]) -> str:
-    """Return the digest as the device runner computes it: of the little-endian float32 values in their order."""
-    return hashlib.sha256(outputs.astype("<f4").tobytes()).hexdigest()
 
 
 def require_informative(model: str, outputs: NDArray[np.float32]) -> None:

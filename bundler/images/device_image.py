@@ -16,6 +16,7 @@ from docker.errors import APIError, ImageNotFound
 
 from bundler import console
 from bundler.architecture import Architecture
+from bundler.device.runner_json import PROGRAM
 from bundler.engines.container_engine import ENGINE_FAILURES, Engine, call_engine, engine_errors
 from bundler.errors import EngineUnavailableError, ImageError
 from bundler.files.atomic_write import atomic_write
@@ -225,7 +226,7 @@ def _config(profile: TargetProfile, base: BaseImage, layers: Sequence[Layer], la
             "config": {
                 "User": profile.image.user,
                 "Env": [f"{name}={value}" for name, value in environment.items()],
-                "Entrypoint": [base.python, f"/{BUNDLE}/runner.py"],
+                "Entrypoint": [base.python, f"/{BUNDLE}/{PROGRAM}"],
                 "Cmd": ["selftest"],
                 "WorkingDir": f"/{BUNDLE}",
                 "Labels": {**labels, "edge-bundler.target": profile.name},

@@ -28,5 +28,4 @@ def write_archive(folder: Path, archive: Path, *, root: str) -> None:
 
 def _members(folder: Path, root: str) -> Iterator[Member]:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        mode = 0o755 if path.name == "runner.py" else 0o644
-        yield Member(name=f"{root}/{path.relative_to(folder).as_posix()}", mode=mode, source=path)
+        yield Member(name=f"{root}/{path.relative_to(folder).as_posix()}", mode=0o644, source=path)

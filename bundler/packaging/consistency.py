@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from bundler.device.runner_json import RunnerDocument
 from bundler.manifest import Manifest
 from bundler.packaging.plain_tree import open_file
-from bundler.packaging.runner_document import RunnerDocument
 
 __all__ = ["array_problem", "array_problems", "disagreements"]
 

@@ -400,7 +400,7 @@ def _set_modes(bundle: Path) -> None:
     """Set the modes that the files have in the archive, whatever the umask was."""
     bundle.chmod(0o755)
     for path in bundle.rglob("*"):
-        path.chmod(0o755 if path.is_dir() or path.name == "runner.py" else 0o644)
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _is_full(folder: Path) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from bundler.device.runner_json import PROGRAM, RUNNER_JSON
 from bundler.errors import BundleDamagedError
 from bundler.manifest import MANIFEST_BYTES
 from bundler.packaging.checksums import CHECKSUMS, CHECKSUMS_BYTES
@@ -30,17 +31,17 @@ __all__ = [
     "refusal",
 ]
 
-# What a bundle may contain. Python imports modules from the directory of its program: no other file is harmless there.
+# What a bundle may contain; a file of any other name is refused.
 FILES = frozenset(
     {CHECKSUMS, "Dockerfile", "README.md", "compose.yaml", "manifest.json", "report.html", "requirements.txt"}
-    | {"runner.json", "runner.py"}
+    | {RUNNER_JSON, PROGRAM}
 )
 FOLDERS: Mapping[str, tuple[str, ...]] = {"golden": (".npy", ".onnx"), "ledger": (".npz",), "models": (".onnx",)}
 
 LARGEST_FILE = 2**31  # bytes; the limit of protobuf, and so of ONNX files
 LARGEST_BUNDLE = 2**33
 LARGEST_DOCUMENT = 64 * 2**20  # bytes; of files in the top directory other than these
-DOCUMENTS: Mapping[str, int] = {CHECKSUMS: CHECKSUMS_BYTES, "manifest.json": MANIFEST_BYTES, "runner.json": RUNNER_BYTES}
+DOCUMENTS: Mapping[str, int] = {CHECKSUMS: CHECKSUMS_BYTES, "manifest.json": MANIFEST_BYTES, RUNNER_JSON: RUNNER_BYTES}
 MOST_ENTRIES = 200
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from bundler.device.runner_json import PROGRAM, RUNNER_JSON, RunnerDocument
 from bundler.errors import BundleDamagedError
 from bundler.manifest import Manifest, parse_manifest
 from bundler.packaging.checksums import CHECKSUMS, parse_checksums
 from bundler.packaging.consistency import array_problems, disagreements
 from bundler.packaging.plain_tree import LARGEST_FILE, belongs, largest, open_bundle, open_file, plain_tree, refusal
-from bundler.packaging.runner_document import RunnerDocument, parse_runner_document
+from bundler.packaging.runner_document import read_runner_document
 
 __all__ = ["CheckedBundle", "check_bundle"]
 
@@ -35,11 +36,11 @@ class CheckedBundle:
 
     @property
     def image_files(self) -> tuple[str, ...]:
-        """The names of what goes into the image, sorted."""
-        return tuple(sorted([*self.runner.files, "runner.json"]))
+        """The names of what goes into the device image, sorted."""
+        return tuple(sorted([*self.runner.files, RUNNER_JSON]))
 
     def copy_to(self, folder: Path) -> None:
-        """Copy what was checked, and nothing else, into a new folder; files get the modes that a build gives them.
+        """Copy what was checked, and nothing else, into a new folder; files get the mode that a build gives them.
 
         Raises:
             BundleDamagedError: a file is no longer the one that was checked.
@@ -71,10 +72,11 @@ def check_bundle(directory: Path) -> CheckedBundle:
     """
     with open_bundle(directory) as root:
         sizes = plain_tree(directory, root)
+        _require_layout(directory, sizes)
         listed = _listed(directory, root)
         documents = {"manifest.json": _document(directory, root, "manifest.json", "a manifest")}
         manifest = parse_manifest(documents["manifest.json"], directory / "manifest.json")
-        documents["runner.json"] = _document(directory, root, "runner.json", "usable")
+        documents[RUNNER_JSON] = _document(directory, root, RUNNER_JSON, "usable")
         problems = [f"{name} is missing" for name in sorted(listed.keys() - sizes)]
         problems += [f"{name} is not in {CHECKSUMS}" for name in sorted(sizes.keys() - listed.keys() - {CHECKSUMS})]
         for name in sorted(sizes.keys() & listed.keys()):
@@ -84,11 +86,20 @@ def check_bundle(directory: Path) -> CheckedBundle:
                 problems.append(f"{name} has changed")
         if problems:
             raise refusal(directory, problems)
-        runner = parse_runner_document(documents["runner.json"], directory / "runner.json")
+        runner = read_runner_document(documents[RUNNER_JSON], directory / RUNNER_JSON)
         problems = [*disagreements(manifest, runner, listed, sizes), *array_problems(root, sizes)]
         if problems:
             raise refusal(directory, problems)
     return CheckedBundle(directory=directory, manifest=manifest, runner=runner, digests=listed)
+
+
+def _require_layout(directory: Path, sizes: Mapping[str, int]) -> None:
+    """Refuse a bundle of edge-bundler 0.1, whose device program was the file `runner.py`."""
+    if "runner.py" in sizes and PROGRAM not in sizes:
+        raise BundleDamagedError(
+            f"{directory} was built by an earlier version: its device program is runner.py, not {PROGRAM}",
+            next_step="Build it again with this version (`bundler bundle`), or verify it with the version that built it.",
+        )
 
 
 def _listed(directory: Path, root: int) -> Mapping[str, str]:
@@ -129,7 +140,7 @@ def _copy(root: int, path: str, destination: Path) -> str:
         return ""
     with source, destination.open("xb") as copy:
         digest = _digest_of(source, copy)
-    destination.chmod(0o755 if path == "runner.py" else 0o644)
+    destination.chmod(0o644)
     return digest
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +12,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bundler.device.numerics import sqnr_db
+from bundler.device.runner_json import (
+    RUNNER_JSON,
+    RUNNER_SCHEMA,
+    BundleMode,
+    GoldenFiles,
+    KnownAnswerFiles,
+    RunnerDocument,
+    Tolerances,
+)
 from bundler.files.sha256 import sha256_of
-from bundler.graphs.comparison import sqnr_db
 from bundler.graphs.exported_graph import INPUT, OUTPUTS, ExportedGraph
 from bundler.graphs.known_answer import write_known_answer
 from bundler.models.specs import Mode, Task
-from bundler.resources import resource
+from bundler.packaging.device_program import write_device_program
 from bundler.targets import TargetProfile
 
 __all__ = ["GoldenMode", "StagedBundle", "model_path", "samples_of", "stage"]
@@ -37,9 +44,10 @@ class GoldenMode:
 
 @dataclass(frozen=True, kw_only=True)
 class StagedBundle:
-    """A folder with what the runner reads.
+    """A folder with the device program and all that it reads.
 
-    `files` are the names that go into the image, sorted; `samples` is how many golden pictures the selftest runs of each mode.
+    `files` are the names that go into the device image, sorted; `samples` is on how many golden inputs the selftest runs each
+    mode.
     """
 
     directory: Path
@@ -61,16 +69,16 @@ def stage(
     reference: Outputs,
     modes: Mapping[Mode, GoldenMode],
 ) -> StagedBundle:
-    """Write runner, runner.json and golden files beside the models, which the export has put into `directory/models` already.
+    """Write the device program, runner.json and golden files beside the models, which the export has written already.
 
     Args:
-        directory: of the bundle in the making.
-        identifier: of the bundle.
-        target: its profile gives tolerances, optimization level, and how many golden pictures float is run on.
-        task: tells the runner what the outputs say.
-        inputs: golden pictures, float32 [N, 3, H, W].
+        directory: staging folder of the bundle.
+        identifier: name of the bundle, MODEL-TARGET.
+        target: its profile gives tolerances, optimization level, and on how many golden inputs a mode is run.
+        task: what the outputs are: one score per class, or detections.
+        inputs: golden inputs, float32 [N, 3, H, W].
         reference: FP32 outputs on them, float32 [N, classes] or [N, boxes, 5 + classes].
-        modes: in the order in which the runner executes them.
+        modes: in the order in which the selftest runs them.
     """
     golden = directory / "golden"
     golden.mkdir()
@@ -79,35 +87,34 @@ def stage(
     question, answer = write_known_answer(golden / "known-answer.onnx", opset=target.export.opset)
     _save(golden / "known-answer-inputs.npy", question)
     _save(golden / "known-answer-expected.npy", answer)
-    shutil.copyfile(resource("templates", "runner.py"), directory / "runner.py")
-    (directory / "runner.py").chmod(0o755)
+    write_device_program(directory)
     for mode, expected in modes.items():
         _save(golden / f"{mode}.npy", expected.outputs[: _samples(expected, target)])
     files = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
     runtime = max(expected.graph.runtime for expected in modes.values())
-    document = {
-        "schema": "edge-bundler/runner/1",
-        "bundle": identifier,
-        "input": INPUT,
-        "output": OUTPUTS[task],
-        "task": task,
-        "graph_optimization_level": target.runtime.graph_optimization_level,
-        "onnxruntime_minimum": runtime.onnxruntime,
-        "python_minimum": runtime.python,
-        "golden": {"inputs": "golden/inputs.npy", "reference": "golden/reference.npy"},
-        "known_answer": {
-            "model": "golden/known-answer.onnx",
-            "inputs": "golden/known-answer-inputs.npy",
-            "expected": "golden/known-answer-expected.npy",
-        },
-        "modes": [_mode(mode, expected, reference, target) for mode, expected in modes.items()],
-        "tolerances": target.verification.tolerances.model_dump(),
-        "files": {name: sha256_of(directory / name) for name in files},
-    }
-    (directory / "runner.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    document = RunnerDocument(
+        schema=RUNNER_SCHEMA,
+        bundle=identifier,
+        input=INPUT,
+        output=OUTPUTS[task],
+        task=task,
+        graph_optimization_level=target.runtime.graph_optimization_level,
+        onnxruntime_minimum=runtime.onnxruntime,
+        python_minimum=runtime.python,
+        golden=GoldenFiles(inputs="golden/inputs.npy", reference="golden/reference.npy"),
+        known_answer=KnownAnswerFiles(
+            model="golden/known-answer.onnx",
+            inputs="golden/known-answer-inputs.npy",
+            expected="golden/known-answer-expected.npy",
+        ),
+        modes=tuple(_mode(mode, expected, reference, target) for mode, expected in modes.items()),
+        tolerances=Tolerances(**target.verification.tolerances.model_dump()),
+        files={name: sha256_of(directory / name) for name in files},
+    )
+    (directory / RUNNER_JSON).write_text(document.to_json(), encoding="utf-8")
     return StagedBundle(
         directory=directory,
-        files=tuple(sorted([*files, "runner.json"])),
+        files=tuple(sorted([*files, RUNNER_JSON])),
         samples={mode: _samples(expected, target) for mode, expected in modes.items()},
     )
 
@@ -119,21 +126,21 @@ def _save(path: Path, array: NDArray[Any]) -> None:
     path.write_bytes(content.getvalue())
 
 
-def _mode(mode: Mode, expected: GoldenMode, reference: Outputs, target: TargetProfile) -> dict[str, Any]:
+def _mode(mode: Mode, expected: GoldenMode, reference: Outputs, target: TargetProfile) -> BundleMode:
     samples = _samples(expected, target)
     ratio = sqnr_db(reference[:samples], expected.outputs[:samples])
-    return {
-        "name": mode,
-        "model": model_path(mode),
-        "expected": f"golden/{mode}.npy",
-        "samples": samples,
-        "step": expected.graph.output_step,
-        "expected_sqnr_db": ratio if expected.graph.quantized and math.isfinite(ratio) else None,
-    }
+    return BundleMode(
+        name=mode,
+        model=model_path(mode),
+        expected=f"golden/{mode}.npy",
+        samples=samples,
+        step=expected.graph.output_step,
+        expected_sqnr_db=ratio if expected.graph.quantized and math.isfinite(ratio) else None,
+    )
 
 
 def samples_of(graph: ExportedGraph, target: TargetProfile) -> int:
-    """Return how many golden pictures a selftest runs; float takes so much longer under emulation that it runs fewer."""
+    """Return on how many golden inputs a selftest runs a graph; float is so much slower under emulation that it gets fewer."""
     in_float = not graph.quantized or graph.float_layers > 0
     return target.verification.golden_inputs_fp32 if in_float else target.verification.golden_inputs
 

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bundler.device.tracing import OUTPUTS, sampled
 from bundler.graphs.exported_graph import ExportedGraph
 from bundler.graphs.instrumentation import sizes_of, write_traced
 from bundler.pipeline.quantizing import QuantizedModel
 from bundler.quantization import quantized_engine, trace_integers
-from bundler.verification.layer_comparison import OUTPUTS, VALUES, Trace
+from bundler.verification.layer_comparison import Trace
 
 __all__ = ["trace_torch"]
 
@@ -38,11 +39,6 @@ def trace_torch(model: QuantizedModel, graph: ExportedGraph, golden: NDArray[np.
         )
         index = next(fits, None)
         if index is not None:
-            found[tensor.name] = _sampled(integers[index].values)
+            found[tensor.name] = sampled(integers[index].values)
             position = index + 1
     return found
-
-
-def _sampled(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    flat = values.reshape(-1)
-    return flat[:: max(-(-flat.size // VALUES), 1)]

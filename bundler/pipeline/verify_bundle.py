@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundler import console
+from bundler.device.runner_json import PROGRAM, RunnerDocument
 from bundler.engines.container_engine import Engine
 from bundler.errors import BundleDamagedError, BundleNotFoundError, EngineUnavailableError, UntrustedBundleError
 from bundler.files.sha256 import sha256_of
@@ -14,13 +15,12 @@ from bundler.images.device_image import DeviceImage
 from bundler.images.image_tags import name_image
 from bundler.manifest import Evidence, FleetRecord, ImageRecord, Manifest, Verdict
 from bundler.packaging.archive import write_archive
+from bundler.packaging.device_program import device_program_sha256
 from bundler.packaging.documents import write_papers
 from bundler.packaging.placing import place, recover, recover_all, workshop
 from bundler.packaging.reading import CheckedBundle, check_bundle
-from bundler.packaging.runner_document import RunnerDocument
 from bundler.pipeline.fleet import foreign_image, may_be_exact, prove_in_the_fleet
 from bundler.pipeline.proof import default_reference, engine_or_reason, image_for, image_record, prove
-from bundler.resources import resource
 from bundler.targets import TargetProfile
 from bundler.verification.layer_comparison import host_place, image_place, make_ledger
 from bundler.verification.renewal import Contradiction, renew
@@ -76,21 +76,21 @@ def verify_bundle(
     trust_bundle: bool = False,
     explain: bool = False,
 ) -> Verification:
-    """Check every file of a bundle, and execute its runner again on every CPU of the profile.
+    """Check every file of a bundle, and execute its device program again on every CPU of the profile.
 
     What was executed now and says more than the bundle's record, or contradicts it, is written into the bundle; what could not
     be executed replaces nothing. With `explain`, the INT8 graphs are run tensor by tensor as well, here and on another
     architecture, and the new ledger is written into the bundle.
 
     Nothing of the bundle is used before it was checked as a whole, and then only from a private copy of what was checked.
-    Its runner is executed in a container; where no engine answers, as a process of this host, if it is the one that this
-    version writes into bundles.
+    Its device program is executed in a container; where no engine answers, as a process of this host, if it is the one that
+    this version writes into bundles.
 
     Args:
         directory: the bundle's folder.
         target: the profile of the target that it was built for.
         base_image: what the device image begins with instead of Debian's packages; never taken from the bundle.
-        trust_bundle: execute any runner on this host.
+        trust_bundle: execute any device program on this host.
         explain: compare the INT8 graphs tensor by tensor.
 
     Raises:
@@ -200,14 +200,14 @@ def _require_base(manifest: Manifest, target: TargetProfile, base_image: str | N
 
 
 def _reason_to_withhold(checked: CheckedBundle, engine: Engine | EngineUnavailableError, *, trust_bundle: bool) -> str:
-    """Return why the bundle's runner may not be executed; empty where it may."""
-    if checked.digests["runner.py"] == sha256_of(resource("templates", "runner.py")):
+    """Return why the bundle's device program may not be executed; empty where it may."""
+    if checked.digests[PROGRAM] == device_program_sha256():
         return ""
-    console.warn("its runner.py is not the one of this version: the evidence is what that program says of itself")
+    console.warn("its device program is not the one of this version: the evidence is what that program reports")
     if trust_bundle or isinstance(engine, Engine):
         return ""
     return (
-        "no container engine answers, and the bundle's runner.py is not the one of this version; "
+        "no container engine answers, and the bundle's device program is not the one of this version; "
         "--trust-bundle executes it on this host"
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.ao.nn.quantized import QFunctional
 
+from bundler.device.numerics import decibels
 from bundler.quantization.eager import output_layers
 from bundler.quantization.precision import double_precision
 from bundler.quantization.weight_rounding import product, replaced_forwards
@@ -49,9 +49,7 @@ class _Power:
 
     @property
     def sqnr_db(self) -> float:
-        if self.noise == 0:
-            return math.inf
-        return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+        return decibels(self.signal, self.noise)
 
 
 def measure_layers(reference: nn.Module, converted: nn.Module, batches: Iterable[Tensor]) -> tuple[LayerNoise, ...]:

@@ -1,25 +1,25 @@
-"""Evidence from one CPU: the probe decides whether it is to be trusted, the selftest what it proves."""
+"""Evidence from one CPU: the probe decides whether its results count, the selftest gives them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from packaging.version import InvalidVersion, Version
 
 from bundler import console
+from bundler.device.answers import Machine, Selftest
+from bundler.device.device_error import DAMAGED, PASSED, WRONG
 from bundler.engines.container import RunResult
 from bundler.engines.emulation import Launch, NotRunnable
 from bundler.errors import BundleDamagedError, ContainerTimeoutError, OtherFilesExecutedError
 from bundler.manifest import Evidence, RunnerRecord
 from bundler.targets import CpuProfile, TargetProfile
-from bundler.verification.selftest import Machine, Selftest, read_probe, read_selftest
+from bundler.verification.device_answers import read_probe, read_selftest
 
 __all__ = ["Executor", "Expected", "prove_on_cpu", "prove_on_every_cpu"]
-
-_PASSED, _WRONG, _DAMAGED = 0, 1, 3  # exit codes of the runner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Expected:
 
 
 class Executor(Protocol):
-    """Where the runner is executed: in the device image, or as a process of this host."""
+    """Where the device program is executed: in the device image, or as a process of this host."""
 
     @property
     def place(self) -> Literal["container", "host"]: ...
@@ -44,23 +44,23 @@ class Executor(Protocol):
     def launch(self, cpu: CpuProfile) -> Launch | NotRunnable: ...
 
     def run(self, launch: Launch, arguments: Sequence[str], on_stderr_line: Callable[[str], None]) -> RunResult:
-        """Run the bundle's runner."""
+        """Run the bundle's device program."""
         ...
 
     def trace(self, launch: Launch, model: Path, inputs: Path, options: Sequence[str]) -> RunResult:
-        """Run a traced graph; `options` are the graph optimization level and the number of pictures."""
+        """Run an instrumented graph; `options` are the graph optimization level and the number of inputs."""
         ...
 
 
 def prove_on_every_cpu(
     executor: Executor, target: TargetProfile, expected: Expected, *, pictures: int
 ) -> Iterator[dict[str, Evidence]]:
-    """Yield, CPU after CPU of the profile, the evidence of each mode; `pictures` is how many the selftest of one CPU runs."""
+    """Yield, CPU after CPU of the profile, the evidence of each mode; `pictures` is how many images one CPU runs."""
     for cpu in target.verification.cpus:
         with console.progress(f"proving on {cpu.name}", pictures) as advance:
 
             def count(line: str, advance: Callable[[int], None] = advance) -> None:
-                if ": picture " in line:
+                if ": image " in line:
                     advance(1)
 
             yield prove_on_cpu(executor, target, cpu, expected, on_stderr_line=count)
@@ -72,7 +72,7 @@ def prove_on_cpu(
     """Execute probe and selftest on one CPU.
 
     Raises:
-        BundleDamagedError: the runner found a file that is not the one it was built with.
+        BundleDamagedError: the device program found a file that is not the one of the build.
         OtherFilesExecutedError: it executed other files than the expected ones.
         EngineError: the engine died half-way.
     """
@@ -82,7 +82,7 @@ def prove_on_cpu(
         return _all(modes, Evidence(cpu=cpu.name, verdict="not_run", reason=launch.reason))
     try:
         probed = executor.run(launch, ["probe", "--json"], on_stderr_line)
-        if probed.exit_code not in (_PASSED, _WRONG):
+        if probed.exit_code not in (PASSED, WRONG):
             return _all(
                 modes, Evidence(cpu=cpu.name, verdict="not_run", reason=f"the probe did not run: {_last_words(probed)}")
             )
@@ -94,9 +94,9 @@ def prove_on_cpu(
         result = executor.run(launch, ["selftest", "--json", *arguments], on_stderr_line)
     except ContainerTimeoutError as error:
         return _all(modes, Evidence(cpu=cpu.name, verdict="not_run", reason=error.message))
-    if result.exit_code == _DAMAGED:
+    if result.exit_code == DAMAGED:
         raise BundleDamagedError(_last_words(result), next_step="Restore the bundle from its .tar.gz, or build it again.")
-    if result.exit_code not in (_PASSED, _WRONG):
+    if result.exit_code not in (PASSED, WRONG):
         reason = f"the selftest did not run: {_last_words(result)}"
         return _all(modes, _seen(machine, cpu, executor).model_copy(update={"verdict": "failed", "reason": reason}))
     selftest = read_selftest(result.stdout)
@@ -122,12 +122,12 @@ def _require(selftest: Selftest, expected: Expected, cpu: CpuProfile) -> None:
 
 
 def distrust(machine: Machine, target: TargetProfile, cpu: CpuProfile) -> str:
-    """Return why what ran there proves nothing for this CPU; empty where it does."""
+    """Return why results from this machine do not count for this CPU; empty where they do."""
     if machine.machine != target.architecture.machine:
         return f"`uname -m` said {machine.machine}, not {target.architecture.machine}"
     wrong = [name for name, right in machine.known_answers.checks.items() if not right]
     if wrong:
-        return f"it computes wrongly: {', '.join(wrong)}"
+        return f"its arithmetic is wrong: {', '.join(wrong)}"
     if machine.emulation == "unknown":
         return f"it could not be determined whether the CPU is emulated: {machine.emulation_reason}"
     if cpu.name == "native":
@@ -189,7 +189,7 @@ def _evidence(selftest: Selftest, cpu: CpuProfile, executor: Executor) -> dict[s
             update={
                 "bundle_sha256": selftest.bundle_sha256,
                 "graph_optimization_level": selftest.graph_optimization_level,
-                **mode.model_dump(include=figures),
+                **{name: value for name, value in asdict(mode).items() if name in figures},
             }
         )
         for mode in selftest.modes

@@ -1,4 +1,4 @@
-"""The two places where the runner is executed: a container of the device image, and a process of this host."""
+"""The two places where the device program is executed: a container of the device image, and a process of this host."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from bundler.device.runner_json import PROGRAM
 from bundler.engines.container import ContainerRequest, RunResult, run_container
 from bundler.engines.container_engine import Engine
 from bundler.engines.emulation import Launch, NotRunnable, decide_launch
 from bundler.errors import ContainerTimeoutError
 from bundler.images.device_image import DeviceImage
-from bundler.resources import resource as data_file
+from bundler.packaging.device_program import write_device_program
 from bundler.targets import CpuProfile, TargetProfile
 
 __all__ = ["ContainerExecutor", "HostExecutor"]
@@ -31,7 +32,7 @@ _TRACE = "/trace"  # in the container
 
 @dataclass(frozen=True, kw_only=True)
 class ContainerExecutor:
-    """Executes the runner of a device image in the engine: no network, a time limit, removed afterwards."""
+    """Executes the device program of a device image in the engine: no network, a time limit, removed afterwards."""
 
     engine: Engine
     image: DeviceImage
@@ -49,18 +50,12 @@ class ContainerExecutor:
         return self._run(launch, arguments, on_stderr_line)
 
     def trace(self, launch: Launch, model: Path, inputs: Path, options: Sequence[str]) -> RunResult:
-        files = {"model.onnx": model, "inputs.npy": inputs, "trace.py": data_file("templates", "trace.py")}
+        files = {"model.onnx": model, "inputs.npy": inputs}
         programs = {**launch.programs, **{f"{_TRACE}/{name}": path for name, path in files.items()}}
-        arguments = [f"{_TRACE}/model.onnx", f"{_TRACE}/inputs.npy", *options]
-        return self._run(replace(launch, programs=programs), arguments, lambda _line: None, script=f"{_TRACE}/trace.py")
+        arguments = ["trace", f"{_TRACE}/model.onnx", f"{_TRACE}/inputs.npy", *options]
+        return self._run(replace(launch, programs=programs), arguments, lambda _line: None)
 
-    def _run(
-        self,
-        launch: Launch,
-        arguments: Sequence[str],
-        on_stderr_line: Callable[[str], None],
-        script: str | None = None,
-    ) -> RunResult:
+    def _run(self, launch: Launch, arguments: Sequence[str], on_stderr_line: Callable[[str], None]) -> RunResult:
         request = ContainerRequest(
             image=self.image.id,
             command=arguments,
@@ -68,7 +63,6 @@ class ContainerExecutor:
             timeout_seconds=self.target.verification.timeout_seconds,
             memory_mib=self.target.verification.memory_mib,
             labels={"edge-bundler.target": self.target.name},
-            script=script,
         )
         return run_container(self.engine, request, on_stderr_line=on_stderr_line)
 
@@ -85,9 +79,10 @@ def _environment(home: str) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class HostExecutor:
-    """Executes the bundle's runner with this Python, where no engine answers; a foreign target cannot run so.
+    """Executes the bundle's device program with this Python, where no engine answers; a foreign target cannot run so.
 
     The process sees no more of this host's environment than it needs, an empty home folder, and no module beside its program.
+    Instrumented graphs are run by the program of this version, whatever the bundle holds.
     """
 
     bundle: Path
@@ -99,11 +94,13 @@ class HostExecutor:
         return decide_launch(None, self.target, cpu)
 
     def run(self, launch: Launch, arguments: Sequence[str], on_stderr_line: Callable[[str], None]) -> RunResult:
-        return self._run(launch, [str(self.bundle.absolute() / "runner.py"), *arguments], on_stderr_line)
+        return self._run(launch, [str(self.bundle.absolute() / PROGRAM), *arguments], on_stderr_line)
 
     def trace(self, launch: Launch, model: Path, inputs: Path, options: Sequence[str]) -> RunResult:
-        script = str(data_file("templates", "trace.py"))
-        return self._run(launch, [script, str(model.absolute()), str(inputs.absolute()), *options], lambda _line: None)
+        arguments = ["trace", str(model.absolute()), str(inputs.absolute()), *options]
+        with tempfile.TemporaryDirectory(prefix="edge-bundler-program-") as folder:
+            program = write_device_program(Path(folder))
+            return self._run(launch, [str(program), *arguments], lambda _line: None)
 
     def _run(self, launch: Launch, arguments: Sequence[str], on_stderr_line: Callable[[str], None]) -> RunResult:
         command = [*launch.prefix, sys.executable, "-P", "-B", *arguments]

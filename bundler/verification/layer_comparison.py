@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundler import console
+from bundler.device.numerics import top1_agreement
+from bundler.device.tracing import OUTPUTS
 from bundler.engines.container import RunResult
 from bundler.engines.container_engine import Engine
 from bundler.engines.emulation import Launch
 from bundler.errors import BundleDamagedError, EmulatorError, EngineUnavailableError
-from bundler.graphs.comparison import top1_agreement
 from bundler.graphs.instrumentation import GraphTensor, write_traced
 from bundler.images.device_image import DeviceImage
 from bundler.manifest import LedgerPair, LedgerRecord, LedgerTensor, StepsApart
@@ -29,10 +30,7 @@ from bundler.targets import TargetProfile
 from bundler.verification.evidence import Executor
 from bundler.verification.executors import ContainerExecutor, HostExecutor
 
-__all__ = ["OUTPUTS", "VALUES", "Place", "Trace", "host_place", "image_place", "make_ledger", "save_torch_trace"]
-
-OUTPUTS = "outputs"  # among the tensors, the network's own outputs
-VALUES = 16_384  # of a tensor that are kept, as in templates/trace.py
+__all__ = ["Place", "Trace", "host_place", "image_place", "make_ledger", "save_torch_trace"]
 
 Trace = Mapping[str, NDArray[Any]]
 

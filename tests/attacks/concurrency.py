@@ -81,7 +81,7 @@ def run(command: list[str]) -> subprocess.Popen[str]:
 
 def computed(bundle: Path) -> str:
     """Return the digest of the outputs that the bundle's device program computes on this machine."""
-    command = [sys.executable, str(bundle / "runner.py"), "selftest", "--json"]
+    command = [sys.executable, str(bundle / "device.pyz"), "selftest", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     (mode,) = json.loads(done.stdout)["modes"]
     return str(mode["outputs_sha256"])

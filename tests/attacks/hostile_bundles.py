@@ -4,8 +4,8 @@
 
     python tests/attacks/hostile_bundles.py [BUNDLE] [--target x86] [--only NAME]
 
-Without BUNDLE a small one is built first. No engine is used: that is the case in which the runner would be executed as a
-process of this host. Each line says: held or not, exit code, seconds, peak memory of all processes, and what went wrong.
+Without BUNDLE a small one is built first. No engine is used: that is the case in which the device program would be executed
+as a process of this host. Each line says: held or not, exit code, seconds, peak memory of all processes, and what went wrong.
 
 It held where the exit code is one of those expected, nothing outside the bundle's folder was changed or executed, no control
 character reached the output, no failure was "not foreseen", and it ended within a minute and 1.5 GiB. A bundle that is
@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,9 +122,30 @@ def replace(name: str, old: str, new: str) -> Callable[[Path, Path], None]:
     return change
 
 
-def hostile_runner(bundle: Path, outside: Path) -> None:
+def hostile_program(bundle: Path, outside: Path) -> None:
+    """Put a line before everything that the device program does."""
+    path = bundle / "device.pyz"
+    with zipfile.ZipFile(path) as archive:
+        sources = {name: archive.read(name) for name in archive.namelist()}
     code = f"import pathlib, os\npathlib.Path({str(outside)!r}, 'executed').write_text(str(dict(os.environ)))\n"
-    (bundle / "runner.py").write_text(code + (bundle / "runner.py").read_text().partition("import annotations\n")[2])
+    sources["__main__.py"] = code.encode() + sources["__main__.py"]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, source in sources.items():
+            archive.writestr(name, source)
+
+
+def module_in_the_program(bundle: Path, outside: Path) -> None:
+    with zipfile.ZipFile(bundle / "device.pyz", "a") as archive:
+        archive.writestr("numpy.py", f"import pathlib\npathlib.Path({str(outside)!r}, 'executed').touch()\n")
+
+
+def script_as_program(bundle: Path, outside: Path) -> None:
+    (bundle / "device.pyz").write_text(f"import pathlib\npathlib.Path({str(outside)!r}, 'executed').touch()\n")
+
+
+def package_beside(bundle: Path, outside: Path) -> None:
+    (bundle / "device").mkdir()
+    (bundle / "device/__init__.py").write_text(f"import pathlib\npathlib.Path({str(outside)!r}, 'executed').touch()\n")
 
 
 def module_beside(bundle: Path, outside: Path) -> None:
@@ -224,8 +246,13 @@ ATTACKS = (
     Attack("bundle has a line break", manifest(put("bundle", value="resnet18-x86-fbgemm\nExecStart=/bin/sh"))),
     Attack("model name with ..", manifest(put("model", "name", value="../../resnet18"))),
     Attack("model path outside", manifest(put("modes", 0, "onnx", "path", value="../../secret"))),
-    Attack("runner.py replaced", hostile_runner, (INCOMPLETE,), refused=False),
-    Attack("numpy.py beside the runner", module_beside),
+    Attack("device.pyz changed", hostile_program, (INCOMPLETE,), refused=False),
+    Attack("device.pyz with a module more", module_in_the_program, (INCOMPLETE,), refused=False),
+    Attack("device.pyz is a script", script_as_program, (INCOMPLETE,), refused=False),
+    Attack("numpy.py beside the device program", module_beside),
+    Attack("a folder of the program's package", package_beside),
+    Attack("device.pyz is a symlink", linked("device.pyz", "{outside}/secret")),
+    Attack("device.pyz is missing", lambda b, _o: (b / "device.pyz").unlink()),
     Attack("__pycache__ in it", lambda b, _o: (b / "__pycache__").mkdir() or (b / "__pycache__/json.pyc").write_text("")),
     Attack("runner.json: host file in files", lambda b, o: edit(b, "runner.json", put("files", f"{o}/secret", value="0" * 64))),
     Attack("runner.json: ../ in files", runner(put("files", "models/../../secret", value="0" * 64))),
@@ -237,6 +264,8 @@ ATTACKS = (
     Attack("runner.json: a mode twice", runner(lambda d: d["modes"].append(d["modes"][0]))),
     Attack("runner.json: of another bundle", runner(put("bundle", value="other-x86-fbgemm"))),
     Attack("runner.json: a list", text("runner.json", "[]")),
+    Attack("runner.json: an earlier schema", runner(put("schema", value="edge-bundler/runner/1"))),
+    Attack("runner.json: a schema with ESC", runner(put("schema", value=ESC))),
     Attack("folder symlink extra -> elsewhere", linked("extra", "{outside}")),
     Attack("models is a symlink", linked("models", "{outside}/moved")),
     Attack("file symlink", linked("README.md", "{outside}/secret")),

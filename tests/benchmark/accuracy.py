@@ -36,14 +36,15 @@ from bundler import console
 from bundler.data.labelled_boxes import DetectionPictures
 from bundler.data.labelled_images import LabelledPictures
 from bundler.device.detections import agreeing, shown
+from bundler.device.numerics import sqnr_db
 from bundler.engines.container_engine import connect
 from bundler.engines.emulation import Launch
 from bundler.files.sha256 import sha256_of
-from bundler.graphs.comparison import sqnr_db
 from bundler.graphs.exported_graph import INPUT
 from bundler.graphs.exporter import export_onnx
 from bundler.models.registry import find_model
 from bundler.models.specs import Task
+from bundler.packaging.device_program import write_device_program
 from bundler.pipeline.inputs import gather
 from bundler.pipeline.network import load_network
 from bundler.pipeline.proof import image_for
@@ -125,6 +126,7 @@ def main(
         if emulated:
             np.save(folder / "inputs.npy", inputs[:emulated])
             (folder / "runner.json").write_text("{}")  # the graphs are run by themselves
+            write_device_program(folder)
             rows += _on_every_cpu(graphs, results, labels, folder, emulated)
     if as_json:
         console.json_result(rows)
@@ -232,7 +234,7 @@ def _on_every_cpu(
                 target,
                 identifier=f"edge-bundler-bench-{target.name}",
                 bundle=folder,
-                files=["models/fp32.onnx", "runner.json"],
+                files=["device.pyz", "models/fp32.onnx", "runner.json"],
                 base_image=None,
                 engine=engine,
                 workspace=folder,

@@ -179,5 +179,5 @@ def test_a_network_that_says_nothing_is_refused(golden: Tensor, fp32: Exported) 
         ExportError, match=r"nothing can be proved with these weights: the outputs are almost zero .* of mobilenet_v2"
     ):
         require_informative("mobilenet_v2", fresh)
-    with pytest.raises(ExportError, match="the same for every picture"):
+    with pytest.raises(ExportError, match="the same for every image"):
         require_informative("mobilenet_v2", np.repeat(fp32.torch_outputs[:1], 4, axis=0))

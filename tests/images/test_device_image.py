@@ -33,10 +33,10 @@ def small_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _assemble(profile: TargetProfile, folder: Path, **changes: Any) -> ImageArchive:
     bundle = folder / "bundle"
     bundle.mkdir(parents=True)
-    (bundle / "runner.py").write_text("print('hello')")
+    (bundle / "device.pyz").write_text("print('hello')")
     request = ImageRequest(
         bundle=bundle,
-        files=["runner.py"],
+        files=["device.pyz"],
         reference=REFERENCE,
         labels={"org.opencontainers.image.title": "MobileNetV2"},
     )
@@ -62,7 +62,7 @@ def test_the_config_has_user_entry_point_environment_and_labels(arm64: TargetPro
     config = _read(archive, _read(archive, "manifest.json")[0]["Config"])
     assert (config["architecture"], config["os"], config["created"]) == ("arm64", "linux", "1970-01-01T00:00:00Z")
     assert config["config"]["User"] == arm64.image.user
-    assert config["config"]["Entrypoint"] == ["/usr/bin/python3", "/opt/bundle/runner.py"]
+    assert config["config"]["Entrypoint"] == ["/usr/bin/python3", "/opt/bundle/device.pyz"]
     assert config["config"]["Cmd"] == ["selftest"]
     assert config["config"]["WorkingDir"] == "/opt/bundle"
     assert {"PYTHONPATH=/opt/runtime", "ORT_DISABLE_TELEMETRY=1"} <= set(config["config"]["Env"])
@@ -118,7 +118,7 @@ def test_a_changed_file_changes_the_digest(arm64: TargetProfile, tmp_path: Path)
     first = _assemble(arm64, tmp_path / "a")
     other = tmp_path / "other"
     other.mkdir()
-    (other / "runner.py").write_text("print('goodbye')")
+    (other / "device.pyz").write_text("print('goodbye')")
     assert _assemble(arm64, tmp_path / "b", bundle=other).digest != first.digest
 
 

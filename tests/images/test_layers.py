@@ -12,8 +12,8 @@ from bundler.images.layers import file_members, read_layer, write_layer
 
 def _bundle(folder: Path, *, when: float) -> Path:
     (folder / "models").mkdir(parents=True)
-    (folder / "runner.py").write_text("print('hello')")
-    (folder / "runner.py").chmod(0o600)
+    (folder / "device.pyz").write_text("print('hello')")
+    (folder / "device.pyz").chmod(0o600)
     (folder / "models" / "fp32.onnx").write_bytes(b"weights")
     (folder / "go.sh").write_text("true")
     (folder / "go.sh").chmod(0o700)
@@ -23,10 +23,10 @@ def _bundle(folder: Path, *, when: float) -> Path:
 
 
 def test_equal_files_give_equal_bytes_regardless_of_order_times_and_modes(tmp_path: Path) -> None:
-    files = ["runner.py", "models/fp32.onnx", "go.sh"]
+    files = ["device.pyz", "models/fp32.onnx", "go.sh"]
     first = write_layer(tmp_path / "1.tar", file_members(_bundle(tmp_path / "a", when=1), files, below="opt/bundle"))
     second_folder = _bundle(tmp_path / "b", when=2e9)
-    (second_folder / "runner.py").chmod(0o644)
+    (second_folder / "device.pyz").chmod(0o644)
     second = write_layer(tmp_path / "2.tar", file_members(second_folder, files[::-1], below="opt/bundle"))
     assert first.path.read_bytes() == second.path.read_bytes()
     assert first.diff_id == second.diff_id == f"sha256:{hashlib.sha256(second.path.read_bytes()).hexdigest()}"
@@ -36,22 +36,22 @@ def test_equal_files_give_equal_bytes_regardless_of_order_times_and_modes(tmp_pa
 def test_members_are_sorted_below_their_folders_and_belong_to_root(tmp_path: Path) -> None:
     folder = _bundle(tmp_path / "a", when=1)
     layer = write_layer(
-        tmp_path / "1.tar", file_members(folder, ["runner.py", "models/fp32.onnx", "go.sh"], below="opt/bundle")
+        tmp_path / "1.tar", file_members(folder, ["device.pyz", "models/fp32.onnx", "go.sh"], below="opt/bundle")
     )
     with tarfile.open(layer.path) as tar:
         entries = tar.getmembers()
     assert [entry.name for entry in entries] == [
         "opt",
         "opt/bundle",
+        "opt/bundle/device.pyz",
         "opt/bundle/go.sh",
         "opt/bundle/models",
         "opt/bundle/models/fp32.onnx",
-        "opt/bundle/runner.py",
     ]
     assert {entry.name: entry.mode for entry in entries if entry.isfile()} == {
         "opt/bundle/go.sh": 0o755,
         "opt/bundle/models/fp32.onnx": 0o644,
-        "opt/bundle/runner.py": 0o644,
+        "opt/bundle/device.pyz": 0o644,
     }
     assert {(entry.uid, entry.gid, entry.mtime) for entry in entries} == {(0, 0, 0)}
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bundler.device.runner_json import RUNNER_SCHEMA
 from bundler.files.sha256 import sha256_of
 from bundler.manifest import read_manifest
+from bundler.packaging.device_program import write_device_program
 from bundler.packaging.documents import write_papers
-from bundler.resources import resource
 from bundler.targets import find_target
 
 DATA = Path(__file__).parents[1] / "fixtures"
@@ -35,15 +36,17 @@ def whole_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("inputs", "reference", "known-answer-inputs", "known-answer-expected"):
         np.save(bundle / "golden" / f"{name}.npy", np.zeros((2, 3, 4, 4), np.float32))
     (bundle / "golden" / "known-answer.onnx").write_bytes(b"known")
-    shutil.copyfile(resource("templates", "runner.py"), bundle / "runner.py")
+    write_device_program(bundle)
     files = sorted(path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file())
     document = {
-        "schema": "edge-bundler/runner/1",
+        "schema": RUNNER_SCHEMA,
         "bundle": manifest.bundle,
         "input": manifest.model.input.name,
         "output": manifest.model.output.name,
         "task": manifest.model.task,
         "graph_optimization_level": "all",
+        "onnxruntime_minimum": "1.16",
+        "python_minimum": "3.10",
         "golden": {"inputs": "golden/inputs.npy", "reference": "golden/reference.npy"},
         "known_answer": {
             "model": "golden/known-answer.onnx",

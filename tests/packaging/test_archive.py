@@ -21,7 +21,7 @@ def fill(folder: Path, names: list[str]) -> Path:
 
 
 def test_times_order_and_modes_do_not_change_the_archive(tmp_path: Path) -> None:
-    names = ["runner.py", "models/a.onnx", "README.md"]
+    names = ["device.pyz", "models/a.onnx", "README.md"]
     one, other = fill(tmp_path / "one", names), fill(tmp_path / "other", names[::-1])
     os.utime(other / "README.md", (1, 1))
     (other / "README.md").chmod(0o600)
@@ -31,8 +31,8 @@ def test_times_order_and_modes_do_not_change_the_archive(tmp_path: Path) -> None
     with tarfile.open(tmp_path / "1.tar.gz") as archive:
         assert [(member.name, member.mode) for member in archive] == [
             ("bundle/README.md", 0o644),
+            ("bundle/device.pyz", 0o644),
             ("bundle/models/a.onnx", 0o644),
-            ("bundle/runner.py", 0o755),
         ]
     (one / "README.md").write_text("changed")
     write_archive(one, tmp_path / "3.tar.gz", root="bundle")

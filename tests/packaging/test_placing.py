@@ -364,7 +364,7 @@ def test_modes_do_not_depend_on_the_umask(tmp_path: Path) -> None:
             bundle = finished(folder / "model", "new")
             (bundle / "models").mkdir()
             (bundle / "models" / "fp32.onnx").write_text("x")
-            (bundle / "runner.py").write_text("x")
+            (bundle / "device.pyz").write_text("x")
             archive = folder / "a"
             archive.write_text("x")
             place(bundle, tmp_path / "model", archive=archive, archive_path=tmp_path / "model.tar.gz")
@@ -377,5 +377,5 @@ def test_modes_do_not_depend_on_the_umask(tmp_path: Path) -> None:
         "model/file": 0o644,
         "model/models": 0o755,
         "model/models/fp32.onnx": 0o644,
-        "model/runner.py": 0o755,
+        "model/device.pyz": 0o644,
     }

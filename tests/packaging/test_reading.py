@@ -61,7 +61,7 @@ def test_the_copy_is_what_was_checked_with_the_modes_of_a_build(bundle: Path, tm
     for name, path in copied.items():
         if path.is_file():
             assert path.read_bytes() == (bundle / name).read_bytes()
-            assert path.stat().st_mode & 0o777 == (0o755 if path.name == "runner.py" else 0o644)
+            assert path.stat().st_mode & 0o777 == 0o644
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path / "copy", check=True)
 
 
@@ -108,7 +108,10 @@ def test_what_is_only_text_is_read_as_it_is(attack: object, bundle: Path, tmp_pa
         ("dangling symlink", "golden/gone.npy is a symbolic link"),
         ("SHA256SUMS with a name twice", "Dockerfile occurs twice"),
         ("names equal but for case", "README.md and readme.MD differ only in case"),
-        ("numpy.py beside the runner", "numpy.py does not belong to a bundle"),
+        ("numpy.py beside the device program", "numpy.py does not belong to a bundle"),
+        ("a folder of the program's package", "device is a folder that does not belong to a bundle"),
+        ("device.pyz is a symlink", "device.pyz is a symbolic link"),
+        ("runner.json: an earlier schema", "its schema is 'edge-bundler/runner/1', not 'edge-bundler/runner/2'"),
         ("runner.json: file without checksum", "no checksum of golden/inputs.npy"),
         ("manifest.json: a key twice", "the key 'bundle' occurs twice"),
         ("manifest.json: NaN", "NaN is not a number in JSON"),
@@ -171,6 +174,17 @@ def test_json_with_a_comment_or_trailing_text_is_refused(bundle: Path) -> None:
     attacks.reseal(bundle)
     with pytest.raises(BundleDamagedError, match=r"runner\.json is not usable"):
         check_bundle(bundle)
+
+
+def test_a_bundle_of_an_earlier_version_is_named_as_such(bundle: Path) -> None:
+    (bundle / "device.pyz").rename(bundle / "runner.py")
+    attacks.edit(bundle, "runner.json", lambda document: document.update(schema="edge-bundler/runner/1"))
+    attacks.reseal(bundle)
+    with pytest.raises(
+        BundleDamagedError, match=r"was built by an earlier version: its device program is runner\.py"
+    ) as refusal:
+        check_bundle(bundle)
+    assert refusal.value.next_step.startswith("Build it again with this version")
 
 
 def test_no_file_stays_open(bundle: Path) -> None:

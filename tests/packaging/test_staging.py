@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bundler.device.numerics import sqnr_db
+from bundler.device.runner_json import RUNNER_SCHEMA
 from bundler.files.sha256 import sha256_of
-from bundler.graphs.comparison import sqnr_db
 from bundler.graphs.exported_graph import ExportedGraph
 from bundler.graphs.passes.integer_outputs import LogitsRounding
+from bundler.packaging.device_program import device_program
 from bundler.packaging.staging import GoldenMode, StagedBundle, stage
 from bundler.targets import find_target
 
@@ -58,12 +60,13 @@ def test_every_file_of_the_image_is_there_and_has_its_checksum(tmp_path: Path) -
     assert set(bundle.files) == found
     document = json.loads((tmp_path / "runner.json").read_text())
     assert document["files"] == {name: sha256_of(tmp_path / name) for name in found - {"runner.json"}}
-    assert os.access(tmp_path / "runner.py", os.X_OK)
+    assert (tmp_path / "device.pyz").read_bytes() == device_program()
 
 
-def test_the_runner_gets_its_bounds_and_fewer_pictures_for_float(tmp_path: Path) -> None:
+def test_the_device_gets_its_bounds_and_fewer_images_for_float(tmp_path: Path) -> None:
     bundle, verification = staged(tmp_path), find_target("x86").verification
     document = json.loads((tmp_path / "runner.json").read_text())
+    assert document["schema"] == RUNNER_SCHEMA
     assert document["tolerances"] == verification.tolerances.model_dump()
     assert document["task"] == "classification"
     assert [(item["name"], item["step"]) for item in document["modes"]] == [("int8-ptq", 0.25), ("fp32", None)]

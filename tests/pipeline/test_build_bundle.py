@@ -21,7 +21,16 @@ from bundler.manifest import json_schema, read_manifest
 from tests.command_line import BUNDLER, NOWHERE, Run
 
 FILES = {
-    *("manifest.json", "README.md", "SHA256SUMS", "Dockerfile", "compose.yaml", "requirements.txt", "runner.py", "runner.json"),
+    *(
+        "manifest.json",
+        "README.md",
+        "SHA256SUMS",
+        "Dockerfile",
+        "compose.yaml",
+        "requirements.txt",
+        "device.pyz",
+        "runner.json",
+    ),
     *("models/fp32.onnx", "models/int8-ptq.onnx", "ledger/int8-ptq.npz", "report.html"),
     *("golden/inputs.npy", "golden/reference.npy", "golden/fp32.npy", "golden/int8-ptq.npy"),
     *("golden/known-answer.onnx", "golden/known-answer-inputs.npy", "golden/known-answer-expected.npy"),

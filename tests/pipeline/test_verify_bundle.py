@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["models/int8-ptq.onnx", "golden/inputs.npy", "runner.py", "runner.json", "README.md", "Dockerfile"]
+    "name", ["models/int8-ptq.onnx", "golden/inputs.npy", "device.pyz", "runner.json", "README.md", "Dockerfile"]
 )
 @pytest.mark.parametrize("command", ["verify", "inspect"])
 def test_a_changed_byte_is_found_and_named(bundle: Path, run: Run, name: str, command: str) -> None:
@@ -154,16 +155,20 @@ def native(tmp_path: Path) -> str:
 
 @pytest.fixture
 def foreign(built: dict[str, Path], tmp_path: Path) -> Path:
-    """A bundle for this machine whose runner.py leaves a file where it was executed."""
+    """A bundle for this machine whose device program leaves a file where it was executed."""
     bundle = Path(shutil.copytree(built["x86"], tmp_path / "x86-fbgemm" / "resnet18"))
-    runner = (bundle / "runner.py").read_text()
+    with zipfile.ZipFile(bundle / "device.pyz") as archive:
+        sources = {name: archive.read(name) for name in archive.namelist()}
     mark = f"import os\nopen({str(tmp_path / 'executed')!r}, 'w').write(' '.join(os.environ))\n"
-    (bundle / "runner.py").write_text(runner.replace("import argparse\n", f"import argparse\n{mark}", 1))
+    sources["__main__.py"] = mark.encode() + sources["__main__.py"]
+    with zipfile.ZipFile(bundle / "device.pyz", "w") as archive:
+        for name, source in sources.items():
+            archive.writestr(name, source)
     reseal(bundle)
     return bundle
 
 
-def test_a_foreign_runner_is_not_executed_on_this_host_unless_it_is_trusted(
+def test_a_foreign_device_program_is_not_executed_on_this_host_unless_it_is_trusted(
     foreign: Path, run: Run, native: str, tmp_path: Path
 ) -> None:
     process = run("verify", "--target", native, str(foreign), "--json", code=3)

@@ -19,10 +19,9 @@ from PIL import Image
 
 from bundler.data.image_files import read_image
 from bundler.data.preprocessing import Channels, Fit, Interpolation, Preprocessing
+from bundler.device import command_line
 
-from .conftest import RUNNER
-
-TEMPLATES = RUNNER.parent
+TEMPLATES = Path(__file__).parents[2] / "templates"
 
 CONTEXT: dict[str, Any] = {
     "bundle": "mobilenet_v2-arm64-qnnpack",
@@ -199,10 +198,10 @@ def test_the_readme_is_a_table_that_markdown_can_read() -> None:
     assert {line.count("|") for line in rows} == {6, 4}
 
 
-def test_the_exit_codes_of_the_readme_are_those_of_the_runner() -> None:
+def test_the_exit_codes_of_the_readme_are_those_of_the_device_program() -> None:
     documented = set(re.findall(r"^\| (\d) ", render("README.md.j2"), re.MULTILINE))
-    stated = set(re.findall(r"^  (\d)  ", RUNNER.read_text(), re.MULTILINE))
-    assert documented == stated == {"0", "1", "2", "3", "4"}
+    told = set(re.findall(r"^  (\d)  ", str(command_line.__doc__), re.MULTILINE))
+    assert documented == told == {"0", "1", "2", "3", "4"}
 
 
 def write_snippet(path: Path, **changes: Any) -> None:
@@ -375,7 +374,7 @@ def test_the_requirements_name_the_oldest_releases_and_what_was_verified() -> No
 def test_the_dockerfile_ends_as_the_assembled_image_does() -> None:
     lines = render("Dockerfile.j2").splitlines()
     assert lines[1:3] == ["ARG BASE_IMAGE=python:3.11-slim-bookworm", "FROM ${BASE_IMAGE}"]
-    assert 'ENTRYPOINT ["python3", "/opt/bundle/runner.py"]' in lines
+    assert 'ENTRYPOINT ["python3", "/opt/bundle/device.pyz"]' in lines
     assert 'CMD ["selftest"]' in lines
     assert [line for line in lines if line.startswith("USER")][-1] == "USER 10001:10001"
 

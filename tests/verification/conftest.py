@@ -1,4 +1,4 @@
-"""A bundle whose runner is a few lines that a test writes: whatever a runner may do, this one does."""
+"""A bundle whose device program is a few lines that a test writes: whatever such a program may do, this one does."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ NATIVE = CpuProfile(name="native", present=(), absent=())
 MACHINE: dict[str, Any] = {
     "machine": "aarch64",
     "cpu": {"model": "implementer 0x41 part 0xd03", "features": ["ASIMD", "NEON"]},
+    "emulation": "emulated",
+    "emulation_reason": "",
     "emulator": {"name": "qemu-aarch64", "version": "10.0.2 (Debian 1:10.0.2+ds-2)", "sha256": "0" * 64},
     "python": "3.11.2",
     "numpy": "2.4.6",
     "onnxruntime": "1.32.0",
     "known_answers": {"passed": True, "checks": {"float32 add": True}},
 }
+
+NOT_EMULATED: dict[str, Any] = {"emulation": "none", "emulator": None}
 
 Runner = Callable[..., HostExecutor]
 
@@ -38,13 +42,13 @@ def host() -> TargetProfile:
 
 @pytest.fixture
 def here(host: TargetProfile) -> dict[str, Any]:
-    """What a runner on this machine says of it."""
-    return {**MACHINE, "machine": host.architecture.machine, "cpu": {"model": "this one", "features": []}, "emulator": None}
+    """What a device program on this machine reports."""
+    return {**MACHINE, "machine": host.architecture.machine, "cpu": {"model": "this one", "features": []}, **NOT_EMULATED}
 
 
 @pytest.fixture
 def runner(tmp_path: Path, host: TargetProfile, here: dict[str, Any]) -> Runner:
-    """Write a runner: lines of Python for each of its two commands, which find `probe` and `selftest` ready to be printed."""
+    """Write a device program: lines of Python for each of two commands, with `probe` and `selftest` ready to be printed."""
 
     def write(*, probe: str = "print(probe)", selftest: str = "print(selftest)", seconds: int = 60) -> HostExecutor:
         mode = {
@@ -53,6 +57,7 @@ def runner(tmp_path: Path, host: TargetProfile, here: dict[str, Any]) -> Runner:
             "outputs_sha256": "1" * 64,
             "sqnr_db": 21.5,
             "top1_agreement": 0.75,
+            "boxes_agreement": None,
             "max_steps": 2,
         }
         modes = [
@@ -70,7 +75,7 @@ def runner(tmp_path: Path, host: TargetProfile, here: dict[str, Any]) -> Runner:
             "else:",
             *(f"    {line}" for line in selftest.splitlines()),
         ]
-        (tmp_path / "runner.py").write_text("\n".join(lines))
+        (tmp_path / "device.pyz").write_text("\n".join(lines))
         verification = host.verification.model_copy(update={"timeout_seconds": seconds})
         return HostExecutor(bundle=tmp_path, target=host.model_copy(update={"verification": verification}))
 

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 from bundler.architecture import Architecture
+from bundler.device.answers import PROBE_SCHEMA, Probe
 from bundler.errors import BundleDamagedError, EmulatorError, OtherFilesExecutedError
 from bundler.manifest import Evidence
 from bundler.targets import CpuProfile, TargetProfile, find_target, load_targets
+from bundler.verification.device_answers import read_probe, read_selftest
 from bundler.verification.evidence import Expected, distrust, prove_on_cpu, prove_on_every_cpu
 from bundler.verification.executors import HostExecutor
-from bundler.verification.selftest import Probe, read_probe, read_selftest
 
-from .conftest import MACHINE, NATIVE, Runner
+from .conftest import MACHINE, NATIVE, NOT_EMULATED, Runner
 
 TARGET = find_target("arm64")
 A53, _, A76, _ = TARGET.verification.cpus
@@ -24,7 +25,7 @@ EXPECTED = Expected(bundle_sha256="3" * 64, models={"int8-ptq": "2" * 64, "fp32"
 
 
 def probe(**changes: Any) -> Probe:
-    return Probe.model_validate({"schema": "edge-bundler/probe/1", **MACHINE, **changes})
+    return read_probe(json.dumps({"schema": PROBE_SCHEMA, **MACHINE, **changes}))
 
 
 def emulator(version: str) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def features(*names: str) -> dict[str, Any]:
         (features("ASIMD", "ASIMDDP", "ASIMDHP", "SVE"), A76),
         (emulator("10.0"), A53),
         (emulator("11.0.50 (v11.0.0-rc1)"), A53),
-        ({"emulator": None}, NATIVE),
+        (NOT_EMULATED, NATIVE),
         ({"onnxruntime": None}, A53),
     ],
     ids=["a53", "a76", "the oldest", "newer", "native", "not told"],
@@ -61,13 +62,17 @@ def test_a_good_probe_is_trusted(changes: dict[str, Any], cpu: CpuProfile) -> No
         (
             {"known_answers": {"passed": False, "checks": {"zlib": False, "sha256": True, "float32 add": False}}},
             A53,
-            "computes wrongly: zlib, float32 add",
+            "its arithmetic is wrong: zlib, float32 add",
         ),
-        ({"known_answers": {"passed": False, "checks": {"zlib": False}}, "emulator": None}, NATIVE, "computes wrongly: zlib"),
+        (
+            {"known_answers": {"passed": False, "checks": {"zlib": False}}, **NOT_EMULATED},
+            NATIVE,
+            "its arithmetic is wrong: zlib",
+        ),
         (emulator("7.2.22 (Debian)"), A53, "older than 10.0"),
         (emulator("9.2.4"), A53, "qemu-aarch64 9.2.4 is older than 10.0"),
         (emulator("unknown"), A53, "does not tell its version"),
-        ({"emulator": None}, A53, "nothing emulates cortex-a53"),
+        (NOT_EMULATED, A53, "nothing emulates cortex-a53"),
         (UNKNOWN, NATIVE, "could not be determined whether the CPU is emulated: no /proc"),
         (UNKNOWN, A53, "could not be determined whether the CPU is emulated: no /proc"),
         ({}, NATIVE, "not native: qemu-aarch64"),
@@ -88,8 +93,8 @@ def test_an_answer_that_is_none_is_an_error(text: str) -> None:
             read(text)
 
 
-def test_a_later_runner_may_say_more() -> None:
-    assert read_probe(json.dumps({"schema": "edge-bundler/probe/1", **MACHINE, "temperature": 40})).machine == "aarch64"
+def test_a_later_device_program_may_say_more() -> None:
+    assert read_probe(json.dumps({"schema": PROBE_SCHEMA, **MACHINE, "temperature": 40})).machine == "aarch64"
 
 
 def test_an_answer_of_another_schema_is_an_error() -> None:
@@ -152,7 +157,7 @@ def test_what_the_runner_measured_and_where_becomes_evidence(runner: Runner, hos
         ({"probe": "print('error: no numpy', file=sys.stderr)\nsys.exit(4)"}, "not_run", "the probe did not run: no numpy"),
         ({"probe": "os.kill(os.getpid(), signal.SIGILL)"}, "not_run", "the probe did not run: ended by SIGILL"),
         ({"probe": "time.sleep(600)", "seconds": 1}, "not_run", "time limit of 1 s"),
-        ({"probe": "print(probe.replace('true', 'false'))\nsys.exit(1)"}, "not_run", "computes wrongly: float32 add"),
+        ({"probe": "print(probe.replace('true', 'false'))\nsys.exit(1)"}, "not_run", "its arithmetic is wrong: float32 add"),
         ({"selftest": "time.sleep(600)", "seconds": 1}, "not_run", "time limit of 1 s"),
         ({"selftest": "sys.exit(4)"}, "failed", "the selftest did not run: no message (exit code 4)"),
         ({"selftest": "os.kill(os.getpid(), signal.SIGSEGV)"}, "failed", "ended by SIGSEGV"),

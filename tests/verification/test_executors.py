@@ -1,13 +1,18 @@
-"""The runner as a process of this host: everything it says is heard, and nothing of it outlives its time or Ctrl-C."""
+"""The device program as a process of this host: all its output arrives, and nothing of it outlives its time or Ctrl-C."""
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import signal
 import time
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from bundler.engines.emulation import Launch
 from bundler.errors import ContainerTimeoutError
@@ -81,7 +86,7 @@ def test_the_runner_finds_no_module_beside_it_and_little_of_the_environment(
     assert "PYTHONPATH" not in result.stdout
     assert "OMP_NUM_THREADS" in result.stdout
     assert str(Path.home()) not in result.stdout.split("]")[1].split()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["beside.py", "runner.py"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["beside.py", "device.pyz"]
 
 
 def test_it_gets_no_more_memory_than_its_target_has_twice(runner: Runner) -> None:
@@ -105,3 +110,15 @@ def test_ctrl_c_ends_it_with_its_children(runner: Runner) -> None:
     with pytest.raises(KeyboardInterrupt):
         runner(probe=WAITS).run(HERE, ["probe"], interrupt)
     assert_gone(told[0])
+
+
+def test_an_instrumented_graph_is_run_by_the_program_of_this_version(runner: Runner, tmp_path: Path) -> None:
+    """The bundle's own program may be anything, and is not executed for it."""
+    given, negative = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 2]) for name in ("image", "outputs"))
+    graph = helper.make_graph([helper.make_node("Neg", ["image"], ["outputs"])], "negative", [given], [negative])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "model.onnx")
+    np.save(tmp_path / "inputs.npy", np.array([[1, 2], [3, 4]], np.float32))
+    executor = runner(probe="", selftest="sys.exit('executed')")
+    result = executor.trace(HERE, tmp_path / "model.onnx", tmp_path / "inputs.npy", ["all", "1"])
+    assert result.exit_code == 0, result.stderr
+    assert np.load(io.BytesIO(base64.b64decode(result.stdout)))["outputs"].tolist() == [[-1, -2]]

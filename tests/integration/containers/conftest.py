@@ -26,7 +26,7 @@ from bundler.targets import CpuProfile, TargetProfile
 
 # `selftest` executes the Python text that follows it: tests say in place what happens in the container.
 RUNNER = "import sys\nexec(sys.argv[2])\n"
-FILES = ("runner.py", "models/double.onnx")
+FILES = ("device.pyz", "models/double.onnx")
 
 Run = Callable[..., RunResult]
 
@@ -34,7 +34,7 @@ Run = Callable[..., RunResult]
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
-    (folder / "runner.py").write_text(RUNNER)
+    (folder / "device.pyz").write_text(RUNNER)
     (folder / "models").mkdir()
     double = helper.make_graph(
         [helper.make_node("Add", ["x", "x"], ["y"])],

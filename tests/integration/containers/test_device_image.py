@@ -51,7 +51,7 @@ def test_two_assemblies_have_one_digest(
         amd64,
         ImageRequest(
             bundle=bundle,
-            files=("models/double.onnx", "runner.py"),
+            files=("models/double.onnx", "device.pyz"),
             reference=amd64_archive.reference,
             labels={"org.opencontainers.image.title": "a test"},
         ),
@@ -116,7 +116,7 @@ def _is_right(run: RunResult, machine: str, profile: TargetProfile) -> None:
         "machine": machine,
         "user": [10001, 10001],
         "output": [2.0, 4.0, 6.0],
-        "arguments": ["/opt/bundle/runner.py", "selftest"],
+        "arguments": ["/opt/bundle/device.pyz", "selftest"],
         "versions": [requirement.partition("==")[2] for requirement in profile.runtime.requirements],
     }
     assert "telemetry" not in run.stderr
@@ -139,7 +139,7 @@ def _on(base_image: str, profile: TargetProfile, bundle: Path, engine: Engine, w
         profile,
         ImageRequest(
             bundle=bundle,
-            files=("runner.py", "models/double.onnx"),
+            files=("device.pyz", "models/double.onnx"),
             reference="edge-bundler-test:on-own-base",
             labels={},
             base_image=base_image,

@@ -1,3 +1,5 @@
+"""SQNR and agreement of outputs, and which outputs can reveal an error."""
+
 from __future__ import annotations
 
 import math
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from bundler.graphs.comparison import informative_problem, sqnr_db, top1_agreement
+from bundler.device.numerics import decibels, informative_problem, sqnr_db, top1_agreement
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -49,24 +51,24 @@ def test_top1_agreement_is_the_share_of_equal_highest_classes(same: list[bool]) 
     assert top1_agreement(reference, outputs) == pytest.approx(sum(same) / len(same))
 
 
-PICTURES = numbers(0)
+IMAGES = numbers(0)
 
 
 @pytest.mark.parametrize(
     ("outputs", "problem"),
     [
-        (PICTURES, ""),
-        (PICTURES * np.float32(0.01), ""),
-        (PICTURES * np.float32(1e-5), "almost zero"),
+        (IMAGES, ""),
+        (IMAGES * np.float32(0.01), ""),
+        (IMAGES * np.float32(1e-5), "almost zero"),
         (np.zeros((4, 10), np.float32), "almost zero"),
-        (np.repeat(PICTURES[:1], 4, axis=0), "same for every picture"),
-        (np.repeat(PICTURES[:, :1], 10, axis=1), "same for every class"),
-        (np.where(PICTURES > 1, np.float32("nan"), PICTURES), "not finite"),
-        (np.where(PICTURES > 1, np.float32("inf"), PICTURES), "not finite"),
+        (np.repeat(IMAGES[:1], 4, axis=0), "same for every image"),
+        (np.repeat(IMAGES[:, :1], 10, axis=1), "same for every class"),
+        (np.where(IMAGES > 1, np.float32("nan"), IMAGES), "not finite"),
+        (np.where(IMAGES > 1, np.float32("inf"), IMAGES), "not finite"),
     ],
 )
 def test_what_would_hide_an_error(outputs: NDArray[np.float32], problem: str) -> None:
-    assert (PICTURES > 1).any()
+    assert (IMAGES > 1).any()
     found = informative_problem(outputs)
     assert problem in found
     assert bool(found) == bool(problem)
@@ -83,10 +85,33 @@ def test_of_detections_the_worse_of_boxes_and_scores_counts() -> None:
     assert sqnr_db(reference, reference) == math.inf
 
 
-def test_boxes_in_their_cells_tell_nothing_of_dead_scores() -> None:
+def test_boxes_in_their_cells_reveal_nothing_of_dead_scores() -> None:
     detections = numbers(0, (4, 6, 9))
     assert informative_problem(detections) == ""
     detections[..., 4:] = 0.5
-    assert informative_problem(detections) == "the outputs are the same for every class"
+    assert informative_problem(detections) == "the outputs are the same for every box"
     detections[..., 4:] = numbers(1, (1, 6, 5))
-    assert informative_problem(detections) == "the outputs are the same for every picture"
+    assert informative_problem(detections) == "the outputs are the same for every image"
+
+
+def test_the_scores_of_a_dead_detector_differ_by_channel_and_not_by_box() -> None:
+    """Objectness and classes have biases of their own: every box scores the same, and yet not every channel."""
+    detections = numbers(0, (4, 6, 9))
+    detections[..., 4:] = numbers(1, (4, 1, 5))
+    assert informative_problem(detections) == "the outputs are the same for every box"
+
+
+def test_boxes_without_coordinates_are_a_problem() -> None:
+    detections = numbers(0, (4, 6, 9))
+    detections[..., :4] = 0
+    assert informative_problem(detections) == "the coordinates of all boxes are zero"
+
+
+def test_a_single_image_is_not_compared_with_others() -> None:
+    assert informative_problem(IMAGES[:1]) == informative_problem(numbers(0, (1, 6, 9))) == ""
+    assert informative_problem(np.ones((1, 10), np.float32)) == "the outputs are the same for every class"
+
+
+def test_decibels_of_powers() -> None:
+    assert decibels(100.0, 1.0) == 20
+    assert (decibels(0.0, 0.0), decibels(1.0, 0.0), decibels(0.0, 1.0)) == (math.inf, math.inf, -math.inf)

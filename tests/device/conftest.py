@@ -1,17 +1,15 @@
-"""A tiny real bundle: the runner, ONNX models of a few hundred weights, and golden outputs made here by ONNX Runtime."""
+"""A tiny real bundle: the device program, ONNX models of a few hundred weights, and golden outputs of ONNX Runtime here."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,11 +18,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-RUNNER = Path(__file__).parents[2] / "templates" / "runner.py"
+from bundler.packaging.device_program import write_device_program
+
 STEP = 0.4
 CLASSES = 10
 
-# What the tiny detector sees in a picture that begins with 1: centre x and y, width, height, objectness, two classes.
+# The output of the tiny detector for an image that begins with 1: centre x and y, width, height, objectness, two classes.
 ROWS = np.array(
     [
         [2, 2, 4, 4, 1, 0.75, 0],
@@ -56,6 +55,18 @@ class TinyBundle:
         config["files"] = {name: hashlib.sha256((self.root / name).read_bytes()).hexdigest() for name in config["files"]}
         self.configure(config)
 
+    def change_program(self, module: str, old: str, new: str) -> None:
+        """Replace some text in a module of the device program."""
+        path = self.root / "device.pyz"
+        with zipfile.ZipFile(path) as archive:
+            sources = {name: archive.read(name).decode() for name in archive.namelist()}
+        assert old in sources[module]
+        sources[module] = sources[module].replace(old, new)
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, source in sources.items():
+                archive.writestr(name, source)
+        self.seal()
+
     def save(self, name: str, array: np.ndarray) -> None:
         np.save(self.root / name, array)
         self.seal()
@@ -66,24 +77,13 @@ class TinyBundle:
     def run(
         self, *arguments: str, program: tuple[str, ...] = (sys.executable,), **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        command = [*program, str(self.root / "runner.py"), *arguments]
+        command = [*program, str(self.root / "device.pyz"), *arguments]
         return subprocess.run(
             command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=120, check=False
         )
 
     def selftest(self, *arguments: str) -> dict[str, Any]:
         return json.loads(self.run("selftest", "--json", *arguments).stdout)
-
-
-@pytest.fixture(scope="package")
-def runner() -> ModuleType:
-    """The runner as a module, for its functions."""
-    spec = importlib.util.spec_from_file_location("device_runner", RUNNER)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def empty_bundle(folder: Path) -> Path:
     root = folder / "bundle"
     (root / "models").mkdir(parents=True)
     (root / "golden").mkdir()
-    shutil.copy(RUNNER, root)
+    write_device_program(root)
     return root
 
 
@@ -132,12 +132,14 @@ def finished_bundle(root: Path, inputs: np.ndarray, *, task: str, output: str, s
     tiny = TinyBundle(root=root)
     tiny.configure(
         {
-            "schema": "edge-bundler/runner/1",
+            "schema": "edge-bundler/runner/2",
             "bundle": "tiny-x86-fbgemm",
             "task": task,
             "input": "image",
             "output": output,
             "graph_optimization_level": "all",
+            "onnxruntime_minimum": "1.16",
+            "python_minimum": "3.10",
             "golden": {"inputs": "golden/inputs.npy", "reference": "golden/fp32.npy"},
             "known_answer": {
                 "model": "golden/known-answer.onnx",
@@ -178,7 +180,7 @@ def save_classifier(path: Path, weights: np.ndarray, step: float | None, output:
 
 
 def save_detector(path: Path, rows: np.ndarray, output: str = "detections") -> None:
-    """Write image [N,3,8,8] → detections [N,boxes,5+classes]: the rows, their objectness times the picture's first number."""
+    """Write image [N,3,8,8] → detections [N,boxes,5+classes]: the rows, their objectness times the image's first number."""
     weights, constant = np.zeros((192, *rows.shape), np.float32), rows.copy()
     weights[0, :, 4] = rows[:, 4]
     constant[:, 4] = 0
@@ -224,3 +226,22 @@ def save_graph(path: Path, nodes: list[Any], inputs: list[Any], outputs: list[An
 def outputs_of(path: Path, inputs: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return np.concatenate([session.run(None, {"image": picture[None]})[0] for picture in inputs])
+
+
+def mode_of(document: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(mode for mode in document["modes"] if mode["name"] == name)
+
+
+def spoil(bundle: TinyBundle, mode: str, **changes: Any) -> None:
+    config = bundle.config
+    mode_of(config, mode).update(changes)
+    bundle.configure(config)
+
+
+def other_model(bundle: TinyBundle, mode: str, *, change: float, step: float | None) -> None:
+    """Replace a mode's model by one whose first class is `change` times as strong."""
+    random = np.random.default_rng(7)
+    weights = random.normal(size=(192, 10)).astype(np.float32)
+    weights[:, 0] *= change
+    save_classifier(bundle.root / f"models/{mode}.onnx", weights, step)
+    bundle.seal()

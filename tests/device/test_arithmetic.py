@@ -1,4 +1,4 @@
-"""The digests in the runner are of right answers, computed here by exact fractions, and not only of what one machine gave."""
+"""The digests are of right answers, computed here by exact fractions, and not only of what one machine gave."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import hashlib
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from types import ModuleType
 
 import numpy as np
 import pytest
+
+from bundler.device.arithmetic import ANSWERS, calculations, check_arithmetic
 
 MANTISSA = {np.float16: (11, -24), np.float32: (24, -149), np.float64: (53, -1074)}  # bits, exponent of the smallest number
 
@@ -33,7 +34,7 @@ def nearest_root(exact: Fraction, kind: type) -> float:
 
 
 def noise() -> list[int]:
-    """The same 64-bit numbers as in the runner, by Python's integers."""
+    """The same 64-bit numbers as in the program, by Python's integers."""
     mask = 2**64 - 1
     numbers = [(index * 6364136223846793005 + 1442695040888963407) & mask for index in range(1, 4097)]
     return [((number ^ (number >> 29)) * 0xBF58476D1CE4E5B9) & mask for number in numbers]
@@ -61,31 +62,31 @@ def pairwise(kind: type, operation: Callable[[Fraction, Fraction], Fraction]) ->
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
-def test_arithmetic(runner: ModuleType, kind: type) -> None:
+def test_arithmetic(kind: type) -> None:
     name = kind.__name__
-    assert runner.ANSWERS[f"{name} add"] == answer(kind, pairwise(kind, lambda a, b: a + b))
-    assert runner.ANSWERS[f"{name} multiply"] == answer(kind, pairwise(kind, lambda a, b: a * b))
-    assert runner.ANSWERS[f"{name} divide"] == answer(kind, pairwise(kind, lambda a, b: a / b))
+    assert ANSWERS[f"{name} add"] == answer(kind, pairwise(kind, lambda a, b: a + b))
+    assert ANSWERS[f"{name} multiply"] == answer(kind, pairwise(kind, lambda a, b: a * b))
+    assert ANSWERS[f"{name} divide"] == answer(kind, pairwise(kind, lambda a, b: a / b))
     roots = pairwise(kind, lambda a, _b: abs(a))
-    assert runner.ANSWERS[f"{name} square root"] == answer(kind, [nearest_root(Fraction(a), kind) for a in roots])
+    assert ANSWERS[f"{name} square root"] == answer(kind, [nearest_root(Fraction(a), kind) for a in roots])
 
 
-def test_conversions(runner: ModuleType) -> None:
+def test_conversions() -> None:
     left, _ = floats()
     subnormal = [nearest(a / 2**140, np.float32) for a in left]
     assert any(0 < abs(value) < 2**-126 for value in subnormal)
     # A negative number that rounds to nothing becomes -0.
-    assert runner.ANSWERS["float32 subnormal"] == answer(
+    assert ANSWERS["float32 subnormal"] == answer(
         np.float32, [math.copysign(value, a) for value, a in zip(subnormal, left, strict=True)]
     )
-    assert runner.ANSWERS["float32 round"] == answer(np.int32, [round(a) for a in left])
-    assert runner.ANSWERS["float32 truncate"] == answer(np.int32, [math.trunc(a) for a in left])
+    assert ANSWERS["float32 round"] == answer(np.int32, [round(a) for a in left])
+    assert ANSWERS["float32 truncate"] == answer(np.int32, [math.trunc(a) for a in left])
     halves = [nearest(a / 16, np.float16) for a in left]
-    assert runner.ANSWERS["float32 to float16"] == answer(np.float16, halves)
-    assert runner.ANSWERS["float16 to float32"] == answer(np.float32, halves)
+    assert ANSWERS["float32 to float16"] == answer(np.float16, halves)
+    assert ANSWERS["float16 to float32"] == answer(np.float32, halves)
 
 
-def test_integers(runner: ModuleType) -> None:
+def test_integers() -> None:
     whole = [((number >> 40) - 2**23) | 1 for number in noise()]
     unsigned = [number >> 56 for number in noise()]
     signed = [((number >> 48) & 255) - 256 * ((number >> 55) & 1) for number in noise()]
@@ -93,15 +94,13 @@ def test_integers(runner: ModuleType) -> None:
     columns = list(zip(*s8, strict=True))
     by_columns = [sum(map(int.__mul__, row, column)) for row in u8 for column in columns]
     by_rows = [sum(map(int.__mul__, row, other)) for row in s8 for other in s8]
-    assert runner.ANSWERS["uint8 int8 dot product"] == answer(np.int32, by_columns)
-    assert runner.ANSWERS["int8 int8 dot product"] == answer(np.int32, by_rows)
-    assert runner.ANSWERS["int32 multiply"] == answer(
-        np.int32, [wrapped(a * b) for a, b in zip(whole, whole[::-1], strict=True)]
-    )
-    assert runner.ANSWERS["int32 shift"] == answer(np.int32, [wrapped(a << 7) >> 13 for a in whole])
-    assert runner.ANSWERS["int32 divide"] == answer(np.int32, [a // 255 for a in whole])
+    assert ANSWERS["uint8 int8 dot product"] == answer(np.int32, by_columns)
+    assert ANSWERS["int8 int8 dot product"] == answer(np.int32, by_rows)
+    assert ANSWERS["int32 multiply"] == answer(np.int32, [wrapped(a * b) for a, b in zip(whole, whole[::-1], strict=True)])
+    assert ANSWERS["int32 shift"] == answer(np.int32, [wrapped(a << 7) >> 13 for a in whole])
+    assert ANSWERS["int32 divide"] == answer(np.int32, [a // 255 for a in whole])
 
 
-def test_every_calculation_has_its_answer(runner: ModuleType) -> None:
-    assert runner.calculations().keys() == runner.ANSWERS.keys()
-    assert all(runner.known_answers().values())
+def test_every_calculation_has_its_answer() -> None:
+    assert calculations().keys() == ANSWERS.keys()
+    assert all(check_arithmetic().values())
