@@ -9,7 +9,7 @@ import click
 
 from bundler import console
 from bundler.cli.summary import print_summary
-from bundler.manifest import Manifest, QuantizationRecord, RecoveryRecord
+from bundler.manifest import Manifest, QuantizationRecord, RecoveryRecord, summarize_preprocessing
 from bundler.packaging.placing import recover
 from bundler.packaging.reading import check_bundle
 from bundler.packaging.unpacking import is_archive, unpacked
@@ -41,7 +41,7 @@ def command(*, bundle: Path, layers: bool, as_json: bool) -> None:
     console.text_result(f"{manifest.bundle}: {model.row} for {manifest.target.platform}, {model.num_classes} classes")
     trained = "" if model.weights.trained else " (NOT TRAINED)"
     console.text_result(f"weights {model.weights.source}{trained}, sha256 {model.weights.sha256[:16]}…")
-    console.text_result(f"pictures: {model.preprocessing}")
+    console.text_result(f"preprocessing: {summarize_preprocessing(model.preprocessing)}")
     for mode in manifest.modes:
         if mode.quantization:
             proved = [f"{len(mode.quantization.ties)} operators round alike on every processor"]

@@ -14,7 +14,7 @@ from bundler.evaluation.classification_suspicions import suspect_top1
 from bundler.evaluation.detection import BoxesTest, prepare_boxes
 from bundler.evaluation.detection_suspicions import suspect_boxes
 from bundler.graphs.exported_graph import ExportedGraph
-from bundler.manifest import AccuracyRecord, BoxesRecord
+from bundler.manifest import AccuracyRecord, BoxesRecord, summarize_accuracy
 from bundler.models.specs import Mode
 from bundler.targets import OptimizationLevel
 
@@ -79,7 +79,7 @@ def require_accuracy(records: Mapping[Mode, AccuracyRecord | BoxesRecord], max_d
     if lost:
         detector = any(isinstance(records[mode], BoxesRecord) for mode in lost)
         raise AccuracyError(
-            "; ".join(f"{mode} {records[mode]}" for mode in lost) + f"; {max_drop:g} points are allowed",
+            "; ".join(f"{mode} {summarize_accuracy(records[mode])}" for mode in lost) + f"; {max_drop:g} points are allowed",
             next_step="Calibrate with more pictures like those of the device (--calibration DIR, --calibration-pictures N), or "
             + ("quantize less of it: --int8-scope backbone." if detector else "train for it: --mode int8-qat."),
         )

@@ -8,7 +8,7 @@ from typing import Any
 from packaging.version import Version
 
 from bundler.graphs.runtime_versions import NUMPY_MINIMUM
-from bundler.manifest import Manifest, write_manifest
+from bundler.manifest import Manifest, reference_digest, summarize_accuracy, write_manifest
 from bundler.packaging.checksums import sha256_of, write_checksums
 from bundler.packaging.layer_plot import plot_layers
 from bundler.packaging.rendering import markdown, render
@@ -45,7 +45,7 @@ def write_papers(bundle: Path, manifest: Manifest, target: TargetProfile, *, ima
 
 
 def _in_markdown(value: Any) -> Any:
-    """Return the context with its free text escaped: what is not a name has no alphabet (bundler/manifest.py)."""
+    """Return the context with its free text escaped: what is not a name has no alphabet (bundler/manifest/records.py)."""
     if isinstance(value, dict):
         return {
             key: markdown(item) if key in _FREE_TEXT and isinstance(item, str) else _in_markdown(item)
@@ -72,6 +72,7 @@ def _context(manifest: Manifest) -> dict[str, Any]:
     return {
         "bundle": manifest.bundle,
         "manifest": manifest,
+        "accuracy": {mode.name: summarize_accuracy(mode.accuracy) for mode in manifest.modes if mode.accuracy},
         "plots": {mode.name: plot_layers(mode.quantization.layers) for mode in manifest.modes if mode.quantization},
         "model": {"name": model["name"], "task": model["task"]},
         "target": record["target"],
@@ -80,9 +81,9 @@ def _context(manifest: Manifest) -> dict[str, Any]:
                 **mode,
                 "path": mode["onnx"]["path"],
                 "bytes": mode["onnx"]["bytes"],
-                "bits": mode["evidence"][0]["outputs_sha256"],
+                "bits": reference_digest(mode_record.evidence, mode_record.fleet),
             }
-            for mode in record["modes"]
+            for mode, mode_record in zip(record["modes"], manifest.modes, strict=True)
         ],
         "input": {**model["input"], "shape": model["input"]["shape"][1:]},
         "output": {"name": model["output"]["name"], "classes": model["num_classes"]},

@@ -23,8 +23,8 @@ def render(template: str, context: dict[str, Any]) -> str:
     """Return the text of `templates/{template}`.
 
     Control characters and line breaks in what is inserted are written out (bundler/visible.py). In HTML all of it is escaped.
-    The other formats take names and numbers, whose alphabets (bundler/manifest.py, bundler/targets.py) hold nothing that ends
-    a string or begins an option; text for Markdown has to be passed through `markdown` before.
+    The other formats take names and numbers, whose alphabets (bundler/manifest/records.py, bundler/targets.py) hold nothing
+    that ends a string or begins an option; text for Markdown has to be passed through `markdown` before.
     """
     environment = Environment(
         loader=FileSystemLoader(resource("templates")),

@@ -25,7 +25,7 @@ from bundler.graphs.host_runs import (
     require_informative,
     run_reference,
 )
-from bundler.manifest import AccuracyRecord, BoxesRecord
+from bundler.manifest import AccuracyRecord, BoxesRecord, summarize_accuracy
 from bundler.models.specs import Mode
 from bundler.packaging.staging import GoldenMode, model_path, samples_of
 from bundler.pipeline.inputs import Material
@@ -106,7 +106,7 @@ def build_modes(job: BuildJob, material: Material, staging: Path) -> BuiltModes:
             modes[mode] = _quantized(job, material, network, mode, reference, test, staging)
     records = {mode: built.accuracy for mode, built in modes.items() if built.accuracy is not None}
     for mode, record in sorted(records.items()):
-        console.detail(f"{mode}: {record}")
+        console.detail(f"{mode}: {summarize_accuracy(record)}")
     if job.max_drop is not None:
         require_accuracy(records, job.max_drop)
     # INT8 first: a device runs it first.
