@@ -111,7 +111,7 @@ def _sizes(variant: ModelSpec, request: PreprocessingRequest, fit: Fit, input_si
 
 
 def _check_input(variant: ModelSpec, size: Pixels, option: str) -> None:
-    sides, text = height_and_width(size), pixels_text(size)
+    sides, text = height_and_width(size), pixels_text(_short(size))
     if min(sides) < SMALLEST_INPUT:
         raise ImpossibleRequestError(
             f"an input of {text} pixels is too small for {variant.name}",
@@ -125,8 +125,8 @@ def _check_input(variant: ModelSpec, size: Pixels, option: str) -> None:
     if variant.task == "detection" and any(side % SMALLEST_INPUT for side in sides):
         nearest = tuple(max(side // SMALLEST_INPUT, 1) * SMALLEST_INPUT for side in sides)
         raise ImpossibleRequestError(
-            f"{option} must be a multiple of {SMALLEST_INPUT} for {variant.name}, on both sides, and {text} is no multiple",
-            next_step=f"Give {option} {pixels_text(_short((nearest[0], nearest[1])))}, for instance.",
+            f"{option} must be a multiple of {SMALLEST_INPUT} for {variant.name} (got {text})",
+            next_step=f"For example: {option} {pixels_text(_short((nearest[0], nearest[1])))}.",
         )
 
 

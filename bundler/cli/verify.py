@@ -1,4 +1,4 @@
-"""`bundler verify`: prove bundles again, from their own files."""
+"""`bundler verify`: verify bundles again, from their own files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from bundler import console
-from bundler.cli.comparison_table import print_ledgers
+from bundler.cli.comparison_table import print_comparisons
 from bundler.cli.failures import INCOMPLETE
 from bundler.errors import VerificationFailedError
-from bundler.pipeline.verify_bundle import Verification, find_bundles, verify_bundle
+from bundler.pipeline.verify_bundle import Verification, VerifyOptions, find_bundles, verify_bundle
 from bundler.targets import find_target
 
 __all__ = ["command"]
@@ -20,7 +20,7 @@ __all__ = ["command"]
 @click.argument("bundles", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--target", required=True, metavar="TARGET", help="Name, alias, or path of a target profile (`bundler targets`).")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("dist"), show_default=True, metavar="DIR")
-@click.option("--base-image", metavar="IMAGE", help="What the device image begins with, for bundles that were built on one.")
+@click.option("--base-image", metavar="IMAGE", help="Base image of the device image, for bundles that were built on one.")
 @click.option("--trust-bundle", is_flag=True, help="Without an engine, execute a runner.py of another version on this host.")
 @click.option("--explain", is_flag=True, help="Compare torch and ONNX Runtime, tensor by tensor, here and on arm64.")
 @click.option("--json", "as_json", is_flag=True, help="Print the evidence as JSON.")
@@ -36,14 +36,13 @@ def command(
     explain: bool,
     as_json: bool,
 ) -> None:
-    """Prove BUNDLES again, or every bundle of the target below --output.
+    """Verify BUNDLES again, or every bundle of the target below --output.
 
-    Every file is compared with the bundle's checksums, and its device program executed on each CPU of the profile. What was
-    executed now and says more than the bundle's record, or contradicts it, is written into the bundle; what could not be
-    executed replaces nothing.
+    Every file is compared with the bundle's checksums, and the device program is executed on each CPU of the profile. Evidence
+    that adds to the bundle's record or contradicts it is written into the bundle; what could not be executed replaces nothing.
 
-    The runner is executed in a container without a network. Without an engine it is executed on this host, if it is the one
-    that this version of bundler writes, or with --trust-bundle.
+    The device program is executed in a container without network. Without an engine it is executed on this host, if this
+    version of bundler wrote it, or with --trust-bundle.
 
     \b
     Examples:
@@ -52,25 +51,23 @@ def command(
       bundler verify --target arm64 dist/arm64-qnnpack/mobilenet_v2
     """
     profile = find_target(target)
-    verifications = [
-        verify_bundle(bundle, profile, base_image=base_image, trust_bundle=trust_bundle, explain=explain)
-        for bundle in bundles or find_bundles(output, profile)
-    ]
+    options = VerifyOptions(base_image=base_image, trust_bundle=trust_bundle, explain=explain)
+    verifications = [verify_bundle(bundle, profile, options) for bundle in bundles or find_bundles(output, profile)]
     if as_json:
         console.json_result([_document(verification) for verification in verifications])
     else:
         _print(verifications)
         if explain:
             for verification in verifications:
-                print_ledgers(verification.manifest)
+                print_comparisons(verification.manifest)
     failed = [str(verification.directory) for verification in verifications if verification.verdict == "failed"]
     if failed:
         raise VerificationFailedError(
-            f"wrong results: {', '.join(failed)}",
-            next_step="Do not ship it. Its manifest and the table above state what failed.",
+            f"verification failed: {', '.join(failed)}",
+            next_step="Do not deploy it. The table above and its manifest state what failed.",
         )
     if any(verification.verdict == "not_run" for verification in verifications):
-        console.warn("INCOMPLETE: not every CPU of the target could be run here (exit code 3)")
+        console.warn("INCOMPLETE: not every CPU of the target could be run on this machine (exit code 3)")
         ctx.exit(INCOMPLETE)
 
 
@@ -109,4 +106,4 @@ def _print(verifications: list[Verification]) -> None:
         for mode, items in sorted(verification.evidence.items())
         for item in (*items, *(item for record in verification.fleet.get(mode, ()) for item in record.evidence))
     ]
-    console.table(("bundle", "mode", "cpu", "verdict", "SQNR dB", "steps off", "outputs", "reason"), rows)
+    console.table(("bundle", "mode", "cpu", "verdict", "SQNR dB", "max error", "outputs", "reason"), rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 from bundler import console
 from bundler.data.labelled_boxes import DetectionPictures
@@ -21,19 +20,8 @@ from bundler.targets import OptimizationLevel
 __all__ = ["AccuracyTest", "prepare_test", "require_accuracy", "suspect"]
 
 
-class AccuracyTest(Protocol):
-    """Pictures on which FP32 has been measured, so that INT8 can be compared with it."""
-
-    @property
-    def fp32(self) -> AccuracyRecord | BoxesRecord:
-        """How accurate FP32 is."""
-
-    def measure(self, graph: ExportedGraph) -> AccuracyRecord | BoxesRecord:
-        """Run every picture through an INT8 graph; return how accurate it is, and how much less so than FP32.
-
-        Raises:
-            DataError: a picture cannot be read.
-        """
+# Images on which FP32 was measured, so that INT8 can be compared with it: of a classifier, or of a detector.
+AccuracyTest = Top1Test | BoxesTest
 
 
 def prepare_test(
@@ -56,10 +44,9 @@ def suspect(fp32: ExportedGraph, test: AccuracyTest, claims: Mapping[str, float]
     Raises:
         DataError: a picture cannot be read.
     """
-    suspicion = None
     if isinstance(test, BoxesTest):
         suspicion = suspect_boxes(fp32, test.pictures, test.seen, test.fp32, level=test.level, claims=claims)
-    elif isinstance(test, Top1Test):
+    else:
         suspicion = suspect_top1(fp32, test, claims)
     if suspicion is None:
         return ()
