@@ -33,7 +33,7 @@ __all__ = ["command"]
 @click.option(
     "--int8-scope",
     type=click.Choice(("backbone", "whole")),
-    help="Part of a detector that becomes INT8.  [default: backbone]",
+    help="How much of a detector becomes INT8.  [default: backbone]",
 )
 @click.option(
     "--weights",
@@ -45,61 +45,61 @@ __all__ = ["command"]
 @click.option(
     "--weights-key",
     metavar="NAME",
-    help="Key or prefix of the weights in a file with several, such as ema or student.",
+    help="Which weights of a file that holds several: a key or a prefix, such as ema or student.",
 )
 @click.option(
     "--cfg",
     type=click.Path(path_type=Path),
     metavar="FILE.cfg",
-    help="Darknet cfg of a yolov3 or yolov4: activations, anchors, classes and scale_x_y.  [default: the published cfg]",
+    help="Darknet's cfg of a yolov3 or yolov4: its activations, anchors, classes and scale_x_y.  [default: the published ones]",
 )
 @click.option(
     "--calibration", type=click.Path(path_type=Path), metavar="DIR", help="Folder of images, flat or one sub-folder a class."
 )
-@click.option(
-    "--calibration-pictures", type=click.IntRange(min=1), default=64, show_default=True, help="Number of calibration images."
-)
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Batch size of the calibration.")
+@click.option("--calibration-pictures", type=click.IntRange(min=1), default=64, show_default=True, help="How many to use.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures at a time.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
     metavar="PATH",
     help="Measure accuracy on labelled images: class folders or a CSV file; for a detector YOLO's or COCO's labels, or none. "
-    "val/ is used if it exists; int8-qat trains on train/, or on four fifths of the images.",
+    "Of val/ where there is one; int8-qat learns from train/, or from four fifths of them.",
 )
 @click.option(
     "--max-drop",
     type=click.FloatRange(min=0),
     metavar="POINTS",
-    help="Fail if INT8 loses more top-1, mAP, or boxes that agree with FP32's.",
+    help="Fail where INT8 loses more top-1 (or mAP, or boxes) than that.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), default=8, show_default=True, help="Epochs of int8-qat.")
+@click.option("--epochs", type=click.IntRange(min=1), default=8, show_default=True, help="Of the training for int8-qat.")
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Initial learning rate of int8-qat.  [default: 0.001; detectors: 0.0001]",
+    help="Of the training for int8-qat, at its beginning.  [default: 0.001; detectors: 0.0001]",
 )
 @click.option(
     "--num-classes",
     type=int,
     metavar="N",
-    help="Number of classes.  [default: that of the weights file, or 1000; detectors: 80]",
+    help="Classes of the weights.  [default: as the file has, or 1000; detectors: 80]",
 )
 @click.option(
     "--input-size",
     type=parse_pixels,
     metavar="N|HxW",
-    help="Size of the input in pixels: a square, or height x width; images are resized to it.  [default: that of the weights]",
+    help="Pixels of the input: a square, or height x width; pictures are resized to that.  [default: as the weights ask]",
 )
 @preprocessing_options
-@click.option("--base-image", metavar="IMAGE", help="Base image with Python, instead of a base made from Debian's packages.")
+@click.option(
+    "--base-image", metavar="IMAGE", help="Image with Python to build on, instead of one made from Debian's packages."
+)
 @click.option(
     "--tag",
     metavar="NAME:TAG",
-    help="Name of the device image in the engine.  [default: MODEL:TARGET-DIGEST]",
+    help="Name of the device image in the engine.  [default: MODEL:TARGET-, and digits of its digest]",
 )
 @click.option("--output", type=click.Path(path_type=Path), default=Path("dist"), show_default=True, metavar="DIR")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights and of the choice of images.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of random weights and of the choice of pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 @click.pass_context
 def command(
@@ -128,7 +128,7 @@ def command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Build MODEL for a target: quantize it, export ONNX, verify it on the target's CPUs, and package it.
+    """Build MODEL for a target: quantize it, export ONNX, prove it on the target's CPUs, and package it.
 
     \b
     Examples:
