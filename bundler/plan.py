@@ -1,4 +1,4 @@
-"""BuildJob: what will be built. Pure: it refuses the impossible with the reason, and does nothing."""
+"""BuildJob: what will be built, from the options of `bundler bundle`; impossible requests are refused here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ from bundler.preprocessing_request import AS_THE_WEIGHTS_ASK, PreprocessingReque
 from bundler.targets import TargetProfile, find_target
 from bundler.training_options import CLASSIFIERS, DETECTORS, TrainingRecipe
 
-__all__ = ["BuildJob", "CalibrationRequest", "plan_build"]
+__all__ = [
+    "AccuracyRequest",
+    "BuildJob",
+    "BuildRequest",
+    "CalibrationRequest",
+    "ImageRequest",
+    "PtqRequest",
+    "QatRequest",
+    "WeightsRequest",
+    "plan_build",
+]
 
 # A registry with a port, the path of the repository, and the tag (distribution-spec 1.1, "Pulling manifests").
 _REFERENCE = re.compile(
@@ -25,12 +35,12 @@ _REFERENCE = re.compile(
 _LONGEST_REPOSITORY = 255
 
 DEFAULT_MODES: tuple[Mode, ...] = ("fp32", "int8-ptq")
-DARKNET = ("yolov3", "yolov4")  # whose weights a cfg describes
+DARKNET = ("yolov3", "yolov4")  # of whose weights a cfg file gives the network
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationRequest:
-    """Which pictures calibrate: a folder, or None for synthetic ones; how many, and how many at a time."""
+    """Calibration images: a folder, or None for synthetic ones; how many, and the batch size."""
 
     folder: Path | None
     pictures: int
@@ -38,27 +48,96 @@ class CalibrationRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightsRequest:
+    """Weights: `auto`, `pretrained`, `random` or a file; which weights of the file; the file's classes; Darknet's cfg file."""
+
+    source: str
+    key: str | None = None
+    num_classes: int | None = None
+    cfg: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRequest:
+    """The device image: the image that it is based on instead of Debian's packages, and its name in the engine."""
+
+    base: str | None = None
+    tag: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRequest:
+    """The options of `bundler bundle` as they were given; None, or an empty tuple, for an option that was not.
+
+    `data` holds images to measure accuracy on, and `max_drop` is how many percentage points an INT8 mode may lose on them: of
+    top-1, of a detector's mAP, or without labels, of boxes that agree with FP32's. `epochs` and `learning_rate` are for
+    quantization-aware training. `input_size` sets the size of the input and, unless `preprocessing` does, the size to which
+    images are resized.
+    """
+
+    model: str
+    target: str
+    weights: WeightsRequest
+    calibration: CalibrationRequest
+    output: Path
+    seed: int
+    epochs: int
+    learning_rate: float | None = None
+    modes: tuple[str, ...] = ()
+    int8_scope: Int8Scope | None = None
+    input_size: Pixels | None = None
+    preprocessing: PreprocessingRequest = AS_THE_WEIGHTS_ASK
+    data: Path | None = None
+    max_drop: float | None = None
+    image: ImageRequest = ImageRequest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyRequest:
+    """Images to measure accuracy on, and the percentage points that INT8 may lose; None for no limit."""
+
+    data: Path
+    max_drop: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PtqRequest:
+    """int8-ptq: ranges from calibration images. With accuracy and a limit, the profile's fallback steps are tried."""
+
+    accuracy: AccuracyRequest | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QatRequest:
+    """int8-qat: weights trained for INT8 on the images of `accuracy.data`."""
+
+    accuracy: AccuracyRequest
+    training: TrainingRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
 class BuildJob:
-    """One model for one target, with every choice made."""
+    """One model for one target, with every choice made; `fp32`, `ptq` and `qat` are the modes that go into the bundle."""
 
     row: ScopeRow
     variant: ModelSpec
     target: TargetProfile
-    modes: tuple[Mode, ...]
+    fp32: bool
+    ptq: PtqRequest | None
+    qat: QatRequest | None
+    accuracy: AccuracyRequest | None
     int8_scope: Int8Scope
-    weights: str
-    cfg: Path | None
-    weights_key: str | None
-    num_classes: int | None
+    weights: WeightsRequest
     preprocessing: Preprocessing
     calibration: CalibrationRequest
-    data: Path | None
-    max_drop: float | None
-    recipe: TrainingRecipe
-    base_image: str | None
-    tag: str | None
+    image: ImageRequest
     output: Path
     seed: int
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        chosen: dict[Mode, bool] = {"fp32": self.fp32, "int8-ptq": self.ptq is not None, "int8-qat": self.qat is not None}
+        return tuple(mode for mode, wanted in chosen.items() if wanted)
 
     @property
     def identifier(self) -> str:
@@ -74,97 +153,78 @@ class BuildJob:
         return self.output / self.target.name / f"{self.variant.name}.tar.gz"
 
 
-def plan_build(
-    model: str,
-    target: str,
-    *,
-    modes: tuple[str, ...],
-    int8_scope: Int8Scope | None,
-    weights: str,
-    weights_key: str | None = None,
-    num_classes: int | None,
-    input_size: Pixels | None,
-    calibration: CalibrationRequest,
-    data: Path | None,
-    max_drop: float | None,
-    epochs: int,
-    learning_rate: float | None,
-    base_image: str | None,
-    tag: str | None,
-    output: Path,
-    seed: int,
-    preprocessing: PreprocessingRequest = AS_THE_WEIGHTS_ASK,
-    cfg: Path | None = None,
-) -> BuildJob:
-    """Make every choice that needs no file and no network.
+def plan_build(request: BuildRequest) -> BuildJob:
+    """Make every choice that needs neither the images nor the weights, and no network.
 
-    `input_size` sets the size of the input and, unless `preprocessing` has it, that of the resized picture; what neither asks
-    for is as the variant's weights ask. Without `int8_scope`, of a detector the backbone becomes INT8. `data` holds pictures to
-    measure accuracy on; an INT8 mode may lose up to `max_drop` percentage points: of top-1, of a detector's mAP, or without
-    labels, of boxes that agree with FP32's. A training for INT8 takes `epochs`, and starts with the usual learning rate of
-    classifiers or detectors where none is given. `tag` is the name of the device image,
-    `cfg` Darknet's description of a yolov3 or yolov4.
+    Reads the target's profile; `find_model` imports the models that other packages register.
 
     Raises:
         UnknownModelError, UnknownTargetError: with the nearest names.
         ModeUnavailableError: the model does not have one of the modes.
-        ImpossibleRequestError: a number that no network can take.
+        ImpossibleRequestError: two options contradict each other, or a value is out of range.
     """
-    row, variant = find_model(model)
-    profile = find_target(target)
-    chosen = tuple(mode for mode in variant.modes if mode in (modes or DEFAULT_MODES))
-    for asked in modes:
+    row, variant = find_model(request.model)
+    target = find_target(request.target)
+    for asked in request.modes:
         if asked not in variant.modes:
-            raise ModeUnavailableError(model, asked, "there is no such mode", variant.modes)
-    if int8_scope is not None and int8_scope not in variant.int8_scopes:
-        raise ImpossibleRequestError(
-            f"{model} has no backbone apart from the rest; its INT8 is the whole network",
-            next_step="Leave --int8-scope out: it is for detectors.",
-        )
-    if cfg is not None and variant.name not in DARKNET:
-        raise ImpossibleRequestError(
-            f"--cfg describes a network of Darknet's, and {model} is none",
-            next_step=f"Leave --cfg out: it is for {' and '.join(DARKNET)}.",
-        )
-    if weights_key is not None and weights in ("auto", "pretrained", "random"):
-        raise ImpossibleRequestError(
-            f"--weights-key chooses among the weights in a file, and --weights is {weights}",
-            next_step="Leave --weights-key out, or give --weights FILE.",
-        )
-    usual = DETECTORS if variant.task == "detection" else CLASSIFIERS
-    fewest = 1 if variant.task == "detection" else 2
-    if num_classes is not None and num_classes < fewest:
-        raise ImpossibleRequestError(
-            f"{num_classes} classes leave nothing to tell apart", next_step=f"Give --num-classes {fewest} or more."
-        )
-    if "int8-qat" in chosen and data is None:
-        raise ImpossibleRequestError(
-            "int8-qat learns from pictures, and none are given",
-            next_step="Give --data DIR, with train/ and val/ in it, or "
-            + ("pictures alone." if variant.task == "detection" else "one sub-folder for each class."),
-        )
-    if max_drop is not None and data is None:
-        raise ImpossibleRequestError("--max-drop has no pictures to measure accuracy on", next_step="Give some: --data DIR.")
+            raise ModeUnavailableError(request.model, asked, "there is no such mode", variant.modes)
+    modes = request.modes or DEFAULT_MODES
+    _require_possible(request, variant)
+    accuracy = None if request.data is None else AccuracyRequest(data=request.data, max_drop=request.max_drop)
+    if accuracy is None and request.max_drop is not None:
+        raise ImpossibleRequestError("--max-drop requires --data", next_step="Give images to measure accuracy on: --data DIR.")
     return BuildJob(
         row=row,
         variant=variant,
-        target=profile,
-        modes=chosen,
-        int8_scope=int8_scope or variant.int8_scopes[0],
-        weights=weights,
-        cfg=cfg,
-        weights_key=weights_key,
-        num_classes=num_classes,
-        preprocessing=choose_preprocessing(variant, preprocessing, input_size=input_size),
-        calibration=calibration,
-        data=data,
-        max_drop=max_drop,
-        recipe=replace(usual, epochs=epochs, learning_rate=learning_rate or usual.learning_rate),
-        base_image=base_image,
-        tag=None if tag is None else _image_reference(tag),
-        output=output,
-        seed=seed,
+        target=target,
+        fp32="fp32" in modes,
+        ptq=PtqRequest(accuracy=accuracy) if "int8-ptq" in modes else None,
+        qat=_plan_training(request, variant, accuracy) if "int8-qat" in modes else None,
+        accuracy=accuracy,
+        int8_scope=request.int8_scope or variant.int8_scopes[0],
+        weights=request.weights,
+        preprocessing=choose_preprocessing(variant, request.preprocessing, input_size=request.input_size),
+        calibration=request.calibration,
+        image=replace(request.image, tag=None if request.image.tag is None else _image_reference(request.image.tag)),
+        output=request.output,
+        seed=request.seed,
     )
+
+
+def _require_possible(request: BuildRequest, variant: ModelSpec) -> None:
+    weights = request.weights
+    if request.int8_scope is not None and request.int8_scope not in variant.int8_scopes:
+        raise ImpossibleRequestError(
+            f"--int8-scope {request.int8_scope} is supported for detectors only; {variant.name} is a classifier",
+            next_step="Remove --int8-scope: the whole network becomes INT8.",
+        )
+    if weights.cfg is not None and variant.name not in DARKNET:
+        raise ImpossibleRequestError(
+            f"--cfg is supported for {' and '.join(DARKNET)} only, not for {variant.name}", next_step="Remove --cfg."
+        )
+    if weights.key is not None and weights.source in ("auto", "pretrained", "random"):
+        raise ImpossibleRequestError(
+            f"--weights-key requires a file of weights, and --weights is {weights.source}",
+            next_step="Give --weights FILE, or remove --weights-key.",
+        )
+    fewest = 1 if variant.task == "detection" else 2
+    if weights.num_classes is not None and weights.num_classes < fewest:
+        raise ImpossibleRequestError(
+            f"--num-classes must be at least {fewest} (got {weights.num_classes})",
+            next_step="Give the number of classes of the weights, or remove --num-classes to take it from the file.",
+        )
+
+
+def _plan_training(request: BuildRequest, variant: ModelSpec, accuracy: AccuracyRequest | None) -> QatRequest:
+    if accuracy is None:
+        raise ImpossibleRequestError(
+            "int8-qat requires images to train on",
+            next_step="Give --data DIR, with train/ and val/ in it, or "
+            + ("images alone." if variant.task == "detection" else "one folder for each class."),
+        )
+    usual = DETECTORS if variant.task == "detection" else CLASSIFIERS
+    rate = request.learning_rate or usual.learning_rate
+    return QatRequest(accuracy=accuracy, training=replace(usual, epochs=request.epochs, learning_rate=rate))
 
 
 def _image_reference(text: str) -> str:
@@ -172,7 +232,7 @@ def _image_reference(text: str) -> str:
     found = _REFERENCE.fullmatch(text)
     if found is None or len(found["repository"]) > _LONGEST_REPOSITORY:
         raise ImpossibleRequestError(
-            f"--tag must be the name of an image, REPOSITORY or REPOSITORY:TAG in lower case (got {text!r})",
-            next_step="Give for instance --tag vision/mobilenet_v2:1.2.0.",
+            f"--tag must be REPOSITORY or REPOSITORY:TAG, in lower case (got {text!r})",
+            next_step="For example: --tag vision/mobilenet_v2:1.2.0.",
         )
     return f"{found['repository']}:{found['tag'] or 'latest'}"

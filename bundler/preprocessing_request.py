@@ -115,7 +115,7 @@ def _sizes(variant: ModelSpec, request: PreprocessingRequest, fit: Fit, input_si
 
 
 def _check_input(variant: ModelSpec, size: Pixels, option: str) -> None:
-    sides, text = height_and_width(size), pixels_text(size)
+    sides, text = height_and_width(size), pixels_text(_short(size))
     if min(sides) < SMALLEST_INPUT:
         raise ImpossibleRequestError(
             f"{option} must be at least {SMALLEST_INPUT} for {variant.name} (got {text})",

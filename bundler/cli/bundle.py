@@ -1,4 +1,4 @@
-"""`bundler bundle`: build, quantize, prove and package a model for a target."""
+"""`bundler bundle`: build, quantize, verify and package a model for a target."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bundler.cli.summary import print_summary
 from bundler.data.preprocessing import Pixels
 from bundler.models.specs import Int8Scope
 from bundler.pipeline.build_bundle import build_bundle
-from bundler.plan import CalibrationRequest, plan_build
+from bundler.plan import BuildRequest, CalibrationRequest, ImageRequest, WeightsRequest, plan_build
 from bundler.preprocessing_request import PreprocessingRequest
 
 __all__ = ["command"]
@@ -154,25 +154,23 @@ def command(
       bundler bundle yolov5s --target arm64 --weights yolov5s.pt --input-size 384x640
     """
     job = plan_build(
-        model,
-        target,
-        modes=modes,
-        int8_scope=int8_scope,
-        weights=weights,
-        cfg=cfg,
-        weights_key=weights_key,
-        num_classes=num_classes,
-        input_size=input_size,
-        calibration=CalibrationRequest(folder=calibration, pictures=calibration_pictures, batch_size=batch_size),
-        data=data,
-        max_drop=max_drop,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        base_image=base_image,
-        tag=tag,
-        output=output,
-        seed=seed,
-        preprocessing=preprocessing,
+        BuildRequest(
+            model=model,
+            target=target,
+            modes=modes,
+            int8_scope=int8_scope,
+            weights=WeightsRequest(source=weights, key=weights_key, num_classes=num_classes, cfg=cfg),
+            input_size=input_size,
+            preprocessing=preprocessing,
+            calibration=CalibrationRequest(folder=calibration, pictures=calibration_pictures, batch_size=batch_size),
+            data=data,
+            max_drop=max_drop,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            image=ImageRequest(base=base_image, tag=tag),
+            output=output,
+            seed=seed,
+        )
     )
     bundle = build_bundle(job)
     if as_json:

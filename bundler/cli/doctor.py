@@ -9,7 +9,7 @@ import click
 
 from bundler import console
 from bundler.cli.failures import INCOMPLETE
-from bundler.pipeline.diagnosis import clean_up, diagnose
+from bundler.diagnosis.machine_checks import clean_up, diagnose
 
 __all__ = ["command"]
 

@@ -1,4 +1,4 @@
-"""`bundler inspect`: a bundle's manifest for people."""
+"""`bundler inspect`: a summary of a bundle's manifest."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import click
 
 from bundler import console
 from bundler.cli.summary import print_summary
-from bundler.manifest import Manifest, QuantizationRecord, RecoveryRecord
+from bundler.manifest import Manifest, QuantizationRecord, RecoveryRecord, summarize_preprocessing
 from bundler.packaging.placing import recover
 from bundler.packaging.reading import check_bundle
 from bundler.packaging.unpacking import is_archive, unpacked
 
 __all__ = ["command"]
 
-_SCOPES = {"whole": "the whole network", "backbone": "the backbone"}
+_SCOPES = {"whole": "the whole network", "backbone": "the backbone", None: "part of the network"}
 
 
 @click.command("inspect")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--layers", is_flag=True, help="Show how far each layer of INT8 is from FP32.")
+@click.option("--layers", is_flag=True, help="Show the SQNR of each INT8 layer against FP32.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def command(*, bundle: Path, layers: bool, as_json: bool) -> None:
     """Show the manifest of a bundle.
@@ -43,15 +43,14 @@ def command(*, bundle: Path, layers: bool, as_json: bool) -> None:
     console.text_result(f"{manifest.bundle}: {model.row} for {manifest.target.platform}, {model.num_classes} classes")
     trained = "" if model.weights.trained else " (NOT TRAINED)"
     console.text_result(f"weights {model.weights.source}{trained}, sha256 {model.weights.sha256[:16]}…")
-    console.text_result(f"pictures: {model.preprocessing}")
+    console.text_result(f"preprocessing: {summarize_preprocessing(model.preprocessing)}")
     for mode in manifest.modes:
         if mode.quantization:
-            proved = [f"{len(mode.quantization.ties)} operators round alike on every processor"]
-            proved += [f"{len(mode.quantization.saturation)} products, {_saturating(mode.quantization)} of which can saturate"]
+            rounding = f"{len(mode.quantization.ties)} operators round alike on every CPU"
+            products = f"{len(mode.quantization.saturation)} products, {_saturating(mode.quantization)} of which can saturate"
             console.text_result(
-                f"{mode.name}: {_SCOPES[mode.scope]} in INT8 ({mode.quantization.engine}), {_learned(mode.quantization)}; "
-                f"float operators left: {mode.quantization.float_operators or 'none'}; "
-                f"{', '.join(proved)}"
+                f"{mode.name}: {_SCOPES[mode.scope]} in INT8 ({mode.quantization.engine}), {_ranges_from(mode.quantization)}; "
+                f"float operators left: {mode.quantization.float_operators or 'none'}; {rounding}, {products}"
             )
             for step in mode.quantization.recovery:
                 console.text_result(f"{mode.name}: {_tried(step)}")
@@ -75,18 +74,18 @@ def command(*, bundle: Path, layers: bool, as_json: bool) -> None:
         for item in (*mode.evidence, *(item for record in mode.fleet for item in record.evidence))
     ]
     same = "boxes as FP32" if model.task == "detection" else "top-1 as FP32"
-    console.table(("mode", "cpu", "verdict", "machine", "executed by", "SQNR dB", same, "steps off", "outputs", "reason"), rows)
+    console.table(("mode", "cpu", "verdict", "machine", "executed by", "SQNR dB", same, "max error", "outputs", "reason"), rows)
     if layers:
         _print_layers(manifest)
 
 
 def _print_layers(manifest: Manifest) -> None:
-    """Print each layer's SQNR; its outputs carry the noise of all layers before it."""
+    """Print each layer's SQNR; that of its outputs includes the noise of all preceding layers."""
     for mode in manifest.modes:
         if mode.quantization is None:
             continue
         console.text_result("")
-        console.text_result(f"{mode.name}: torch's INT8 against FP32 on the golden pictures, as the layers are executed")
+        console.text_result(f"{mode.name}: torch's INT8 against FP32 on the golden inputs, in the order of execution")
         rows = [
             (layer.name, _decibel(layer.weight_sqnr_db), _decibel(layer.output_sqnr_db)) for layer in mode.quantization.layers
         ]
@@ -97,12 +96,13 @@ def _decibel(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _learned(quantization: QuantizationRecord) -> str:
+def _ranges_from(quantization: QuantizationRecord) -> str:
     training, calibration = quantization.training, quantization.calibration
     if training is not None:
-        return f"trained on {training.pictures} pictures for {training.epochs} epochs"
-    assert calibration is not None  # noqa: S101  it was either trained or calibrated
-    kind = "synthetic pictures" if calibration.source == "synthetic" else "pictures"
+        return f"trained on {training.pictures} images for {training.epochs} epochs"
+    if calibration is None:
+        return "neither calibration nor training recorded"
+    kind = "synthetic images" if calibration.source == "synthetic" else "images"
     return f"calibrated with {calibration.count} {kind}"
 
 
@@ -110,7 +110,7 @@ def _tried(step: RecoveryRecord) -> str:
     what = f"{step.step} ({step.detail})" if step.detail else step.step
     if step.won_points is None:
         return f"{what} was not tried"
-    return f"{what} won {step.won_points:+.2f} points, {'kept' if step.kept else 'not kept'}"
+    return f"{what} gained {step.won_points:+.2f} points, {'kept' if step.kept else 'not kept'}"
 
 
 def _saturating(quantization: QuantizationRecord) -> int:

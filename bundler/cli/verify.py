@@ -1,4 +1,4 @@
-"""`bundler verify`: prove bundles again, from their own files."""
+"""`bundler verify`: verify bundles again, from their own files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from bundler import console
-from bundler.cli.comparison_table import print_ledgers
+from bundler.cli.comparison_table import print_comparisons
 from bundler.cli.failures import INCOMPLETE
 from bundler.errors import VerificationFailedError
-from bundler.pipeline.verify_bundle import Verification, find_bundles, verify_bundle
+from bundler.pipeline.verify_bundle import Verification, VerifyOptions, find_bundles, verify_bundle
 from bundler.targets import find_target
 
 __all__ = ["command"]
@@ -47,9 +47,8 @@ def command(
 
     Without BUNDLES, every bundle of the target below --output is verified.
 
-    Every file is compared with the bundle's checksums, and its device program executed on each CPU of the profile. What was
-    executed now and says more than the bundle's record, or contradicts it, is written into the bundle; what could not be
-    executed replaces nothing.
+    Every file is compared with the bundle's checksums, and the device program is executed on each CPU of the profile. Evidence
+    that adds to the bundle's record or contradicts it is written into the bundle; what could not be executed replaces nothing.
 
     The device program is executed in a container without a network. Without an engine it is executed on this host, if it is
     the one that this version of bundler writes, or with --trust-bundle.
@@ -61,25 +60,23 @@ def command(
       bundler verify --target arm64 dist/arm64-qnnpack/mobilenet_v2
     """
     profile = find_target(target)
-    verifications = [
-        verify_bundle(bundle, profile, base_image=base_image, trust_bundle=trust_bundle, explain=explain)
-        for bundle in bundles or find_bundles(output, profile)
-    ]
+    options = VerifyOptions(base_image=base_image, trust_bundle=trust_bundle, explain=explain)
+    verifications = [verify_bundle(bundle, profile, options) for bundle in bundles or find_bundles(output, profile)]
     if as_json:
         console.json_result([_document(verification) for verification in verifications])
     else:
         _print(verifications)
         if explain:
             for verification in verifications:
-                print_ledgers(verification.manifest)
+                print_comparisons(verification.manifest)
     failed = [str(verification.directory) for verification in verifications if verification.verdict == "failed"]
     if failed:
         raise VerificationFailedError(
-            f"wrong results: {', '.join(failed)}",
-            next_step="Do not ship it. Its manifest and the table above state what failed.",
+            f"verification failed: {', '.join(failed)}",
+            next_step="Do not deploy it. The table above and its manifest state what failed.",
         )
     if any(verification.verdict == "not_run" for verification in verifications):
-        console.warn("INCOMPLETE: not every CPU of the target could be run here (exit code 3)")
+        console.warn("INCOMPLETE: not every CPU of the target could be run on this machine (exit code 3)")
         ctx.exit(INCOMPLETE)
 
 
@@ -118,4 +115,4 @@ def _print(verifications: list[Verification]) -> None:
         for mode, items in sorted(verification.evidence.items())
         for item in (*items, *(item for record in verification.fleet.get(mode, ()) for item in record.evidence))
     ]
-    console.table(("bundle", "mode", "cpu", "verdict", "SQNR dB", "steps off", "outputs", "reason"), rows)
+    console.table(("bundle", "mode", "cpu", "verdict", "SQNR dB", "max error", "outputs", "reason"), rows)

@@ -31,7 +31,7 @@ class Bundle:
         Raises:
             DeviceError: there is no such mode.
         """
-        known = {mode.name: mode for mode in self.document.modes}
+        known: dict[str, BundleMode] = {mode.name: mode for mode in self.document.modes}
         for name in names or ():
             if name not in known:
                 raise DeviceError(UNUSABLE, f"this bundle has no mode {name!r}", f"Its modes: {', '.join(known)}.")

@@ -16,6 +16,7 @@ __all__ = [
     "DocumentError",
     "GoldenFiles",
     "KnownAnswerFiles",
+    "ModeName",
     "OptimizationLevel",
     "RunnerDocument",
     "Task",
@@ -28,6 +29,7 @@ RUNNER_JSON: Final = "runner.json"
 PROGRAM: Final = "device.pyz"  # this program in a bundle
 
 Task = Literal["classification", "detection"]
+ModeName = Literal["fp32", "int8-ptq", "int8-qat"]
 OptimizationLevel = Literal["disabled", "basic", "extended", "all"]
 
 
@@ -60,7 +62,7 @@ class BundleMode:
     host against FP32, None for FP32 itself.
     """
 
-    name: str
+    name: ModeName
     model: str
     expected: str
     samples: int
@@ -154,12 +156,19 @@ def _level(value: object) -> OptimizationLevel:
     raise DocumentError(f"graph_optimization_level is {_quoted(value)}, not {' or '.join(get_args(OptimizationLevel))}")
 
 
+def _mode_name(value: str) -> ModeName:
+    for name in get_args(ModeName):
+        if value == name:
+            return name  # type: ignore[no-any-return]  # as above
+    raise DocumentError(f"the name of a mode is {_quoted(value)}, not {' or '.join(get_args(ModeName))}")
+
+
 def _mode(mode: _Object) -> BundleMode:
     samples = mode.integer("samples")
     if samples < 1:
         raise DocumentError(f"{mode.path('samples')} is {samples}, not 1 or more")
     return BundleMode(
-        name=mode.text("name"),
+        name=_mode_name(mode.text("name")),
         model=mode.text("model"),
         expected=mode.text("expected"),
         samples=samples,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 from bundler import console
 from bundler.data.labelled_boxes import DetectionPictures
@@ -14,26 +13,15 @@ from bundler.evaluation.classification_suspicions import suspect_top1
 from bundler.evaluation.detection import BoxesTest, prepare_boxes
 from bundler.evaluation.detection_suspicions import suspect_boxes
 from bundler.graphs.exported_graph import ExportedGraph
-from bundler.manifest import AccuracyRecord, BoxesRecord
+from bundler.manifest import AccuracyRecord, BoxesRecord, summarize_accuracy
 from bundler.models.specs import Mode
 from bundler.targets import OptimizationLevel
 
 __all__ = ["AccuracyTest", "prepare_test", "require_accuracy", "suspect"]
 
 
-class AccuracyTest(Protocol):
-    """Evaluation images with the results of FP32, with which INT8 modes are compared."""
-
-    @property
-    def fp32(self) -> AccuracyRecord | BoxesRecord:
-        """The accuracy of FP32."""
-
-    def measure(self, graph: ExportedGraph) -> AccuracyRecord | BoxesRecord:
-        """Run an INT8 graph on all images; return its accuracy and the drop from FP32.
-
-        Raises:
-            DataError: an image cannot be read.
-        """
+# Images on which FP32 was measured, so that INT8 can be compared with it: of a classifier, or of a detector.
+AccuracyTest = Top1Test | BoxesTest
 
 
 def prepare_test(
@@ -56,10 +44,9 @@ def suspect(fp32: ExportedGraph, test: AccuracyTest, claims: Mapping[str, float]
     Raises:
         DataError: an image cannot be read.
     """
-    suspicion = None
     if isinstance(test, BoxesTest):
         suspicion = suspect_boxes(fp32, test.pictures, test.seen, test.fp32, level=test.level, claims=claims)
-    elif isinstance(test, Top1Test):
+    else:
         suspicion = suspect_top1(fp32, test, claims)
     if suspicion is None:
         return ()
@@ -79,7 +66,7 @@ def require_accuracy(records: Mapping[Mode, AccuracyRecord | BoxesRecord], max_d
     if lost:
         detector = any(isinstance(records[mode], BoxesRecord) for mode in lost)
         raise AccuracyError(
-            "; ".join(f"{mode} {records[mode]}" for mode in lost) + f"; the limit is {max_drop:g} points",
-            next_step="Calibrate with more images like those of the device (--calibration DIR, --calibration-pictures N), or "
+            "; ".join(f"{mode} {summarize_accuracy(records[mode])}" for mode in lost) + f"; {max_drop:g} points are allowed",
+            next_step="Calibrate with more images like those of the device (--calibration DIR, --calibration-images N), or "
             + ("quantize less of it: --int8-scope backbone." if detector else "train for it: --mode int8-qat."),
         )

@@ -48,7 +48,7 @@ class BoxesTest:
         drop = None
         if record.map50_95 is not None and self.fp32.map50_95 is not None:
             drop = self.fp32.map50_95 - record.map50_95
-        return record.model_copy(update={"agreement": share, "agreement_interval": interval, "drop": drop})
+        return record.changed(agreement=share, agreement_interval=interval, drop=drop)
 
 
 def prepare_boxes(fp32: ExportedGraph, images: DetectionPictures, *, level: OptimizationLevel) -> BoxesTest:

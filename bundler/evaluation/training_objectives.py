@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from bundler.data.labelled_boxes import DetectionPictures
 from bundler.device.detections import Detections, agreeing, shown
+from bundler.evaluation.accuracy import AccuracyTest
+from bundler.evaluation.detection import BoxesTest
 from bundler.models.detector import BOX, QuantizableDetector
 from bundler.quantization.training import Pictures
+from bundler.training_options import TrainingRecipe
 
-__all__ = ["Classification", "Detection"]
+__all__ = ["Classification", "Detection", "training_objective"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,7 @@ class Classification:
     teacher_share: float
     validation: Pictures
     batch_size: int
+    measure: ClassVar[str] = "top-1"
 
     def loss(self, model: nn.Module, images: Tensor, *labels: Tensor) -> tuple[Tensor, float]:
         (classes,) = labels
@@ -67,6 +72,7 @@ class Detection:
     teacher: QuantizableDetector
     validation: DetectionPictures
     seen: Sequence[Detections]
+    measure: ClassVar[str] = "boxes as FP32's"
 
     def loss(self, model: nn.Module, images: Tensor, *_labels: Tensor) -> tuple[Tensor, None]:
         with torch.inference_mode():
@@ -86,3 +92,18 @@ class Detection:
             agreed, both = agreeing(shown(rows), reference)
             same, count = same + agreed, count + both
         return same / count
+
+
+def training_objective(test: AccuracyTest, teacher: nn.Module, recipe: TrainingRecipe) -> Classification | Detection:
+    """Return what a network learns whose accuracy is measured by `test`; `teacher` is the float model in eval mode.
+
+    Raises:
+        TypeError: the test is of detections, and the teacher is no detector.
+    """
+    if not isinstance(test, BoxesTest):
+        share = recipe.teacher_share
+        return Classification(teacher=teacher, teacher_share=share, validation=test.pictures, batch_size=recipe.batch_size)
+    if not isinstance(teacher, QuantizableDetector):
+        msg = f"detections need a detector as teacher, not a {type(teacher).__name__}"
+        raise TypeError(msg)
+    return Detection(teacher=teacher, validation=test.pictures, seen=test.seen.shown)

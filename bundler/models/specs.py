@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from bundler.data.preprocessing import DEVIATION, MEAN, Fit, Interpolation, Pixels
+from bundler.device.runner_json import ModeName as Mode
+from bundler.device.runner_json import Task
 
 __all__ = ["Int8Scope", "Mode", "ModelSpec", "Task"]
 
-Mode = Literal["fp32", "int8-ptq", "int8-qat"]
-Task = Literal["classification", "detection"]
 Int8Scope = Literal["backbone", "whole"]
 
 

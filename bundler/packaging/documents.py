@@ -9,7 +9,7 @@ from packaging.version import Version
 
 from bundler.files.sha256 import sha256_of
 from bundler.graphs.runtime_versions import NUMPY_MINIMUM
-from bundler.manifest import Manifest, write_manifest
+from bundler.manifest import Manifest, reference_digest, summarize_accuracy, write_manifest
 from bundler.packaging.checksums import write_checksums
 from bundler.packaging.layer_plot import plot_layers
 from bundler.packaging.rendering import markdown, render
@@ -46,7 +46,7 @@ def write_papers(bundle: Path, manifest: Manifest, target: TargetProfile, *, ima
 
 
 def _in_markdown(value: Any) -> Any:
-    """Return the context with its free text escaped; names need no escape (bundler/manifest.py restricts their characters)."""
+    """Return the context with its free text escaped; names need none (bundler/manifest/records.py restricts them)."""
     if isinstance(value, dict):
         return {
             key: markdown(item) if key in _FREE_TEXT and isinstance(item, str) else _in_markdown(item)
@@ -73,6 +73,7 @@ def _context(manifest: Manifest) -> dict[str, Any]:
     return {
         "bundle": manifest.bundle,
         "manifest": manifest,
+        "accuracy": {mode.name: summarize_accuracy(mode.accuracy) for mode in manifest.modes if mode.accuracy},
         "plots": {mode.name: plot_layers(mode.quantization.layers) for mode in manifest.modes if mode.quantization},
         "model": {"name": model["name"], "task": model["task"]},
         "target": record["target"],
@@ -81,10 +82,9 @@ def _context(manifest: Manifest) -> dict[str, Any]:
                 **mode,
                 "path": mode["onnx"]["path"],
                 "bytes": mode["onnx"]["bytes"],
-                "accuracy_text": str(described.accuracy),
-                "bits": mode["evidence"][0]["outputs_sha256"],
+                "bits": reference_digest(mode_record.evidence, mode_record.fleet),
             }
-            for mode, described in zip(record["modes"], manifest.modes, strict=True)
+            for mode, mode_record in zip(record["modes"], manifest.modes, strict=True)
         ],
         "input": {**model["input"], "shape": model["input"]["shape"][1:]},
         "output": {"name": model["output"]["name"], "classes": model["num_classes"]},

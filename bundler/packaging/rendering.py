@@ -23,8 +23,8 @@ def render(template: str, context: dict[str, Any]) -> str:
     """Return the text of `templates/{template}`.
 
     Control characters and line breaks in inserted text are escaped (bundler/visible.py), and HTML is in `.html.j2`. The other
-    formats get names and numbers only: their schemas (bundler/manifest.py, bundler/targets.py) exclude characters that end a
-    string or begin an option. Free text for Markdown must be escaped with `markdown` first.
+    formats get names and numbers only: their schemas (bundler/manifest/records.py, bundler/targets.py) exclude characters that
+    end a string or begin an option. Free text for Markdown must be escaped with `markdown` first.
     """
     environment = Environment(
         loader=FileSystemLoader(resource("templates")),

@@ -1,1 +1,1 @@
-"""The order of the steps: `build` makes a bundle and proves it, `verify` proves one again."""
+"""The order of the steps: `build_bundle` makes a bundle and verifies it, `verify_bundle` verifies an existing one."""

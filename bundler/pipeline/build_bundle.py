@@ -1,36 +1,32 @@
-"""From a BuildJob to a bundle in its place: one named step after another."""
+"""From a BuildJob to an installed bundle: one named step after another."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bundler import console
-from bundler.engines.container_engine import Engine
-from bundler.errors import EngineUnavailableError, VerificationFailedError
-from bundler.images.device_image import DeviceImage
-from bundler.images.image_tags import name_image
-from bundler.manifest import Evidence, LedgerRecord, Manifest
-from bundler.packaging.archive import write_archive
-from bundler.packaging.documents import write_papers
-from bundler.packaging.placing import place, workshop
-from bundler.packaging.staging import StagedBundle, stage
-from bundler.pipeline.description import describe, quantization_record
-from bundler.pipeline.fleet import may_be_exact, prove_in_the_fleet
-from bundler.pipeline.inputs import gather
+from bundler.engines.engine_availability import available_engine
+from bundler.errors import BundleDamagedError, VerificationFailedError
+from bundler.files.sha256 import sha256_of
+from bundler.images.image_tags import TaggedImage
+from bundler.manifest import Manifest, read_manifest
+from bundler.packaging.placing import workshop
+from bundler.packaging.staging import stage
+from bundler.pipeline.inputs import Inputs, load_inputs
+from bundler.pipeline.manifest_assembly import assemble_manifest, quantization_record
 from bundler.pipeline.modes import BuiltModes, build_modes
-from bundler.pipeline.proof import default_reference, engine_or_reason, image_for, image_of, image_record, prove
-from bundler.pipeline.quantizing import checkpoint_of
+from bundler.pipeline.verified_installation import Installation, default_reference, image_record, verify_and_install
 from bundler.plan import BuildJob
-from bundler.verification.layer_comparison import host_place, image_place, make_ledger, save_torch_trace
+from bundler.verification.layer_comparison import save_torch_trace
+from bundler.verification.session import BundleUnderTest, VerificationRequest, VerificationResult, VerificationSession
 
 __all__ = ["Bundle", "build_bundle"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """A finished bundle in its place."""
+    """An installed bundle."""
 
     directory: Path
     archive: Path
@@ -38,104 +34,109 @@ class Bundle:
 
 
 def build_bundle(job: BuildJob) -> Bundle:
-    """Build, prove and place one bundle.
+    """Build, verify and install one bundle.
 
-    Nothing changes in the bundle's place before all is done. A bundle that failed on a CPU is put beside it, as
-    `MODEL.failed`, and an earlier good one stays.
+    Nothing is installed before every step is done. A bundle that failed on a CPU is installed as `MODEL.failed`, and an earlier
+    bundle stays.
 
     Raises:
-        BundlerError: one of its subclasses, for whatever cannot be done.
+        BundlerError: a step failed.
         VerificationFailedError: a mode gave wrong results on a CPU.
     """
     console.heading(f"{job.variant.name} for {job.target.name}: {', '.join(job.modes)}")
-    with workshop(job.directory) as folder, engine_or_reason() as engine:
-        bundle = folder / job.variant.name
+    with workshop(job.directory) as workspace, available_engine() as engine:
+        bundle = workspace / job.variant.name
         (bundle / "models").mkdir(parents=True)
-        material = gather(job)
-        built = build_modes(job, material, bundle)
-        staged = stage(
-            bundle,
-            identifier=job.identifier,
-            target=job.target,
-            task=job.variant.task,
-            inputs=material.golden,
-            reference=built.reference,
-            modes=built.modes,
-        )
-        with image_for(
-            job.target,
-            identifier=job.identifier,
-            bundle=bundle,
-            files=staged.files,
-            base_image=job.base_image,
+        inputs = load_inputs(job)
+        built = build_modes(job, inputs, bundle=bundle, workspace=workspace)
+        session = VerificationSession(
             engine=engine,
-            workspace=folder,
-        ) as image:
-            pictures = sum(staged.samples.values())
-            evidence = prove(job.target, tuple(built.modes), bundle=bundle, image=image, engine=engine, pictures=pictures)
-            records = {str(mode): quantization_record(job, material, built, mode) for mode in built.modes}
-            fleet = prove_in_the_fleet(
-                job.target,
-                may_be_exact(records, evidence),
-                bundle=bundle,
-                files=staged.files,
-                samples={str(mode): count for mode, count in staged.samples.items()},
-                engine=engine,
-                workspace=folder,
-            )
-            ledgers = _ledgers(job, built, staged, bundle=bundle, image=image, engine=engine, workspace=folder)
-            reference = default_reference(job.variant.name, job.target, image)
-            if job.tag is not None and (image is None or _any_passed(evidence)):
-                reference = job.tag
-            elif job.tag is not None:
-                console.warn(f"nothing was executed here, so the image is not tagged {job.tag} but {reference}")
-            manifest = describe(job, material, built, evidence, fleet, ledgers, image_record(image, reference), engine)
-            console.step("Writing the package")
-            write_papers(bundle, manifest, job.target, image_reference=reference)
-            if manifest.verdict == "failed":
-                raise _set_aside(job, bundle, manifest)
-            archive = folder / job.archive.name
-            write_archive(bundle, archive, root=job.identifier)
-            replaced = image_of(job.directory)
-            place(bundle, job.directory, archive=archive, archive_path=job.archive)
-            if image is not None and isinstance(engine, Engine):
-                name_image(engine, image, reference, bundle=job.directory, replaced=replaced)
-        if "int8-qat" in built.modes:  # not before: what was learned outlives whatever failed after it
-            checkpoint_of(job, material).unlink(missing_ok=True)
-    return Bundle(directory=job.directory, archive=job.archive, manifest=manifest)
+            workspace=workspace,
+            target=job.target,
+            bundle=_stage(job, inputs, built, bundle),
+            base_image=job.image.base,
+        )
+        records = {mode: quantization_record(job, one) for mode, one in built.modes.items()}
+
+        def describe(result: VerificationResult) -> Installation:
+            reference = _reference(job, result)
+            image = image_record(result.image, reference, base_image=job.image.base)
+            return _installation(job, assemble_manifest(job, inputs, built, records, result, image), reference)
+
+        request = VerificationRequest(modes=records, compare="own image")
+        _, installation = verify_and_install(session, request, describe)
+        if installation.manifest.verdict == "failed":
+            raise _failed(job, installation.manifest)
+        _remove_checkpoint(inputs)
+    return Bundle(directory=job.directory, archive=job.archive, manifest=installation.manifest)
 
 
-def _any_passed(evidence: Mapping[str, Sequence[Evidence]]) -> bool:
-    return any(item.verdict == "passed" for items in evidence.values() for item in items)
-
-
-def _ledgers(
-    job: BuildJob,
-    built: BuiltModes,
-    staged: StagedBundle,
-    *,
-    bundle: Path,
-    image: DeviceImage | None,
-    engine: Engine | EngineUnavailableError,
-    workspace: Path,
-) -> Mapping[str, LedgerRecord]:
-    """Write torch's integers beside what goes into the image, and compare them with ONNX Runtime's."""
-    places = [place for place in (host_place(bundle, job.target), image_place(job.target, image, engine)) if place]
-    level = job.target.runtime.graph_optimization_level
-    ledgers: dict[str, LedgerRecord] = {}
+def _stage(job: BuildJob, inputs: Inputs, built: BuiltModes, bundle: Path) -> BundleUnderTest:
+    """Write what the device executes beside the graphs, and torch's integers, which do not go into the device image."""
+    stage(
+        bundle,
+        identifier=job.identifier,
+        target=job.target,
+        task=job.variant.task,
+        inputs=inputs.golden,
+        reference=built.reference,
+        modes=built.modes,
+    )
     for mode, one in built.modes.items():
         if one.quantized is not None:
             save_torch_trace(bundle, mode, one.quantized.torch)
-            samples = staged.samples[mode]
-            ledgers[mode] = make_ledger(bundle, mode, level=level, samples=samples, places=places, workspace=workspace)
-    return ledgers
+    return BundleUnderTest.read(bundle)
 
 
-def _set_aside(job: BuildJob, bundle: Path, manifest: Manifest) -> VerificationFailedError:
-    aside = job.directory.with_name(f"{job.directory.name}.failed")
-    place(bundle, aside)
+def _reference(job: BuildJob, result: VerificationResult) -> str:
+    """Return the name of the device image: the one given with --tag, unless the image exists and passed nowhere."""
+    default = default_reference(job.variant.name, job.target, result.image)
+    if job.image.tag is None:
+        return default
+    if result.image is None or result.any_passed:
+        return job.image.tag
+    console.warn(f"the device image passed on no CPU of this machine, so it is named {default}, not {job.image.tag}")
+    return default
+
+
+def _installation(job: BuildJob, manifest: Manifest, reference: str) -> Installation:
+    if manifest.verdict == "failed":
+        return Installation(manifest=manifest, reference=reference, directory=_aside(job), archive=None, named_for=None)
+    return Installation(
+        manifest=manifest,
+        reference=reference,
+        directory=job.directory,
+        archive=job.archive,
+        named_for=job.directory,
+        replaced=_image_of(job.directory),
+    )
+
+
+def _image_of(directory: Path) -> TaggedImage | None:
+    """Return the device image of the bundle in a folder; None if there is no bundle, or it has none."""
+    try:
+        image = read_manifest(directory).image
+        bundle_sha256 = sha256_of(directory / "runner.json")
+    except (BundleDamagedError, OSError):
+        return None
+    if image is None:
+        return None
+    return TaggedImage(reference=image.reference, digest=image.digest, bundle_sha256=bundle_sha256)
+
+
+def _aside(job: BuildJob) -> Path:
+    return job.directory.with_name(f"{job.directory.name}.failed")
+
+
+def _failed(job: BuildJob, manifest: Manifest) -> VerificationFailedError:
     reasons = "; ".join(f"{mode.name} {mode.reason}" for mode in manifest.modes if not mode.supported)
     return VerificationFailedError(
-        f"{job.identifier} is not fit for its target: {reasons}",
-        next_step=f"`bundler inspect {aside}` shows the figures; {job.directory} was not touched.",
+        f"verification of {job.identifier} failed: {reasons}",
+        next_step=f"`bundler inspect {_aside(job)}` shows the figures; {job.directory} was not changed.",
     )
+
+
+def _remove_checkpoint(inputs: Inputs) -> None:
+    """Remove the state of a training, which until now allowed to resume it after a failure of any later step."""
+    if inputs.labelled is not None and inputs.labelled.training is not None:
+        inputs.labelled.training.checkpoint.unlink(missing_ok=True)

@@ -2,56 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from bundler import console
-from bundler.device.runner_json import PROGRAM, RunnerDocument
-from bundler.engines.container_engine import Engine
-from bundler.errors import BundleDamagedError, BundleNotFoundError, EngineUnavailableError, UntrustedBundleError
+from bundler.engines.engine_availability import available_engine
+from bundler.errors import BundleDamagedError, BundleNotFoundError, UntrustedBundleError
 from bundler.files.sha256 import sha256_of
-from bundler.images.device_image import DeviceImage
-from bundler.images.image_tags import name_image
-from bundler.manifest import Evidence, FleetRecord, ImageRecord, Manifest, Verdict
-from bundler.packaging.archive import write_archive
-from bundler.packaging.device_program import device_program_sha256
-from bundler.packaging.documents import write_papers
-from bundler.packaging.placing import place, recover, recover_all, workshop
+from bundler.manifest import Evidence, FleetRecord, ImageRecord, Manifest, ModeRecord, Verdict, judged, overall_verdict
+from bundler.models.specs import Mode
+from bundler.packaging.placing import recover, recover_all, workshop
 from bundler.packaging.reading import CheckedBundle, check_bundle
-from bundler.pipeline.fleet import foreign_image, may_be_exact, prove_in_the_fleet
-from bundler.pipeline.proof import default_reference, engine_or_reason, image_for, image_record, prove
+from bundler.pipeline.verified_installation import Installation, default_reference, image_record, verify_and_install
 from bundler.targets import TargetProfile
-from bundler.verification.layer_comparison import host_place, image_place, make_ledger
 from bundler.verification.renewal import Contradiction, renew
+from bundler.verification.session import BundleUnderTest, VerificationRequest, VerificationResult, VerificationSession
 
-__all__ = ["Verification", "find_bundles", "verify_bundle"]
+__all__ = ["Verification", "VerifyOptions", "find_bundles", "verify_bundle"]
+
+_OWN_BASE = re.compile(r"debian:[a-z][a-z0-9-]*")  # what versions before 0.2 wrote of a base that was made from packages
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Options of a verification.
+
+    Args:
+        base_image: image that the device image is based on instead of Debian's packages; never taken from the bundle.
+        trust_bundle: execute a device program of another version of bundler on this host.
+        explain: compare the INT8 graphs with torch, layer by layer.
+    """
+
+    base_image: str | None = None
+    trust_bundle: bool = False
+    explain: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What was seen just now (`evidence`, and `fleet` on other targets), and what the bundle's manifest says after it.
+    """The evidence that was collected (`evidence`, and `fleet` on other targets), and the bundle's manifest after it.
 
-    `contradictions` are records of the bundle that turned out false, and were replaced.
+    `contradictions` are records of the bundle that the new evidence contradicts and replaces.
     """
 
     directory: Path
-    evidence: Mapping[str, tuple[Evidence, ...]]
-    fleet: Mapping[str, tuple[FleetRecord, ...]]
+    evidence: Mapping[Mode, tuple[Evidence, ...]]
+    fleet: Mapping[Mode, tuple[FleetRecord, ...]]
     contradictions: tuple[Contradiction, ...]
     manifest: Manifest
     rewritten: bool
 
     @property
     def verdict(self) -> Verdict:
-        verdicts = {item.verdict for items in self.evidence.values() for item in items}
-        if "failed" in verdicts:
-            return "failed"
-        return "passed" if verdicts == {"passed"} else "not_run"
+        return overall_verdict(item for items in self.evidence.values() for item in items)
 
 
 def find_bundles(output: Path, target: TargetProfile) -> tuple[Path, ...]:
-    """Return every bundle that was built for a target below `output`, by name.
+    """Return every bundle for a target below `output`, by name.
 
     Raises:
         BundleNotFoundError: there is none.
@@ -62,36 +71,21 @@ def find_bundles(output: Path, target: TargetProfile) -> tuple[Path, ...]:
     bundles = tuple(path for path in found if path.suffix != ".failed")
     if not bundles:
         raise BundleNotFoundError(
-            f"no bundle for {target.name} is below {output}",
-            next_step=f"Build one: `bundler bundle mobilenet_v2 --target {target.name}`, or name the bundle's folder.",
+            f"{output} contains no bundle for {target.name}",
+            next_step=f"Build one (`bundler bundle mobilenet_v2 --target {target.name}`), or give the bundle's folder.",
         )
     return bundles
 
 
-def verify_bundle(
-    directory: Path,
-    target: TargetProfile,
-    *,
-    base_image: str | None = None,
-    trust_bundle: bool = False,
-    explain: bool = False,
-) -> Verification:
-    """Check every file of a bundle, and execute its device program again on every CPU of the profile.
+def verify_bundle(directory: Path, target: TargetProfile, options: VerifyOptions) -> Verification:
+    """Check every file of a bundle, and execute its device program on every CPU of the profile.
 
-    What was executed now and says more than the bundle's record, or contradicts it, is written into the bundle; what could not
-    be executed replaces nothing. With `explain`, the INT8 graphs are run tensor by tensor as well, here and on another
-    architecture, and the new ledger is written into the bundle.
+    Evidence that adds to the bundle's record or contradicts it is written into the bundle; a `not_run` record replaces nothing.
+    With `explain`, the INT8 graphs are compared layer by layer, on this host and on another architecture, and the comparison is
+    written into the bundle.
 
-    Nothing of the bundle is used before it was checked as a whole, and then only from a private copy of what was checked.
-    Its device program is executed in a container; where no engine answers, as a process of this host, if it is the one that
-    this version writes into bundles.
-
-    Args:
-        directory: the bundle's folder.
-        target: the profile of the target that it was built for.
-        base_image: what the device image begins with instead of Debian's packages; never taken from the bundle.
-        trust_bundle: execute any device program on this host.
-        explain: compare the INT8 graphs tensor by tensor.
+    Nothing of the bundle is used before all of it was checked, and then only from a private copy of what was checked. Its
+    device program is executed in a container; without an engine as a process of this host, if this version wrote it.
 
     Raises:
         BundleDamagedError: the bundle is not plain, whole and consistent (`check_bundle`), or is for another target.
@@ -102,83 +96,45 @@ def verify_bundle(
     checked = check_bundle(directory)
     manifest = checked.manifest
     console.heading(f"{manifest.bundle} ({directory})")
-    console.step("Every file has the checksum that it was built with")
+    console.step("Every file has its recorded checksum")
     _require_target(checked, target)
-    _require_base(manifest, target, base_image)
-    home = directory.resolve()  # `.` has no name, and nothing could be put beside it
-    files = checked.image_files
-    with workshop(home) as folder, engine_or_reason() as engine:
-        bundle = folder / manifest.model.name
+    _require_base(manifest, options.base_image)
+    home = directory.resolve()  # `.` has no name and no parent
+    with workshop(home) as workspace, available_engine() as engine:
+        bundle = workspace / manifest.model.name
         checked.copy_to(bundle)
-        with image_for(
-            target,
-            identifier=manifest.bundle,
-            bundle=bundle,
-            files=files,
-            base_image=base_image,
+        session = VerificationSession(
             engine=engine,
-            workspace=folder,
-        ) as image:
-            if image and manifest.image and image.digest != manifest.image.digest:
-                console.warn(
-                    f"the image is {image.digest}, not {manifest.image.digest}: the base image's packages have changed since"
-                )
-            modes = tuple(mode.name for mode in manifest.modes)
-            samples = {str(mode.name): mode.samples for mode in checked.runner.modes}
-            withheld = _reason_to_withhold(checked, engine, trust_bundle=trust_bundle)
-            if withheld:
-                console.warn(f"not executed: {withheld}")
-                evidence = _withheld(modes, target, withheld)
-            else:
-                evidence = prove(target, modes, bundle=bundle, image=image, engine=engine, pictures=sum(samples.values()))
-            records = {str(mode.name): mode.quantization for mode in manifest.modes}
-            fleet = prove_in_the_fleet(
-                target,
-                () if withheld else may_be_exact(records, evidence),
-                bundle=bundle,
-                files=files,
-                samples=samples,
-                engine=engine,
-                workspace=folder,
-            )
-            # Never the name that the bundle gives: another image may have it.
-            record = image_record(image, default_reference(manifest.model.name, target, image))
-            renewed, contradictions = _renewed(manifest, evidence, fleet, record)
-            for contradiction in contradictions:
-                console.warn(f"the bundle's evidence was false and is replaced: {contradiction}")
-            if explain:
-                renewed = _explained(renewed, bundle, target, files, samples, checked.runner, image, engine, folder)
-            replaced = _replaced(checked)
-            if replaced:
-                console.warn(f"{directory} was replaced while it was verified: nothing is written into the new bundle")
-                renewed = manifest
-            if renewed != manifest:
-                reference = renewed.image.reference if renewed.image else default_reference(manifest.model.name, target, None)
-                _rewrite(bundle, home, folder, renewed, target, reference)
-            if (
-                image is not None
-                and record is not None
-                and isinstance(engine, Engine)
-                and renewed.image == record
-                and not replaced
-            ):
-                name_image(engine, image, record.reference, bundle=home, replaced=None)
+            workspace=workspace,
+            target=target,
+            bundle=BundleUnderTest(directory=bundle, document=checked.runner),
+            base_image=options.base_image,
+            trust_program=options.trust_bundle,
+        )
+        request = VerificationRequest(
+            modes={mode.name: mode.quantization for mode in manifest.modes},
+            compare="other architecture" if options.explain else "nothing",
+            recorded_digest=None if manifest.image is None else manifest.image.digest,
+        )
+        contradictions: list[Contradiction] = []
+
+        def describe(result: VerificationResult) -> Installation:
+            renewed, found = _renewed(manifest, target, result, base_image=options.base_image)
+            contradictions.extend(found)
+            return _installation(checked, home, target, renewed, result)
+
+        result, installation = verify_and_install(session, request, describe)
+    rewritten = installation.directory is not None
+    if rewritten:
+        console.step(f"The manifest of {directory} has the new evidence")
     return Verification(
         directory=directory,
-        evidence=evidence,
-        fleet=fleet,
-        contradictions=contradictions,
-        manifest=renewed,
-        rewritten=renewed != manifest,
+        evidence=result.evidence,
+        fleet=result.other_targets,
+        contradictions=tuple(contradictions),
+        manifest=installation.manifest,
+        rewritten=rewritten,
     )
-
-
-def _replaced(checked: CheckedBundle) -> bool:
-    """Return whether another command put other files in the bundle's place since it was checked."""
-    try:
-        return sha256_of(checked.directory / "manifest.json") != checked.digests["manifest.json"]
-    except OSError:
-        return True
 
 
 def _require_target(checked: CheckedBundle, target: TargetProfile) -> None:
@@ -186,90 +142,80 @@ def _require_target(checked: CheckedBundle, target: TargetProfile) -> None:
     if built_for != target.name:
         raise BundleDamagedError(
             f"{checked.directory} was built for {built_for}, not for {target.name}",
-            next_step=f"Name its own target: `bundler verify --target {built_for} {checked.directory}`.",
+            next_step=f"Give its own target: `bundler verify --target {built_for} {checked.directory}`.",
         )
 
 
-def _require_base(manifest: Manifest, target: TargetProfile, base_image: str | None) -> None:
-    """Refuse a base image that only the bundle asks for: it would be pulled from wherever the bundle says."""
-    if base_image is None and manifest.image is not None and manifest.image.base != f"debian:{target.image.suite}":
+def _require_base(manifest: Manifest, base_image: str | None) -> None:
+    """Refuse a base image that only the bundle names: it would be pulled from wherever the bundle says."""
+    if base_image is None and manifest.image is not None and not _made_from_packages(manifest.image):
         raise UntrustedBundleError(
             f"{manifest.bundle} was built on {manifest.image.base}, and a bundle may not choose what is pulled",
-            next_step=f"If you trust that image, name it: `--base-image {manifest.image.base}`.",
+            next_step=f"If you trust that image, give it: `--base-image {manifest.image.base}`.",
         )
 
 
-def _reason_to_withhold(checked: CheckedBundle, engine: Engine | EngineUnavailableError, *, trust_bundle: bool) -> str:
-    """Return why the bundle's device program may not be executed; empty where it may."""
-    if checked.digests[PROGRAM] == device_program_sha256():
-        return ""
-    console.warn("its device program is not the one of this version: the evidence is what that program reports")
-    if trust_bundle or isinstance(engine, Engine):
-        return ""
-    return (
-        "no container engine answers, and the bundle's device program is not the one of this version; "
-        "--trust-bundle executes it on this host"
-    )
-
-
-def _withheld(modes: tuple[str, ...], target: TargetProfile, reason: str) -> Mapping[str, tuple[Evidence, ...]]:
-    nothing = tuple(Evidence(cpu=cpu.name, verdict="not_run", reason=reason) for cpu in target.verification.cpus)
-    return dict.fromkeys(modes, nothing)
-
-
-def _explained(
-    manifest: Manifest,
-    directory: Path,
-    target: TargetProfile,
-    files: tuple[str, ...],
-    samples: Mapping[str, int],
-    runner: RunnerDocument,
-    image: DeviceImage | None,
-    engine: Engine | EngineUnavailableError,
-    folder: Path,
-) -> Manifest:
-    """Return the manifest with a new ledger of each INT8 mode."""
-    identifier = manifest.bundle
-    with foreign_image(target, identifier, directory, files, image, engine, folder) as (other, its_image):
-        places = [place for place in (host_place(directory, target), image_place(other, its_image, engine)) if place]
-        modes = []
-        for mode in manifest.modes:
-            if mode.quantization is not None:
-                level = runner.graph_optimization_level
-                ledger = make_ledger(
-                    directory, mode.name, level=level, samples=samples[mode.name], places=places, workspace=folder
-                )
-                modes.append(mode.model_copy(update={"ledger": ledger}))
-            else:
-                modes.append(mode)
-    return manifest.model_copy(update={"modes": tuple(modes)})
+def _made_from_packages(image: ImageRecord) -> bool:
+    return image.base_source != "image" and _OWN_BASE.fullmatch(image.base) is not None
 
 
 def _renewed(
-    manifest: Manifest,
-    evidence: Mapping[str, Sequence[Evidence]],
-    fleet: Mapping[str, Sequence[FleetRecord]],
-    image: ImageRecord | None,
+    manifest: Manifest, target: TargetProfile, result: VerificationResult, *, base_image: str | None
 ) -> tuple[Manifest, tuple[Contradiction, ...]]:
-    """Return the manifest with what is true now, and what of it was contradicted.
+    """Return the manifest with the new evidence, and the contradicted records.
 
-    Every piece of evidence names the image that it is about. The manifest names the image just built if all CPUs passed in it.
+    Each piece of evidence names the image in which it was collected. The manifest names the new image if all CPUs passed.
     """
-    modes, contradictions = renew(manifest.modes, evidence, fleet)
-    if image and (manifest.image is None or image.digest != manifest.image.digest):
-        if all(item.verdict == "passed" for items in evidence.values() for item in items):
-            modes = tuple(mode.model_copy(update={"evidence": tuple(evidence[mode.name])}) for mode in modes)
-            modes, _ = renew(modes, {}, {})
-        else:
-            image = manifest.image
-    else:
+    modes, contradictions = renew(manifest.modes, result.evidence, result.other_targets)
+    for contradiction in contradictions:
+        console.warn(f"the bundle's evidence was false and is replaced: {contradiction}")
+    # Never under the name that the bundle gives: another image may have it.
+    reference = default_reference(manifest.model.name, target, result.image)
+    image = image_record(result.image, reference, base_image=base_image)
+    if image is None or (manifest.image is not None and image.digest == manifest.image.digest) or result.verdict != "passed":
         image = manifest.image
-    return manifest.model_copy(update={"modes": modes, "image": image}), contradictions
+    else:
+        modes = tuple(judged(mode, result.evidence[mode.name], mode.fleet) for mode in modes)
+    modes = tuple(_compared(mode, result) for mode in modes)
+    return manifest.changed(modes=modes, image=image), contradictions
 
 
-def _rewrite(bundle: Path, directory: Path, folder: Path, manifest: Manifest, target: TargetProfile, reference: str) -> None:
-    write_papers(bundle, manifest, target, image_reference=reference)
-    archive = folder / f"{directory.name}.tar.gz"
-    write_archive(bundle, archive, root=manifest.bundle)
-    place(bundle, directory, archive=archive, archive_path=directory.with_name(archive.name))
-    console.step(f"The manifest of {directory} has the new evidence")
+def _compared(mode: ModeRecord, result: VerificationResult) -> ModeRecord:
+    comparison = result.layer_comparisons.get(mode.name)
+    return mode if comparison is None else mode.changed(ledger=comparison)
+
+
+def _installation(
+    checked: CheckedBundle, home: Path, target: TargetProfile, renewed: Manifest, result: VerificationResult
+) -> Installation:
+    """Return what is written into the bundle: nothing if it was replaced meanwhile, or if its manifest has not changed."""
+    manifest, model = checked.manifest, checked.manifest.model.name
+    replaced = _replaced(checked)
+    if replaced:
+        console.warn(f"{checked.directory} was replaced while it was verified: nothing is written into the new bundle")
+        renewed = manifest
+    reference = renewed.image.reference if renewed.image else default_reference(model, target, None)
+    changed = renewed != manifest
+    return Installation(
+        manifest=renewed,
+        reference=reference,
+        directory=home if changed else None,
+        archive=home.with_name(f"{home.name}.tar.gz") if changed else None,
+        named_for=None if replaced or not _is_recorded(renewed, target, result) else home,
+    )
+
+
+def _is_recorded(manifest: Manifest, target: TargetProfile, result: VerificationResult) -> bool:
+    """Return whether the manifest names the device image that was just executed, under the name that it gets here."""
+    image, recorded = result.image, manifest.image
+    if image is None or recorded is None:
+        return False
+    return (recorded.digest, recorded.reference) == (image.digest, default_reference(manifest.model.name, target, image))
+
+
+def _replaced(checked: CheckedBundle) -> bool:
+    """Return whether another command installed another bundle in its place since it was checked."""
+    try:
+        return sha256_of(checked.directory / "manifest.json") != checked.digests["manifest.json"]
+    except OSError:
+        return True

@@ -1,11 +1,10 @@
-"""The ledger: torch's INT8 beside ONNX Runtime on this machine and on another architecture, tensor by tensor (issue 4)."""
+"""Layer-wise comparison of torch's INT8 with ONNX Runtime on this host and on another architecture, tensor by tensor."""
 
 from __future__ import annotations
 
 import base64
 import io
 import itertools
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,26 +17,24 @@ from bundler import console
 from bundler.device.numerics import top1_agreement
 from bundler.device.tracing import OUTPUTS
 from bundler.engines.container import RunResult
-from bundler.engines.container_engine import Engine
 from bundler.engines.emulation import Launch
-from bundler.errors import BundleDamagedError, EmulatorError, EngineUnavailableError
+from bundler.errors import BundleDamagedError, EmulatorError
 from bundler.graphs.instrumentation import GraphTensor, write_traced
-from bundler.images.device_image import DeviceImage
 from bundler.manifest import LedgerPair, LedgerRecord, LedgerTensor, StepsApart
+from bundler.models.specs import Mode
 from bundler.packaging.arrays import read_arrays
 from bundler.packaging.staging import model_path
-from bundler.targets import TargetProfile
+from bundler.targets import OptimizationLevel
 from bundler.verification.evidence import Executor
-from bundler.verification.executors import ContainerExecutor, HostExecutor
 
-__all__ = ["Place", "Trace", "host_place", "image_place", "make_ledger", "save_torch_trace"]
+__all__ = ["Place", "Trace", "compare_layers", "save_torch_trace"]
 
 Trace = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a traced graph is run."""
+    """Where an instrumented graph is executed."""
 
     name: str
     executor: Executor
@@ -45,7 +42,7 @@ class Place:
 
 
 def save_torch_trace(bundle: Path, mode: str, trace: Trace) -> None:
-    """Write it into the bundle, where `bundler verify --explain` finds it."""
+    """Write torch's integers into the bundle, for this comparison and for `bundler verify --explain`."""
     path = _torch_path(bundle, mode)
     path.parent.mkdir(exist_ok=True)
     content = io.BytesIO()
@@ -57,36 +54,27 @@ def _torch_path(bundle: Path, mode: str) -> Path:
     return bundle / "ledger" / f"{mode}.npz"
 
 
-def host_place(bundle: Path, target: TargetProfile) -> Place:
-    """Return this machine, with the Python that runs this program."""
-    executor = HostExecutor(bundle=bundle, target=target)
-    return Place(name=f"ONNX Runtime, {platform.machine()}", executor=executor, launch=Launch(runner="native"))
+def compare_layers(
+    bundle: Path, mode: Mode, *, level: OptimizationLevel, samples: int, places: Sequence[Place], workspace: Path
+) -> LedgerRecord:
+    """Execute the instrumented graph of a mode in each place, and compare every pair of executions, torch's included.
 
-
-def image_place(target: TargetProfile, image: DeviceImage | None, engine: Engine | EngineUnavailableError) -> Place | None:
-    """Return the device image on the first CPU of its target; None where there is no engine, or this machine is like it."""
-    if image is None or not isinstance(engine, Engine) or target.architecture.machine == platform.machine():
-        return None
-    executor = ContainerExecutor(engine=engine, image=image, target=target)
-    cpu = target.verification.cpus[0]
-    launch = executor.launch(cpu)
-    if not isinstance(launch, Launch):
-        console.warn(f"the ledger goes without {cpu.name}: {launch.reason}")
-        return None
-    return Place(name=f"ONNX Runtime, {target.architecture.machine} ({cpu.name})", executor=executor, launch=launch)
-
-
-def make_ledger(bundle: Path, mode: str, *, level: str, samples: int, places: Sequence[Place], workspace: Path) -> LedgerRecord:
-    """Run the traced graph of a mode in each place and compare all of them with torch and with each other.
+    Args:
+        bundle: folder with the graph, the golden inputs and torch's integers (`save_torch_trace`).
+        mode: an INT8 mode.
+        level: graph optimization level.
+        samples: number of golden inputs of which the network's outputs are compared.
+        places: where the graph is executed.
+        workspace: folder for the instrumented graph.
 
     Raises:
         BundleDamagedError: the bundle does not hold torch's integers.
-        EmulatorError: the traced graph does not run in one of the places.
-        EngineError: the engine failed half-way.
+        EmulatorError: the instrumented graph does not run in one of the places.
+        EngineError: the engine failed.
     """
     traced = workspace / f"{mode}-traced.onnx"
-    tensors = write_traced(bundle / model_path(mode), traced)  # type: ignore[arg-type]
-    console.step(f"Comparing the {len(tensors)} tensors of {mode} with torch's: {', '.join(place.name for place in places)}")
+    tensors = write_traced(bundle / model_path(mode), traced)
+    console.step(f"Comparing {len(tensors)} tensors of {mode} with torch's: {', '.join(place.name for place in places)}")
     traces = {"torch": _torch_trace(bundle, mode)}
     for place in places:
         result = place.executor.trace(place.launch, traced, bundle / "golden" / "inputs.npy", [level, str(samples)])
@@ -109,7 +97,8 @@ def _torch_trace(bundle: Path, mode: str) -> Trace:
         return read_arrays(path.read_bytes())
     except (OSError, ValueError) as error:
         raise BundleDamagedError(
-            f"{path} cannot be read: {error}", next_step="Build the bundle again: bundles of earlier versions have no ledger."
+            f"{path} cannot be read: {error}",
+            next_step="Build the bundle again; early versions did not write this file.",
         ) from error
 
 
@@ -117,8 +106,8 @@ def _read(result: RunResult, name: str) -> Trace:
     if result.exit_code != 0:
         words = (result.death or result.stderr.strip() or "no message").splitlines()[-1]
         raise EmulatorError(
-            f"the traced graph does not run on {name}: {words} (exit code {result.exit_code})",
-            next_step="`bundler doctor` shows what works here; the evidence of the bundle is not concerned.",
+            f"the instrumented graph of the layer comparison does not run on {name}: {words} (exit code {result.exit_code})",
+            next_step="`bundler doctor` shows what works here; the bundle's recorded evidence is unaffected.",
         )
     return read_arrays(base64.b64decode(result.stdout))
 

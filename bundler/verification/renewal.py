@@ -1,22 +1,23 @@
-"""Recorded evidence against evidence that was just collected: what is added, and what turned out to be false."""
+"""Recorded evidence against new evidence: what is added, and which records are contradicted."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bundler.manifest import Evidence, FleetRecord, ModeRecord, judge_exactness, judge_mode
+from bundler.manifest import Evidence, FleetRecord, ModeRecord, judged
+from bundler.models.specs import Mode
 
 __all__ = ["Contradiction", "renew"]
 
-# What has to be equal for two executions to give the same outputs. Other CPUs and runtimes may differ in floating point.
+# If these are equal, two executions give the same outputs. Other CPUs and runtimes may differ in floating point.
 _CIRCUMSTANCES = ("machine", "runner", "numpy", "onnxruntime", "graph_optimization_level", "samples", "model_sha256")
 _RESULTS = ("verdict", "outputs_sha256", "sqnr_db", "top1_agreement", "boxes_agreement", "max_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contradiction:
-    """A record that the new execution contradicts, and that it replaced."""
+    """A record that a new execution contradicts; the new record replaces it."""
 
     mode: str
     cpu: str
@@ -30,17 +31,17 @@ class Contradiction:
         if recorded != seen:
             return f"{self.mode} on {self.cpu}: outputs {recorded} are recorded, {seen} were computed now"
         changed = [name for name in _RESULTS if getattr(self.recorded, name) != getattr(self.seen, name)]
-        return f"{self.mode} on {self.cpu}: the recorded {', '.join(changed)} is not what was measured now"
+        return f"{self.mode} on {self.cpu}: the recorded {', '.join(changed)} differs from what was measured now"
 
 
 def renew(
-    modes: Sequence[ModeRecord], seen: Mapping[str, Sequence[Evidence]], fleet: Mapping[str, Sequence[FleetRecord]]
+    modes: Sequence[ModeRecord], seen: Mapping[Mode, Sequence[Evidence]], fleet: Mapping[Mode, Sequence[FleetRecord]]
 ) -> tuple[tuple[ModeRecord, ...], tuple[Contradiction, ...]]:
-    """Return the modes with the evidence that is true now, and the records that were contradicted.
+    """Return the modes with their renewed evidence, and the contradicted records.
 
-    What could not be executed replaces nothing. An execution replaces a record of none, a failure that passes now, and a record
-    that it contradicts: another verdict, or other results under the same circumstances (for an INT8 mode, which claims equal
-    bits everywhere, under any). Support and exactness are judged anew from the evidence.
+    A `not_run` record replaces nothing. An execution replaces a `not_run` record, a failure that passes now, and a record that
+    it contradicts: another verdict, or other results under the same circumstances (for an INT8 mode, which claims to be
+    bit-exact, under any circumstances). Support and exactness are judged from the renewed evidence.
     """
     contradictions: list[Contradiction] = []
     renewed = []
@@ -50,27 +51,14 @@ def renew(
         for record in fleet.get(mode.name, ()):
             recorded[record.target] = _merged(mode, recorded.get(record.target, ()), record.evidence, contradictions)
         others = tuple(FleetRecord(target=name, evidence=items) for name, items in recorded.items())
-        supported, reason = judge_mode(evidence)
-        exact, exact_reason = judge_exactness(mode.quantization, evidence, others)
-        renewed.append(
-            mode.model_copy(
-                update={
-                    "evidence": evidence,
-                    "fleet": others,
-                    "supported": supported,
-                    "reason": reason,
-                    "exact": exact,
-                    "exact_reason": exact_reason,
-                }
-            )
-        )
+        renewed.append(judged(mode, evidence, others))
     return tuple(renewed), tuple(contradictions)
 
 
 def _merged(
     mode: ModeRecord, recorded: Sequence[Evidence], seen: Sequence[Evidence], contradictions: list[Contradiction]
 ) -> tuple[Evidence, ...]:
-    """Return one record for each CPU, those of CPUs that were not looked at included."""
+    """Return one record for each CPU, including CPUs that were not executed again."""
     by_cpu = {item.cpu: item for item in recorded}
     for new in seen:
         old = by_cpu.get(new.cpu)
@@ -93,7 +81,7 @@ def _contradicts(old: Evidence, new: Evidence, *, exact: bool) -> bool:
 
 
 def _adds(old: Evidence, new: Evidence) -> bool:
-    """Return whether `new` states more than `old`: an execution, a pass, or which files were executed."""
+    """Return whether `new` states more than `old`: an execution, a pass, or the digest of the executed model."""
     if new.verdict == "not_run":
         return False
     return (old.verdict, new.verdict) in {("not_run", "passed"), ("not_run", "failed"), ("failed", "passed")} or (

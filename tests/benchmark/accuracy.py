@@ -16,6 +16,7 @@ import base64
 import io
 import sys
 import tempfile
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
@@ -39,19 +40,20 @@ from bundler.device.detections import agreeing, shown
 from bundler.device.numerics import sqnr_db
 from bundler.engines.container_engine import connect
 from bundler.engines.emulation import Launch
+from bundler.engines.owner import temporary_reference
 from bundler.files.sha256 import sha256_of
 from bundler.graphs.exported_graph import INPUT
 from bundler.graphs.exporter import export_onnx
+from bundler.images.device_image import ImageRequest, assemble_image, loaded_image
+from bundler.models.network import load_network
 from bundler.models.registry import find_model
 from bundler.models.specs import Task
 from bundler.packaging.device_program import write_device_program
-from bundler.pipeline.inputs import gather
-from bundler.pipeline.network import load_network
-from bundler.pipeline.proof import image_for
-from bundler.pipeline.quantizing import calibrated
-from bundler.plan import BuildJob, CalibrationRequest, plan_build
+from bundler.pipeline.inputs import load_inputs
+from bundler.plan import BuildJob, BuildRequest, CalibrationRequest, WeightsRequest, plan_build
 from bundler.quantization import quantized_engine
 from bundler.quantization.equalization import equalization_groups
+from bundler.quantization.quantized_model import quantize_post_training
 from bundler.targets import load_targets
 from bundler.verification.executors import ContainerExecutor
 
@@ -98,22 +100,19 @@ def main(
     task = find_model(model)[1].task
     jobs = [
         plan_build(
-            model,
-            target.name,
-            modes=("int8-ptq",),
-            int8_scope="whole" if task == "detection" else None,
-            weights=weights,
-            num_classes=num_classes,
-            input_size=input_size,
-            calibration=CalibrationRequest(folder=calibration, pictures=64, batch_size=8),
-            data=data,
-            max_drop=None,
-            epochs=1,
-            learning_rate=None,
-            base_image=None,
-            tag=None,
-            output=Path("dist"),
-            seed=0,
+            BuildRequest(
+                model=model,
+                target=target.name,
+                modes=("int8-ptq",),
+                int8_scope="whole" if task == "detection" else None,
+                weights=WeightsRequest(source=weights, num_classes=num_classes),
+                input_size=input_size,
+                calibration=CalibrationRequest(folder=calibration, pictures=64, batch_size=8),
+                data=data,
+                epochs=1,
+                output=Path("dist"),
+                seed=0,
+            )
         )
         for target in load_targets()
     ]
@@ -146,9 +145,9 @@ def _graphs(jobs: list[BuildJob], task: Task, folder: Path, ill_scaled: int | No
     """Write FP32, ours for each target, and theirs; of graphs with the same bytes, the first under all their names."""
     graphs: Graphs = {}
     for job in jobs:
-        material = gather(job)
-        network = load_network(job, material)
-        inputs, labels = _pictures(material.labelled)
+        loaded = load_inputs(job)
+        network = load_network(job.variant, loaded.weights, int8_scope=job.int8_scope)
+        inputs, labels = _pictures(None if loaded.labelled is None else loaded.labelled.validation)
         sample = torch.from_numpy(inputs[:2])
         if ill_scaled is not None:
             scale_ill(network.float_model, sample[:1], seed=ill_scaled)
@@ -156,13 +155,13 @@ def _graphs(jobs: list[BuildJob], task: Task, folder: Path, ill_scaled: int | No
             graphs["FP32"] = folder / "models" / "fp32.onnx"
             export_onnx(network.float_model, sample, graphs["FP32"], opset=job.target.export.opset, task=task, quantized=False)
         profile = job.target.quantization
-        ours = calibrated(job, network, pictures=material.calibration, profile=profile)
+        ours = quantize_post_training(network, loaded.calibration, profile)
         graphs[f"ours for {job.target.name}"] = path = folder / "models" / f"{job.target.name}.onnx"
         with quantized_engine(profile.engine):
             export_onnx(ours.converted, sample, path, opset=job.target.export.opset, task=task, quantized=True)
     console.step("Quantizing with quantize_static")
     with redirect_stdout(sys.stderr):  # stdout is for results, and it prints
-        graphs |= _theirs(graphs["FP32"], task, material.calibration.pictures, folder)
+        graphs |= _theirs(graphs["FP32"], task, loaded.calibration.images.pictures, folder)
     named: dict[str, list[str]] = {}
     for name, path in graphs.items():
         named.setdefault(sha256_of(path), []).append(name)
@@ -230,17 +229,14 @@ def _on_every_cpu(
     native = {name: values[:pictures] for name, values in results.items()}
     with connect() as engine:
         for target in load_targets():
-            with image_for(
-                target,
-                identifier=f"edge-bundler-bench-{target.name}",
+            request = ImageRequest(
                 bundle=folder,
                 files=["device.pyz", "models/fp32.onnx", "runner.json"],
-                base_image=None,
-                engine=engine,
-                workspace=folder,
-            ) as image:
-                if image is None:
-                    continue
+                reference=temporary_reference(f"bench-{target.name}-{uuid.uuid4().hex[:12]}"),
+                labels={},
+            )
+            archive = assemble_image(target, request, engine=engine, workspace=folder)
+            with loaded_image(engine, archive) as image:
                 executor = ContainerExecutor(engine=engine, image=image, target=target)
                 for cpu in target.verification.cpus:
                     launch = executor.launch(cpu)

@@ -112,7 +112,7 @@ def test_top_1_of_each_mode_is_in_the_manifest_and_a_drop_fails_the_build(
     prepared = "squashed to 64x96 (opencv-bilinear), BGR, (x/255 - [0.5, 0.4, 0.3]) / [0.25, 0.25, 0.25]"
     assert str(manifest.model.preprocessing) == prepared
     shown = run("inspect", str(bundle))
-    assert f"pictures: {prepared}\n" in shown.stdout
+    assert f"preprocessing: {prepared}\n" in shown.stdout
     assert suspicion in shown.stderr
 
 

@@ -15,7 +15,7 @@ from bundler.data.preprocessing import Preprocessing
 from bundler.errors import DataError
 from bundler.evaluation.detection import agreement_share, prepare_boxes
 from bundler.graphs.exported_graph import ExportedGraph, ensure_graph
-from bundler.manifest import BoxesRecord, read_manifest
+from bundler.manifest import BoxesRecord, read_manifest, summarize_accuracy
 from tests.command_line import Run
 
 SIZE = 32
@@ -136,4 +136,4 @@ def test_a_detectors_accuracy_is_in_the_manifest(
     assert mode.accuracy.agreement is not None
     assert 0 < mode.accuracy.agreement < 1
     assert mode.accuracy.drop is not None
-    assert f"int8-ptq: {mode.accuracy}" in process.stdout
+    assert f"int8-ptq: {summarize_accuracy(mode.accuracy)}" in process.stdout

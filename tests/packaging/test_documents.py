@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bundler.files.sha256 import sha256_of
-from bundler.manifest import AccuracyRecord, Manifest, read_manifest
+from bundler.manifest import AccuracyRecord, Evidence, Manifest, judge_exactness, read_manifest
 from bundler.packaging.documents import write_papers
 from bundler.packaging.rendering import markdown
 from bundler.targets import find_target
@@ -84,6 +84,38 @@ def test_the_readme_shows_the_evidence_and_what_there_is_none_for(tmp_path: Path
     assert "INT8 was calibrated with 60 images." in readme
     assert "not trained" not in readme
     assert "--mode int8-ptq image.npy" in readme  # the one that is supported
+
+
+def not_run(record: Evidence) -> Evidence:
+    return Evidence(cpu=record.cpu, verdict="not_run", reason="no container engine")
+
+
+def only_elsewhere(manifest: Manifest) -> Manifest:
+    """Return a manifest whose INT8 ran on no CPU of the target, but on two CPUs of another one."""
+    int8 = manifest.modes[1]
+    (other,) = int8.fleet
+    (executed,) = [item for item in other.evidence if item.outputs_sha256][:1]
+    everywhere = tuple(executed.model_copy(update={"cpu": cpu}) for cpu in ("native", "Haswell"))
+    fleet = (other.model_copy(update={"evidence": everywhere}),)
+    evidence = tuple(map(not_run, int8.evidence))
+    exact, reason = judge_exactness(int8.quantization, evidence, fleet)
+    changed = int8.model_copy(update={"evidence": evidence, "fleet": fleet, "exact": exact, "exact_reason": reason})
+    return manifest.model_copy(update={"modes": (manifest.modes[0], changed)})
+
+
+def test_the_readme_agrees_with_the_manifest_where_the_target_itself_was_not_executed(
+    tmp_path: Path, manifest: Manifest
+) -> None:
+    changed = only_elsewhere(manifest)
+    assert changed.modes[1].exact
+    readme = written(tmp_path / "bundle", changed)["README.md"]
+    assert "OTHER BITS" not in readme
+    assert readme.count("| same bits |") == 2
+
+
+def test_a_mode_without_any_evidence_is_written(tmp_path: Path, manifest: Manifest) -> None:
+    modes = tuple(mode.model_copy(update={"evidence": (), "fleet": ()}) for mode in manifest.modes)
+    assert "int8-ptq" in written(tmp_path / "bundle", manifest.model_copy(update={"modes": modes}))["README.md"]
 
 
 def test_the_readme_warns_of_weights_and_pictures_that_mean_nothing(tmp_path: Path, manifest: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""What `bundler bundle` leaves behind, without an engine."""
+"""The bundle that `bundler bundle` installs without a container engine."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_foreign_target_is_recorded_as_not_run_with_the_reason(built: dict[str
         assert "container engine" in mode.reason
 
 
-def test_int8_of_a_foreign_target_is_looked_at_on_this_host_and_fp32_is_not(built: dict[str, Path]) -> None:
+def test_int8_of_a_foreign_target_is_executed_on_this_host_and_fp32_is_not(built: dict[str, Path]) -> None:
     fp32, int8 = read_manifest(built["arm64"]).modes
     assert fp32.fleet == ()
     (record,) = int8.fleet
@@ -69,7 +69,7 @@ def test_int8_of_a_foreign_target_is_looked_at_on_this_host_and_fp32_is_not(buil
     assert "not run on cortex-a53, cortex-a72, cortex-a76, max" in int8.exact_reason or not int8.exact
 
 
-def test_every_layer_is_proved_and_the_refinements_are_named(built: dict[str, Path]) -> None:
+def test_every_layer_is_checked_and_the_quantization_options_are_recorded(built: dict[str, Path]) -> None:
     quantization = read_manifest(built["x86"]).modes[1].quantization
     assert quantization is not None
     assert "gptq" in quantization.refinements
@@ -118,6 +118,10 @@ def test_the_manifest_follows_its_schema_and_says_what_went_in(built: dict[str, 
         jsonschema.validate(broken, schema)
 
 
+def test_a_float_mode_states_no_scope_of_int8(built: dict[str, Path]) -> None:
+    assert {mode.name: mode.scope for mode in read_manifest(built["arm64"]).modes} == {"fp32": None, "int8-ptq": "whole"}
+
+
 def test_the_golden_outputs_are_informative(built: dict[str, Path]) -> None:
     outputs = np.load(built["x86"] / "golden" / "reference.npy")
     assert outputs.std(axis=0).mean() > 0.1  # random weights spread the logits by about 2 over the pictures
@@ -161,7 +165,7 @@ def test_an_interrupted_build_leaves_the_earlier_bundle_and_nothing_else(tmp_pat
         env={**os.environ, "DOCKER_HOST": NOWHERE},
     ) as process:
         end = time.monotonic() + 240
-        while len(list(place.iterdir())) < 2:  # the workshop beside the place
+        while len(list(place.iterdir())) < 2:  # the staging directory beside it
             assert time.monotonic() < end
             time.sleep(0.05)
         process.send_signal(number)

@@ -1,4 +1,4 @@
-"""`bundler verify` and `inspect` on bundles that are whole, damaged, or better proved than can be repeated here."""
+"""`bundler verify` and `inspect` on bundles that are intact, damaged, made by others, or verified on other machines."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from bundler.files.sha256 import sha256_of
 from bundler.manifest import judge_mode, read_manifest, write_manifest
 from bundler.packaging.checksums import write_checksums
-from tests.command_line import Run
+from tests.command_line import BUNDLER, NOWHERE, Run
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_no_bundle_at_all_says_how_to_build_one(run: Run, tmp_path: Path) -> Non
     assert "bundler bundle" in run("verify", "--target", "x86", "--output", str(tmp_path), code=11).stderr
 
 
-def test_inspect_tells_people_and_machines(built: dict[str, Path], run: Run) -> None:
+def test_inspect_prints_a_summary_and_json(built: dict[str, Path], run: Run) -> None:
     text = run("inspect", str(built["x86"])).stdout
     assert "NOT TRAINED" in text
     assert "native" in text
@@ -141,7 +142,7 @@ def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 @pytest.fixture
 def native(tmp_path: Path) -> str:
-    """The x86 profile with one CPU and no fleet: for tests of what is executed at all."""
+    """The x86 profile with one CPU and no other targets, for tests of what is executed at all."""
     text = (Path(__file__).parents[2] / "targets" / "x86-fbgemm.toml").read_text(encoding="utf-8")
     text = re.sub(
         r"^also_verify_on = .*$",
@@ -189,6 +190,43 @@ def test_the_base_image_that_a_bundle_names_is_not_pulled(bundle: Path, run: Run
     assert "was built on localhost:1/evil" in process.stderr
     assert "--base-image localhost:1/evil" in process.stderr
     run("verify", "--target", "arm64", "--base-image", "localhost:1/evil", str(bundle), code=3)
+
+
+def with_base(bundle: Path, base: str, **source: str) -> None:
+    record = {"reference": "x:y", "digest": f"sha256:{'a' * 64}", "size": 1, "base": base, **source, "wheels": []}
+    edit(bundle, lambda document: document.update(image=record))
+    reseal(bundle)
+
+
+@pytest.mark.parametrize("source", [{"base_source": "packages"}, {}], ids=["recorded", "of an earlier version"])
+def test_a_base_of_packages_stays_one_when_the_profile_moves_to_another_suite(
+    bundle: Path, run: Run, tmp_path: Path, source: dict[str, str]
+) -> None:
+    text = (Path(__file__).parents[2] / "targets" / "arm64-qnnpack.toml").read_text(encoding="utf-8")
+    later = re.sub(r"^fleet = .*$", "fleet = []", text, flags=re.MULTILINE).replace('"bookworm"', '"trixie"')
+    assert '"trixie"' in later
+    (tmp_path / "later.toml").write_text(later, encoding="utf-8")
+    with_base(bundle, "debian:bookworm", **source)
+    assert "--base-image" not in run("verify", "--target", str(tmp_path / "later.toml"), str(bundle), code=3).stderr
+
+
+def test_a_base_image_of_the_user_is_not_taken_for_packages_by_its_name(bundle: Path, run: Run) -> None:
+    with_base(bundle, "debian:bookworm", base_source="image")
+    assert "--base-image debian:bookworm" in run("verify", "--target", "arm64", str(bundle), code=11).stderr
+
+
+def test_a_bundle_is_verified_from_within_its_folder(bundle: Path) -> None:
+    process = subprocess.run(
+        [BUNDLER, "verify", "--target", "arm64", "."],
+        cwd=bundle,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "DOCKER_HOST": NOWHERE},
+    )
+    assert process.returncode == 3, process.stderr
+    assert "resnet18-arm64-qnnpack" in process.stderr
 
 
 def test_a_bundle_writes_nowhere_but_into_its_folder(bundle: Path, run: Run, tmp_path: Path) -> None:

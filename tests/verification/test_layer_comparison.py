@@ -1,8 +1,9 @@
-"""The ledger: what torch and ONNX Runtime compute differently is counted, layer by layer."""
+"""Layer-wise comparison: where torch and ONNX Runtime compute different values is counted, layer by layer."""
 
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from bundler.engines.emulation import Launch
 from bundler.errors import BundleDamagedError
 from bundler.manifest import LedgerRecord, read_manifest
 from bundler.targets import find_target
-from bundler.verification.layer_comparison import host_place, make_ledger
+from bundler.verification.executors import HostExecutor
+from bundler.verification.layer_comparison import Place, compare_layers
 from tests.command_line import Run
 
 
@@ -24,8 +27,9 @@ def bundle(built: dict[str, Path], tmp_path: Path) -> Path:
 
 
 def ledger_of(bundle: Path, tmp_path: Path) -> LedgerRecord:
-    places = [host_place(bundle, find_target("x86"))]
-    return make_ledger(bundle, "int8-ptq", level="all", samples=2, places=places, workspace=tmp_path)
+    executor = HostExecutor(bundle=bundle, target=find_target("x86"))
+    places = [Place(name=f"ONNX Runtime, {platform.machine()}", executor=executor, launch=Launch(runner="native"))]
+    return compare_layers(bundle, "int8-ptq", level="all", samples=2, places=places, workspace=tmp_path)
 
 
 def test_a_bundle_holds_the_ledger_of_torch_and_this_machine(built: dict[str, Path], bundle: Path, tmp_path: Path) -> None:
@@ -71,9 +75,9 @@ def test_explain_prints_it_as_table_and_as_json_and_writes_it_into_the_bundle(ru
     manifest = read_manifest(bundle)
     text = run("verify", "--target", "x86", "--explain", str(bundle)).stdout
     (ledger,) = [mode.ledger for mode in manifest.modes if mode.ledger is not None]
-    assert "values equal / one step apart / more" in text
+    assert "values that are equal / differ by one step / by more" in text
     assert all(tensor.layer in text for tensor in ledger.tensors)
-    assert f"torch and {ledger.executions[1]}: differ first in {ledger.pairs[0].parted}" in text
+    assert f"torch and {ledger.executions[1]}: first differ in {ledger.pairs[0].parted}" in text
     (document,) = json.loads(run("verify", "--target", "x86", "--explain", "--json", str(bundle)).stdout)
     assert document["ledger"]["int8-ptq"] == ledger.model_dump(mode="json")
     assert [mode.ledger for mode in read_manifest(bundle).modes if mode.ledger is not None] == [ledger]

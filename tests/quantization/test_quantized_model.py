@@ -1,4 +1,4 @@
-"""Training for INT8 from the command line: stopped by Ctrl-C, gone on with, recorded, and tidied up after."""
+"""int8-qat from the command line: interrupted by Ctrl-C, resumed, recorded, and its checkpoint removed."""
 
 from __future__ import annotations
 

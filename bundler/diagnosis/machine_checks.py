@@ -1,4 +1,4 @@
-"""What works on this machine, what does not, and what to do about it."""
+"""Checks of this machine for `bundler doctor`: versions, engine, CPUs, base image tool, disk, and leftovers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Literal
 
 import torch
 
+from bundler.diagnosis.abandoned_files import Leftover, clean, find_leftovers
 from bundler.engines.container_engine import Engine
 from bundler.engines.emulation import NotRunnable, decide_launch
+from bundler.engines.engine_availability import NoEngine, available_engine
 from bundler.errors import BundlerError
-from bundler.pipeline.abandoned_files import Leftover, clean, find_leftovers
-from bundler.pipeline.proof import engine_or_reason
 from bundler.resources import cache_directory
 from bundler.targets import TargetProfile, load_targets
 
@@ -28,7 +28,7 @@ _PACKAGES = ("edge-bundler", "torch", "torchvision", "onnx", "onnxruntime", "doc
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     subject: str
     status: Literal["ok", "missing", "left over", "removed", "not removed"]
@@ -37,8 +37,8 @@ class Finding:
 
 
 def diagnose(output: Path) -> tuple[Finding, ...]:
-    """Check packages, engine, each CPU of each target, the base image's tool and the disk; list what killed commands left."""
-    with engine_or_reason() as engine:
+    """Check versions, engine, each CPU of each target, the base image's tool and the disk; list leftovers."""
+    with available_engine() as engine:
         return (
             Finding(subject="versions", status="ok", detail=", ".join(f"{name} {version(name)}" for name in _PACKAGES)),
             _engine(engine),
@@ -50,14 +50,14 @@ def diagnose(output: Path) -> tuple[Finding, ...]:
 
 
 def clean_up(output: Path) -> tuple[Finding, ...]:
-    """Remove what killed commands left in `output`, in the cache and in the engine; what living ones use stays."""
-    with engine_or_reason() as engine:
+    """Remove leftovers of killed commands in `output`, the cache and the engine; what running commands use stays."""
+    with available_engine() as engine:
         findings = _leftovers(engine, output, remove=True)
         unasked = () if isinstance(engine, Engine) else (_engine(engine),)
     return (*unasked, *findings)
 
 
-def _leftovers(engine: Engine | Exception, output: Path, *, remove: bool) -> tuple[Finding, ...]:
+def _leftovers(engine: Engine | NoEngine, output: Path, *, remove: bool) -> tuple[Finding, ...]:
     try:
         found = find_leftovers(engine, output)
     except BundlerError as error:
@@ -81,14 +81,14 @@ def _left(item: Leftover, next_step: str) -> Finding:
     return Finding(subject=item.name, status="left over", detail=item.detail, next_step=next_step)
 
 
-def _engine(engine: Engine | Exception) -> Finding:
+def _engine(engine: Engine | NoEngine) -> Finding:
     if isinstance(engine, Engine):
         detail = f"{engine.name} {engine.version} on {engine.architecture.platform}"
         return Finding(subject="container engine", status="ok", detail=detail)
-    return Finding(subject="container engine", status="missing", detail=str(engine), next_step=getattr(engine, "next_step", ""))
+    return Finding(subject="container engine", status="missing", detail=engine.reason, next_step=engine.next_step)
 
 
-def _target(engine: Engine | Exception, target: TargetProfile) -> Iterator[Finding]:
+def _target(engine: Engine | NoEngine, target: TargetProfile) -> Iterator[Finding]:
     wanted = target.quantization.engine
     have = wanted in torch.backends.quantized.supported_engines
     yield Finding(
@@ -129,5 +129,5 @@ def _disk() -> Finding:
         subject="disk",
         status="ok" if enough else "missing",
         detail=f"{free:.0f} GB free at {folder}",
-        next_step="" if enough else f"Free some space: {_ROOM} GB are comfortable. XDG_CACHE_HOME moves the cache.",
+        next_step="" if enough else f"Free some space: {_ROOM} GB are recommended. XDG_CACHE_HOME moves the cache.",
     )

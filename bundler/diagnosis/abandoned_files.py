@@ -1,4 +1,4 @@
-"""What killed commands left, on the disk and in the engine: found by name, and removed where no living process has it."""
+"""Files, containers and images that killed commands left behind: found by name, removed if no running process uses them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from bundler.engines.container_engine import Engine
+from bundler.engines.engine_availability import NoEngine
 from bundler.engines.engine_leftovers import EngineLeftover, find_engine_leftovers, remove_engine_leftover
 from bundler.errors import BundlerError
 from bundler.images.cache import find_partial_entries, remove_partial_entry
@@ -20,9 +21,9 @@ __all__ = ["Leftover", "clean", "find_leftovers"]
 
 @dataclass(frozen=True, kw_only=True)
 class Leftover:
-    """One thing that was left; `detail` says what it is, and `remove` removes it and says whether it did.
+    """A leftover; `detail` is its kind, and `remove` removes it and returns whether it did.
 
-    `remove` is None where it cannot be seen whether a living process has it.
+    `remove` is None if it cannot be determined whether a running process uses the leftover.
     """
 
     name: str
@@ -32,14 +33,14 @@ class Leftover:
 
 @dataclass(frozen=True, kw_only=True)
 class Cleaned:
-    """What became of a leftover: `problem` is empty where it was removed."""
+    """The result of removing a leftover: `problem` is empty if it was removed."""
 
     leftover: Leftover
     problem: str
 
 
-def find_leftovers(engine: Engine | Exception, output: Path) -> tuple[Leftover, ...]:
-    """Return what was left in `output` and its folders, in the cache, and in the engine where one answers.
+def find_leftovers(engine: Engine | NoEngine, output: Path) -> tuple[Leftover, ...]:
+    """Return what was left in `output` and its folders, in the cache, and in the engine if there is one.
 
     Raises:
         OutputError: a folder cannot be read.
@@ -49,7 +50,7 @@ def find_leftovers(engine: Engine | Exception, output: Path) -> tuple[Leftover, 
 
 
 def clean(leftovers: tuple[Leftover, ...]) -> tuple[Cleaned, ...]:
-    """Remove each, and go on with the others where one cannot be removed."""
+    """Remove each, and continue with the others if one cannot be removed."""
     return tuple(Cleaned(leftover=leftover, problem=_problem(leftover)) for leftover in leftovers)
 
 
@@ -67,7 +68,7 @@ def _on_disk(output: Path) -> Iterator[Leftover]:
         for found in find_placing_leftovers(folder):
             yield Leftover(name=str(found.path), detail=_what(found), remove=partial(remove_placing_leftover, found))
     for path in find_partial_entries():
-        yield Leftover(name=str(path), detail="an entry of the cache, half made", remove=partial(remove_partial_entry, path))
+        yield Leftover(name=str(path), detail="an incomplete entry of the cache", remove=partial(remove_partial_entry, path))
 
 
 def _folders(output: Path) -> list[Path]:
@@ -76,8 +77,8 @@ def _folders(output: Path) -> list[Path]:
 
 def _what(leftover: PlacingLeftover) -> str:
     if leftover.unplaced is not None:
-        return f"a bundle on its way to {leftover.unplaced}, where it will be put"
-    return "a lock" if leftover.path.is_file() else "the work of a command that was killed"
+        return f"a bundle whose installation at {leftover.unplaced} was interrupted, and will be completed"
+    return "a lock" if leftover.path.is_file() else "the staging directory of a command that was killed"
 
 
 def _in_engine(engine: Engine) -> Iterator[Leftover]:

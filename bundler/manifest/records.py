@@ -1,25 +1,12 @@
-"""Manifest ⇄ JSON: what was built, and the evidence for each mode that it calls supported."""
+"""The records that `manifest.json` consists of, as pydantic models: frozen, without unknown keys, written by alias."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from bundler.errors import BundleDamagedError
-from bundler.plain_files import read_regular
-from bundler.strict_json import parse_json
 from bundler.targets import CpuName, Name
 from bundler.visible import visible
 
@@ -31,6 +18,7 @@ __all__ = [
     "CalibrationRecord",
     "Evidence",
     "FleetRecord",
+    "Identifier",
     "ImageRecord",
     "LayerRecord",
     "LedgerPair",
@@ -43,23 +31,20 @@ __all__ = [
     "PreprocessingRecord",
     "QuantizationRecord",
     "RecoveryRecord",
+    "ReleaseNumber",
     "RunnerRecord",
     "SaturationRecord",
+    "Sha256",
     "StepsApart",
     "TargetRecord",
+    "TensorName",
     "TensorRecord",
     "TieRecord",
     "TrainingRecord",
     "Verdict",
     "WeightsRecord",
     "WheelRecord",
-    "exactness_obstacles",
-    "json_schema",
-    "judge_exactness",
-    "judge_mode",
-    "parse_manifest",
-    "read_manifest",
-    "write_manifest",
+    "overall_verdict",
 ]
 
 MANIFEST_SCHEMA: Final = "edge-bundler/manifest/2"
@@ -80,8 +65,8 @@ def _writable(value: Any) -> Any:
     return text if len(text) <= _TEXT else f"{text[: _TEXT - 1]}…"
 
 
-# Names become parts of paths, image references and commands: they have an alphabet. Text does not, and is made visible, or
-# escaped, wherever it is printed or rendered (bundler/console.py, bundler/packaging/rendering.py).
+# Names become parts of paths, image references and commands, so their alphabet is restricted. Text is not restricted; it is
+# escaped wherever it is printed or rendered (bundler/console.py, bundler/packaging/rendering.py).
 Text = Annotated[str, BeforeValidator(_writable)]
 Identifier = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=200)]
 TensorName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=100)]
@@ -90,7 +75,19 @@ ReleaseNumber = Annotated[str, Field(pattern=r"^[0-9]+(?:\.[0-9]+){0,3}$", max_l
 
 
 class _Record(BaseModel):
+    """A frozen record; unknown keys, NaN and infinity are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=False, validate_by_alias=True, allow_inf_nan=False)
+
+    def changed(self, **changes: Any) -> Self:
+        """Return the record with other values of some fields, validated (`model_copy` does not validate).
+
+        Raises:
+            ValidationError: a value does not fit its field.
+        """
+        fields = type(self).model_fields
+        values = {field.alias or name: getattr(self, name) for name, field in fields.items()}
+        return type(self).model_validate({**values, **changes})
 
 
 class _SparseRecord(_Record):
@@ -113,7 +110,7 @@ Pixels = Annotated[int | tuple[int, int], Field(description="side of a square, o
 
 
 class PreprocessingRecord(_Record):
-    """How a picture becomes the input: converted to RGB of 8 bits, resized, cut or padded, and (x / 255 - mean) / std."""
+    """How an image becomes the input: converted to 8-bit RGB, resized, cropped or padded, and (x / 255 - mean) / std."""
 
     fit: Annotated[
         Literal["crop", "squash", "letterbox"],
@@ -124,12 +121,12 @@ class PreprocessingRecord(_Record):
             "centred (rounded down) on grey (114, 114, 114). A middle begins at half of what is left over, rounded half to even"
         ),
     ]
-    resize: Annotated[Pixels, Field(description="pixels; of a square, the shorter side where the picture is cropped")]
+    resize: Annotated[Pixels, Field(description="pixels; of a square, the shorter side where the image is cropped")]
     crop: Annotated[Pixels, Field(description="pixels of the input")]
     interpolation: Annotated[
         Literal["nearest", "box", "bilinear", "bicubic", "lanczos", "opencv-bilinear"],
         Field(
-            description="Pillow's `Image.Resampling` of that name, whose filters widen when they shrink a picture; or "
+            description="Pillow's `Image.Resampling` of that name, whose filters widen when they shrink an image; or "
             "opencv-bilinear, OpenCV's INTER_LINEAR in 11-bit fixed point, which takes the nearest 2 x 2 pixels at any scale"
         ),
     ]
@@ -139,25 +136,10 @@ class PreprocessingRecord(_Record):
     ]
     std: Annotated[tuple[float, float, float], Field(description="divided by in float32, likewise")]
 
-    def __str__(self) -> str:
-        size, cut = _pixels(self.resize), _pixels(self.crop)
-        if self.fit == "letterbox":
-            fitted = f"letterboxed into {cut}"
-        elif self.fit == "squash":
-            fitted = f"squashed to {size}" + (f", centre {cut}" if self.crop != self.resize else "")
-        else:
-            fitted = f"shorter side to {self.resize}" if isinstance(self.resize, int) else f"resized to cover {size}"
-            fitted += f", centre {cut}"
-        mean, std = (", ".join(f"{value:.6g}" for value in values) for values in (self.mean, self.std))
-        return f"{fitted} ({self.interpolation}), {self.channels.upper()}, (x/255 - [{mean}]) / [{std}]"
-
-
-def _pixels(pixels: int | tuple[int, int]) -> str:
-    height, width = (pixels, pixels) if isinstance(pixels, int) else pixels
-    return f"{height}x{width}"
-
 
 class WeightsRecord(_SparseRecord):
+    """The weights that were quantized, and where they come from."""
+
     source: Annotated[Text, Field(description="`pretrained:NAME`, `random:SEED`, or a file's name")]
     sha256: Annotated[Sha256, Field(description="of the file, or of the state dict where there is no file")]
     trained: bool
@@ -168,6 +150,8 @@ class WeightsRecord(_SparseRecord):
 
 
 class ModelRecord(_SparseRecord):
+    """The network, its input and output, the preprocessing of its input, and its weights."""
+
     name: Identifier
     row: Annotated[Text, Field(description="row of the specification's scope table")]
     task: Literal["classification", "detection"]
@@ -186,11 +170,15 @@ class ModelRecord(_SparseRecord):
 
 
 class TargetRecord(_Record):
+    """The target profile that the bundle was built for."""
+
     name: Name
     platform: Annotated[str, Field(pattern=r"^linux/[a-z0-9]+$", max_length=30)]
 
 
 class OnnxRecord(_Record):
+    """The ONNX file of a mode."""
+
     path: Annotated[str, Field(pattern=r"^models/[a-z0-9-]+\.onnx$", max_length=60)]
     sha256: Sha256
     bytes: int
@@ -202,19 +190,21 @@ class OnnxRecord(_Record):
 
 
 class CalibrationRecord(_Record):
+    """The images that calibrated the activations' ranges (PTQ)."""
+
     source: Literal["pictures", "synthetic"]
     count: int
     batch_size: int
-    digest: Annotated[Sha256, Field(description="over the names and bytes of the pictures, in their order")]
-    skipped: Annotated[tuple[Text, ...], Field(description="pictures that could not be read")]
+    digest: Annotated[Sha256, Field(description="over the names and bytes of the images, in their order")]
+    skipped: Annotated[tuple[Text, ...], Field(description="images that could not be read")]
 
 
 class TrainingRecord(_Record):
-    """Quantization-aware training; scores are the fake-quantized model's on the validation pictures."""
+    """Quantization-aware training; scores are the fake-quantized model's on the validation images."""
 
     pictures: int
     validation_pictures: int
-    data_sha256: Annotated[Sha256, Field(description="over the names and bytes of the pictures it learned from")]
+    data_sha256: Annotated[Sha256, Field(description="over the names and bytes of the images that it was trained on")]
     epochs: int
     batch_size: int
     learning_rate: Annotated[float, Field(description="at the beginning; it falls like a cosine")]
@@ -234,10 +224,10 @@ class TrainingRecord(_Record):
 
 
 class RecoveryRecord(_Record):
-    """Something that was tried because INT8 lost more accuracy than was allowed."""
+    """A step of the accuracy fallback, which was tried because INT8 lost more accuracy than allowed."""
 
     step: Text
-    detail: Annotated[Text, Field(description="why it was not tried, with how many pictures, or which layers stay in float")]
+    detail: Annotated[Text, Field(description="why it was not tried, with how many images, or which layers stay in float")]
     score: Annotated[
         float | None, Field(description="top-1, mAP or agreement of boxes with it, 0 to 1; null where it was not tried")
     ]
@@ -246,6 +236,8 @@ class RecoveryRecord(_Record):
 
 
 class QuantizationRecord(_Record):
+    """How a mode was quantized, and what was established about its graph before it was executed on the target."""
+
     engine: Text
     qconfig: Text
     calibration: Annotated[CalibrationRecord | None, Field(description="null where it was trained")]
@@ -264,10 +256,10 @@ class QuantizationRecord(_Record):
     torch_equal_share: Annotated[float, Field(description="share of outputs equal to torch's INT8 on the build host")]
     refinements: Annotated[
         tuple[Text, ...],
-        Field(description="what was changed in torch's default qconfig, by the target's profile or to recover"),
+        Field(description="options beyond torch's default qconfig, from the target's profile or the accuracy fallback"),
     ]
     recovery: Annotated[
-        tuple[RecoveryRecord, ...], Field(description="what was tried where more accuracy was lost than allowed, in that order")
+        tuple[RecoveryRecord, ...], Field(description="steps of the accuracy fallback, in the order in which they were tried")
     ] = ()
     optimization_levels: Annotated[
         dict[Text, Sha256], Field(description="graph optimization level: digest of the outputs on the build host")
@@ -275,12 +267,12 @@ class QuantizationRecord(_Record):
     saturation: tuple[SaturationRecord, ...]
     ties: tuple[TieRecord, ...]
     layers: Annotated[
-        tuple[LayerRecord, ...], Field(description="torch's INT8 on the golden pictures, layer by layer as they are executed")
+        tuple[LayerRecord, ...], Field(description="torch's INT8 on the golden images, layer by layer as they are executed")
     ] = ()
 
 
 class LayerRecord(_Record):
-    """How far a layer is from the float network's, with the noise of all layers before it."""
+    """SQNR of a layer against the same layer in float; it includes the noise of all preceding layers."""
 
     name: Text
     weight_sqnr_db: Annotated[float | None, Field(description="null where it has no weights, or none was changed")]
@@ -288,7 +280,7 @@ class LayerRecord(_Record):
 
 
 class StepsApart(_Record):
-    """Of the values of one tensor, how many are equal in two executions, one quantization step apart, and more."""
+    """How many values of one tensor are equal in two executions, differ by one quantization step, and by more."""
 
     equal: int
     one: int
@@ -296,25 +288,25 @@ class StepsApart(_Record):
 
 
 class LedgerPair(_Record):
-    """Two executions of the same INT8 network on the golden pictures."""
+    """Two executions of the same INT8 network on the golden images."""
 
     first: Text
     second: Text
     parted: Annotated[Text | None, Field(description="first layer in which any value differs; null where all are equal")]
-    top1_agreement: Annotated[float | None, Field(description="share of the golden pictures; null for a detector")]
+    top1_agreement: Annotated[float | None, Field(description="share of the golden images; null for a detector")]
 
 
 class LedgerTensor(_Record):
-    """A quantized tensor of the first golden picture."""
+    """A quantized tensor of the first golden image."""
 
     layer: Text
     apart: Annotated[tuple[StepsApart | None, ...], Field(description="one for each pair; null where torch has no such tensor")]
 
 
 class LedgerRecord(_Record):
-    """Torch's INT8 and ONNX Runtime side by side, tensor by tensor as they are computed.
+    """Layer-wise comparison of torch's INT8 and ONNX Runtime, in the order of execution.
 
-    Of a tensor with more than 16,384 values, as many as that are compared, evenly spaced.
+    Of a tensor with more than 16,384 values, 16,384 evenly spaced ones are compared.
     """
 
     executions: tuple[Text, ...]
@@ -323,33 +315,33 @@ class LedgerRecord(_Record):
 
 
 class TieRecord(_Record):
-    """An operator that rounds in float: all its inputs were tried in every way in which processors round."""
+    """An operator that rounds in float; every possible input was tried with every way of rounding that CPUs use."""
 
     operator: Text
     op_type: Text
     inputs: int
-    ambiguous: Annotated[int, Field(description="inputs whose answer depended on the processor, before the nudge")]
-    nudge: Annotated[float, Field(description="by which its output scale was multiplied, so that none does")]
+    ambiguous: Annotated[int, Field(description="inputs whose result depended on the CPU, before the scale was perturbed")]
+    nudge: Annotated[float, Field(description="factor of its output scale that makes the result independent of the CPU")]
 
 
 class SaturationRecord(_Record):
-    """A convolution or matrix product: the extremes of two neighbouring weights' sums; from -128 to 128 none saturates."""
+    """A convolution or matrix product: extremes of the sums of two adjacent weights; from -128 to 128 none saturates."""
 
     operator: Text
-    paired: Annotated[bool, Field(description="whether processors without VNNI add its products in pairs at all")]
+    paired: Annotated[bool, Field(description="whether CPUs without VNNI add its products in pairs")]
     smallest_sum: int
     largest_sum: int
     saturating_channels: int
 
 
 class AccuracyRecord(_Record):
-    """How often a classifier is right on labelled pictures, measured in ONNX Runtime on the build host.
+    """Accuracy of a classifier on labelled images, measured with ONNX Runtime on the build host.
 
     Shares from 0 to 1 with 95 % intervals: Wilson's for top-1, Agresti and Min's (2005) for the difference of pairs.
     """
 
     pictures: int
-    data_sha256: Annotated[Sha256, Field(description="over the names and bytes of the pictures, in their order")]
+    data_sha256: Annotated[Sha256, Field(description="over the names and bytes of the images, in their order")]
     top1: float
     top1_interval: tuple[float, float]
     top5: Annotated[float | None, Field(description="null where there are five classes or fewer")]
@@ -365,28 +357,18 @@ class AccuracyRecord(_Record):
         """Percentage points of top-1 lost to FP32, as they are written: 0.07 is 7 and not a bit more. None for FP32 itself."""
         return None if self.drop is None else round(100 * self.drop, 6)
 
-    def __str__(self) -> str:
-        low, high = self.top1_interval
-        text = f"top-1 {self.top1:.2%} ({low:.1%} to {high:.1%})"
-        if self.top5 is not None:
-            text += f", top-5 {self.top5:.2%}"
-        if self.drop is not None and self.drop_interval is not None:
-            low, high = self.drop_interval
-            text += f", {100 * self.drop:+.2f} points lost to FP32 ({100 * low:+.2f} to {100 * high:+.2f})"
-        return text
-
 
 class BoxesRecord(_Record):
-    """What a detector sees in many pictures, measured in ONNX Runtime on the build host; shares from 0 to 1.
+    """Detections on many images, measured with ONNX Runtime on the build host; shares from 0 to 1.
 
     The agreement is the share of both models' detections (each box for its best class, confidence above 0.25, after
     non-maximum suppression at 0.45) with a partner of the same class and an IoU of at least 0.5 in the other; its 95 % interval
-    comes from drawing the pictures anew. Mean average precision is COCO's, from detections of every class above 0.001 after
+    is bootstrapped over the images. Mean average precision is COCO's, from detections of every class above 0.001 after
     suppression at 0.6.
     """
 
     pictures: int
-    data_sha256: Annotated[Sha256, Field(description="over the names and bytes of pictures and labels, in their order")]
+    data_sha256: Annotated[Sha256, Field(description="over the names and bytes of images and labels, in their order")]
     boxes: Annotated[int, Field(description="detections of this mode, a box for its best class")]
     agreement: Annotated[float | None, Field(description="with FP32; null for FP32 itself")]
     agreement_interval: tuple[float, float] | None
@@ -408,20 +390,9 @@ class BoxesRecord(_Record):
             lost = 1 - self.agreement
         return None if lost is None else round(100 * lost, 6)
 
-    def __str__(self) -> str:
-        facts = [f"{self.boxes} boxes"]
-        if self.agreement is not None and self.agreement_interval is not None:
-            low, high = self.agreement_interval
-            facts.append(f"{self.agreement:.1%} agree with FP32's ({low:.1%} to {high:.1%})")
-        if self.map50_95 is not None:
-            facts.append(f"mAP50-95 {self.map50_95:.2%}, mAP50 {self.map50:.2%}")
-        if self.drop is not None:
-            facts.append(f"{100 * self.drop:+.2f} points of mAP50-95 lost to FP32")
-        return ", ".join(facts)
-
 
 class RunnerRecord(_Record):
-    """What executed the runner, as seen from inside: the processor itself, or an emulator."""
+    """What executed the device program, as detected by itself: the CPU, or an emulator."""
 
     kind: Literal["native", "emulator"]
     name: Text
@@ -435,8 +406,10 @@ class Evidence(_Record):
     cpu: CpuName
     verdict: Verdict
     reason: Text = ""
-    machine: Annotated[Text | None, Field(description="`uname -m` in there")] = None
-    cpu_features: Annotated[tuple[Text, ...], Field(description="as numpy names them, detected in there")] = ()
+    machine: Annotated[Text | None, Field(description="`uname -m` where the device program was executed")] = None
+    cpu_features: Annotated[
+        tuple[Text, ...], Field(description="as numpy names them, detected where the device program was executed")
+    ] = ()
     place: Annotated[
         Literal["container", "host"] | None, Field(description="in the device image, or as a process of the host")
     ] = None
@@ -457,33 +430,45 @@ class Evidence(_Record):
     sqnr_db: Annotated[
         float | None, Field(description="against the FP32 outputs of the build host; null where equal bit for bit")
     ] = None
-    top1_agreement: Annotated[float | None, Field(description="share of the golden pictures whose top-1 is FP32's")] = None
+    top1_agreement: Annotated[float | None, Field(description="share of the golden images whose top-1 is FP32's")] = None
     boxes_agreement: Annotated[
         float | None, Field(description="share of detections that match FP32's: same class, IoU of at least 0.5")
     ] = None
     max_steps: Annotated[int | None, Field(description="against the build host's outputs of this mode, in output steps")] = None
 
 
+def overall_verdict(evidence: Iterable[Evidence]) -> Verdict:
+    """Return `failed` if anything failed, `passed` if everything was executed and passed, otherwise `not_run`."""
+    verdicts = {item.verdict for item in evidence}
+    if "failed" in verdicts:
+        return "failed"
+    return "passed" if verdicts == {"passed"} else "not_run"
+
+
 class FleetRecord(_Record):
-    """The same file, executed on the CPUs of another target."""
+    """Cross-target verification: the same file, executed on the CPUs of another target."""
 
     target: Name
     evidence: tuple[Evidence, ...]
 
 
 class ModeRecord(_Record):
+    """One mode of the bundle, with the evidence that decides whether it is supported."""
+
     name: Literal["fp32", "int8-ptq", "int8-qat"]
     supported: bool
     reason: Text
     scope: Annotated[
-        Literal["whole", "backbone"],
-        Field(description="how much of the network is INT8: all but a detector's decoding, or less"),
+        Literal["whole", "backbone"] | None,
+        Field(
+            description="how much of the network is INT8: all but a detector's decoding, or its backbone; null for a float mode"
+        ),
     ]
     onnx: OnnxRecord
-    exact: Annotated[bool, Field(description="whether the outputs were the same bits everywhere this mode was executed")]
+    exact: Annotated[bool, Field(description="whether the outputs were bit-identical everywhere this mode was executed")]
     exact_reason: Text
     accuracy: Annotated[
-        AccuracyRecord | BoxesRecord | None, Field(description="on the user's pictures; null where none were given")
+        AccuracyRecord | BoxesRecord | None, Field(description="on the images of --data; null where none were given")
     ] = None
     quantization: QuantizationRecord | None
     evidence: tuple[Evidence, ...]
@@ -492,22 +477,33 @@ class ModeRecord(_Record):
 
 
 class WheelRecord(_Record):
+    """A wheel that was installed into the device image."""
+
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl$", max_length=300)]
     sha256: Sha256
 
 
-class ImageRecord(_Record):
+class ImageRecord(_SparseRecord):
+    """The device image in which the evidence was collected."""
+
     reference: ImageReference
     digest: Annotated[ImageDigest, Field(description="of the image's configuration")]
     size: Annotated[int, Field(description="bytes of the unpacked layers")]
     base: Annotated[
         ImageReference, Field(description="`debian:SUITE` made from packages, or the reference given with --base-image")
     ]
+    base_source: Annotated[
+        Literal["packages", "image"] | None,
+        Field(
+            description="whether the base was made from Debian's packages, or is the image given with --base-image; "
+            "not recorded by versions before 0.2"
+        ),
+    ] = None
     wheels: tuple[WheelRecord, ...]
 
 
 class Manifest(_Record):
-    """A bundle's statement of what it is and where it was executed."""
+    """What a bundle is, and the evidence of its execution."""
 
     schema_: Literal["edge-bundler/manifest/2"] = Field(alias="schema")
     bundle: Annotated[Identifier, Field(description="one component of a path: MODEL-TARGET")]
@@ -519,120 +515,5 @@ class Manifest(_Record):
 
     @property
     def verdict(self) -> Verdict:
-        """`failed` where anything failed, `passed` where every CPU of every mode passed, else `not_run`."""
-        verdicts = {evidence.verdict for mode in self.modes for evidence in mode.evidence}
-        if "failed" in verdicts:
-            return "failed"
-        return "passed" if verdicts == {"passed"} else "not_run"
-
-
-def judge_mode(evidence: Sequence[Evidence]) -> tuple[bool, str]:
-    """Return whether a mode is supported, and why: it passed somewhere and failed nowhere.
-
-    The reason names every CPU that passed and every one that did not run, so that nothing is claimed for those.
-    """
-
-    def cpus(verdict: Verdict) -> list[Evidence]:
-        return [item for item in evidence if item.verdict == verdict]
-
-    def listed(items: Sequence[Evidence]) -> str:
-        by_reason: dict[str, list[str]] = {}
-        for item in items:
-            by_reason.setdefault(item.reason, []).append(item.cpu)
-        return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())
-
-    passed, failed, not_run = cpus("passed"), cpus("failed"), cpus("not_run")
-    if failed:
-        return False, f"failed on {listed(failed)}"
-    proved = f"passed on {', '.join(item.cpu for item in passed)}"
-    if passed and not_run:
-        return True, f"{proved}; not run on {listed(not_run)}"
-    return (True, proved) if passed else (False, f"not run on {listed(not_run)}")
-
-
-def judge_exactness(
-    quantization: QuantizationRecord | None, evidence: Sequence[Evidence], fleet: Sequence[FleetRecord]
-) -> tuple[bool, str]:
-    """Return whether a mode gives the same bits everywhere, and why.
-
-    It does where its outputs had one digest wherever it was executed, on two CPUs at least, and nothing in its graph could
-    differ on another: no arithmetic in float, no product that saturates. The reason names what stands against it.
-    """
-    if quantization is None:
-        return False, "it computes in float"
-    against = exactness_obstacles(quantization)
-    everywhere = [*evidence, *(item for record in fleet for item in record.evidence)]
-    executed = [item for item in everywhere if item.outputs_sha256 is not None]
-    digests: dict[str, list[str]] = {}
-    for item in executed:
-        digests.setdefault(str(item.outputs_sha256), []).append(item.cpu)
-    if len(digests) > 1:
-        against.append(f"the bits differ: {' / '.join(', '.join(cpus) for cpus in digests.values())}")
-    if against:
-        return False, "; ".join(against)
-    if len(executed) < 2:
-        return False, f"it was executed on {executed[0].cpu} alone" if executed else "it was not executed"
-    left = [item.cpu for item in everywhere if item.outputs_sha256 is None]
-    return True, f"on {', '.join(item.cpu for item in executed)}" + (f"; not run on {', '.join(left)}" if left else "")
-
-
-def exactness_obstacles(quantization: QuantizationRecord) -> list[str]:
-    """Return what in an INT8 graph may give other bits on another CPU; nothing where all of it is proved."""
-    obstacles = []
-    if quantization.float_operators:
-        operators = ", ".join(f"{name} x{count}" for name, count in quantization.float_operators.items())
-        obstacles.append(f"computed in float: {operators}")
-    saturating = [record.operator for record in quantization.saturation if record.saturating_channels]
-    if saturating:
-        more = f" and {len(saturating) - 3} more" if len(saturating) > 3 else ""
-        obstacles.append(f"products saturate on processors without VNNI: {', '.join(saturating[:3])}{more}")
-    return obstacles
-
-
-def json_schema() -> str:
-    """Return the JSON Schema (draft 2020-12) of the manifest, as it is published in the repository."""
-    schema = Manifest.model_json_schema(by_alias=True)
-    document = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": MANIFEST_SCHEMA, **schema}
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-
-
-def write_manifest(manifest: Manifest, path: Path) -> None:
-    path.write_text(manifest.model_dump_json(by_alias=True, indent=2) + "\n", encoding="utf-8")
-
-
-def read_manifest(bundle: Path) -> Manifest:
-    """Read `manifest.json` of a bundle, without looking at any other file of it (bundler/packaging/reading.py does).
-
-    Raises:
-        BundleDamagedError: it is missing, is not a regular file of at most 8 MiB, or as `parse_manifest`.
-    """
-    path = bundle / "manifest.json"
-    try:
-        content = read_regular(path, limit=MANIFEST_BYTES)
-    except OSError as error:
-        raise _not_a_manifest(path, error.strerror or str(error)) from error
-    return parse_manifest(content, path)
-
-
-def parse_manifest(content: bytes, path: Path) -> Manifest:
-    """Return the manifest in the bytes that were read from `path`.
-
-    Raises:
-        BundleDamagedError: they are not JSON with one meaning (bundler/strict_json.py), or do not follow the schema.
-    """
-    try:
-        document = parse_json(content)
-    except ValueError as error:
-        raise _not_a_manifest(path, str(error)) from error
-    try:
-        return Manifest.model_validate(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise _not_a_manifest(path, f"{where}: {first['msg']}") from error
-
-
-def _not_a_manifest(path: Path, reason: str) -> BundleDamagedError:
-    return BundleDamagedError(
-        f"{path} is not a manifest: {reason}", next_step="Build the bundle again: `bundler bundle MODEL --target TARGET`."
-    )
+        """Of all evidence of all modes, as `overall_verdict`."""
+        return overall_verdict(evidence for mode in self.modes for evidence in mode.evidence)

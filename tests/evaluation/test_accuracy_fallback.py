@@ -1,4 +1,4 @@
-"""Recovery: what quantization lost is won back step by step, and the manifest tells by what."""
+"""Accuracy fallback: the profile's steps regain accuracy, and the manifest records them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ Build = Callable[..., ModeRecord]
 
 @pytest.fixture
 def build(run: Run, ill_scaled: Path, labelled: tuple[Path, int], unproved: Path, tmp_path: Path) -> Build:
-    """Build with torch's default qconfig and some steps to recover; return the INT8 mode's record."""
+    """Build with torch's default qconfig and some fallback steps; return the INT8 mode's record."""
 
     def with_recovery(*steps: str, max_drop: float) -> ModeRecord:
         text = unproved.read_text(encoding="utf-8")
@@ -83,7 +83,7 @@ def build(run: Run, ill_scaled: Path, labelled: tuple[Path, int], unproved: Path
     return with_recovery
 
 
-def test_what_wins_is_kept_and_told(build: Build, labelled: tuple[Path, int]) -> None:
+def test_steps_that_gain_accuracy_are_kept_and_recorded(build: Build, labelled: tuple[Path, int]) -> None:
     assert labelled[1] >= 3  # FP32 tells pictures apart
     steps = (
         "more-calibration-images",
@@ -124,7 +124,7 @@ def test_layers_that_stay_in_float_are_named_and_the_mode_is_not_called_exact(bu
     assert "computed in float: " in mode.exact_reason
 
 
-def test_nothing_is_tried_where_nothing_is_lost(build: Build) -> None:
+def test_no_step_is_tried_within_the_limit(build: Build) -> None:
     mode = build("cross-layer-equalization", "mixed-precision", max_drop=100)
     assert mode.quantization is not None
     assert mode.quantization.recovery == ()

@@ -1,4 +1,4 @@
-"""Torch's own INT8 tensors on the first golden input, under the names of the exported graph's tensors."""
+"""Torch's INT8 tensors on the first golden input, under the names of the tensors of the exported graph."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from bundler.device.tracing import OUTPUTS, sampled
 from bundler.graphs.exported_graph import ExportedGraph
 from bundler.graphs.instrumentation import sizes_of, write_traced
-from bundler.pipeline.quantizing import QuantizedModel
 from bundler.quantization import quantized_engine, trace_integers
+from bundler.quantization.quantized_model import QuantizedModel
 from bundler.verification.layer_comparison import Trace
 
 __all__ = ["trace_torch"]
 
 
 def trace_torch(model: QuantizedModel, graph: ExportedGraph, golden: NDArray[np.float32], outputs: Any, folder: Path) -> Trace:
-    """Return torch's integers on the first golden picture under the names of the graph's tensors, and its outputs.
+    """Return torch's integers on the first golden input under the names of the graph's tensors, and its outputs.
 
-    Both compute the same tensors in the same order; a tensor of the graph belongs to the next one of torch that has as many
-    values and the same zero point.
+    Both compute the same tensors in the same order: a tensor of the graph corresponds to the next one of torch with the same
+    number of values and the same zero point.
     """
     traced = folder / f"{graph.path.stem}-traced.onnx"
     tensors = write_traced(graph.path, traced)

@@ -1,4 +1,4 @@
-"""Network: what a job's model is parsed from, and the float model with the weights that were given."""
+"""Network: a model parser with its options, and the float model with the weights that were loaded."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from bundler.models.checkpoints import LoadedWeights
+from bundler.models.detector import QuantizableDetector
 from bundler.models.registry import load_parser
-from bundler.pipeline.inputs import Material
-from bundler.plan import BuildJob
+from bundler.models.specs import Int8Scope, ModelSpec
 from bundler.quantization import QuantizationProfile
 
 __all__ = ["Network", "load_network"]
@@ -18,7 +19,7 @@ __all__ = ["Network", "load_network"]
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A parser of the specification with its options, and the float model that it made of the given weights."""
+    """A model parser with its options, and the float model that it made of the loaded weights."""
 
     parser: Callable[..., nn.Module]
     options: Mapping[str, Any]
@@ -32,15 +33,19 @@ class Network:
         """Return the fused model with observers (PTQ), or with fake quantization (QAT)."""
         return self.parser(**self.options, weights=weights, quantize=True, is_qat=is_qat, target=profile)
 
+    def float_convolutions(self, prepared: nn.Module) -> int:
+        """Return how many convolutions of a prepared model stay in float: those of a detector outside of its INT8 scope."""
+        return prepared.float_convolutions() if isinstance(prepared, QuantizableDetector) else 0
 
-def load_network(job: BuildJob, material: Material) -> Network:
+
+def load_network(variant: ModelSpec, weights: LoadedWeights, *, int8_scope: Int8Scope) -> Network:
     """Make the float model.
 
     Raises:
         CheckpointError: the weights belong to another network.
     """
-    parser = load_parser(job.variant)
-    options: dict[str, Any] = {"num_classes": material.weights.num_classes, **material.weights.options}
-    if job.variant.task == "detection":
-        options["int8_scope"] = job.int8_scope
-    return Network(parser=parser, options=options, float_model=parser(**options, weights=material.weights.state_dict))
+    parser = load_parser(variant)
+    options: dict[str, Any] = {"num_classes": weights.num_classes, **weights.options}
+    if variant.task == "detection":
+        options["int8_scope"] = int8_scope
+    return Network(parser=parser, options=options, float_model=parser(**options, weights=weights.state_dict))

@@ -1,4 +1,4 @@
-"""The Manifest of what was built, from the records of each step."""
+"""The Manifest of a build, from the results of each step."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ from importlib.metadata import version
 from bundler.data.calibration_images import Dataset
 from bundler.data.preprocessing import Preprocessing
 from bundler.engines.container_engine import Engine
-from bundler.errors import EngineUnavailableError
+from bundler.engines.engine_availability import NoEngine
 from bundler.graphs.exported_graph import INPUT, OUTPUTS
 from bundler.manifest import (
     MANIFEST_SCHEMA,
     CalibrationRecord,
-    Evidence,
-    FleetRecord,
     ImageRecord,
     LayerRecord,
-    LedgerRecord,
     Manifest,
     ModelRecord,
     ModeRecord,
@@ -37,60 +34,59 @@ from bundler.manifest import (
 )
 from bundler.models.specs import Mode
 from bundler.packaging.staging import model_path
-from bundler.pipeline.inputs import Material
-from bundler.pipeline.modes import BuiltModes
+from bundler.pipeline.inputs import Inputs
+from bundler.pipeline.modes import BuiltMode, BuiltModes
 from bundler.plan import BuildJob
-from bundler.quantization import training
+from bundler.quantization.quantized_model import CompletedTraining
+from bundler.verification.session import VerificationResult
 
-__all__ = ["describe", "quantization_record"]
+__all__ = ["assemble_manifest", "quantization_record"]
 
 _PACKAGES = ("edge-bundler", "torch", "torchvision", "onnx", "onnxruntime", "numpy", "pillow", "docker")
 
 
-def describe(
+def assemble_manifest(
     job: BuildJob,
-    material: Material,
+    inputs: Inputs,
     built: BuiltModes,
-    evidence: Mapping[str, tuple[Evidence, ...]],
-    fleet: Mapping[str, tuple[FleetRecord, ...]],
-    ledgers: Mapping[str, LedgerRecord],
+    records: Mapping[Mode, QuantizationRecord | None],
+    result: VerificationResult,
     image: ImageRecord | None,
-    engine: Engine | EngineUnavailableError,
 ) -> Manifest:
-    """Put the manifest together; whether a mode is supported is judged from its evidence alone."""
-    weights = material.weights
+    """Return the manifest of a verified build; whether a mode is supported is judged from its evidence alone.
+
+    Args:
+        job: that was built.
+        inputs: weights and images that it was built from.
+        built: graphs of every mode.
+        records: of each mode, as `quantization_record` gives them.
+        result: evidence of each mode.
+        image: the device image in which the evidence was collected; None without an engine.
+    """
     return Manifest(
         schema=MANIFEST_SCHEMA,
         bundle=job.identifier,
-        model=ModelRecord(
-            name=job.variant.name,
-            row=job.row.name,
-            task=job.variant.task,
-            num_classes=weights.num_classes,
-            class_names=weights.class_names,
-            input=TensorRecord(name=INPUT, dtype="float32", shape=(0, 3, *job.preprocessing.input_size)),
-            output=TensorRecord(name=OUTPUTS[job.variant.task], dtype="float32", shape=(0, *built.reference.shape[1:])),
-            preprocessing=_preprocessing(job.preprocessing),
-            suspicions=built.suspicions,
-            weights=WeightsRecord(
-                source=weights.source, sha256=weights.sha256, trained=weights.trained, network=weights.network
-            ),
-        ),
+        model=_model(job, inputs, built),
         target=TargetRecord(name=job.target.name, platform=job.target.platform),
-        modes=tuple(
-            _mode(
-                job,
-                built,
-                mode,
-                evidence[mode],
-                fleet.get(mode, ()),
-                quantization_record(job, material, built, mode),
-                ledgers.get(mode),
-            )
-            for mode in sorted(built.modes)
-        ),
+        modes=tuple(_mode(job, mode, built.modes[mode], records[mode], result) for mode in sorted(built.modes)),
         image=image,
-        versions=_versions(engine),
+        versions=_versions(result.engine),
+    )
+
+
+def _model(job: BuildJob, inputs: Inputs, built: BuiltModes) -> ModelRecord:
+    weights, task = inputs.weights, job.variant.task
+    return ModelRecord(
+        name=job.variant.name,
+        row=job.row.name,
+        task=task,
+        num_classes=weights.num_classes,
+        class_names=weights.class_names,
+        input=TensorRecord(name=INPUT, dtype="float32", shape=(0, 3, *job.preprocessing.input_size)),
+        output=TensorRecord(name=OUTPUTS[task], dtype="float32", shape=(0, *built.reference.shape[1:])),
+        preprocessing=_preprocessing(job.preprocessing),
+        suspicions=built.suspicions,
+        weights=WeightsRecord(source=weights.source, sha256=weights.sha256, trained=weights.trained, network=weights.network),
     )
 
 
@@ -107,22 +103,17 @@ def _preprocessing(preprocessing: Preprocessing) -> PreprocessingRecord:
 
 
 def _mode(
-    job: BuildJob,
-    built: BuiltModes,
-    mode: Mode,
-    evidence: tuple[Evidence, ...],
-    fleet: tuple[FleetRecord, ...],
-    quantization: QuantizationRecord | None,
-    ledger: LedgerRecord | None,
+    job: BuildJob, mode: Mode, built: BuiltMode, quantization: QuantizationRecord | None, result: VerificationResult
 ) -> ModeRecord:
+    evidence, others = result.evidence[mode], result.other_targets.get(mode, ())
     supported, reason = judge_mode(evidence)
-    exact, exact_reason = judge_exactness(quantization, evidence, fleet)
-    graph = built.modes[mode].graph
+    exact, exact_reason = judge_exactness(quantization, evidence, others)
+    graph = built.graph
     return ModeRecord(
         name=mode,
         supported=supported,
         reason=reason,
-        scope=job.int8_scope if graph.quantized else "whole",
+        scope=job.int8_scope if graph.quantized else None,
         onnx=OnnxRecord(
             path=model_path(mode),
             sha256=graph.sha256,
@@ -132,32 +123,32 @@ def _mode(
         ),
         exact=exact,
         exact_reason=exact_reason,
-        accuracy=built.modes[mode].accuracy,
+        accuracy=built.accuracy,
         quantization=quantization,
         evidence=evidence,
-        fleet=fleet,
-        ledger=ledger,
+        fleet=others,
+        ledger=result.layer_comparisons.get(mode),
     )
 
 
-def quantization_record(job: BuildJob, material: Material, built: BuiltModes, mode: Mode) -> QuantizationRecord | None:
-    """Return how a mode was quantized and what was proved of its graph; None for a float mode."""
-    graph, agreement, quantized = built.modes[mode].graph, built.modes[mode].agreement, built.modes[mode].quantized
+def quantization_record(job: BuildJob, built: BuiltMode) -> QuantizationRecord | None:
+    """Return how a mode was quantized, and what was established about its graph; None for a float mode."""
+    graph, agreement, quantized = built.graph, built.agreement, built.quantized
     if quantized is None:
         return None
-    attempt = quantized.attempt
+    training = quantized.model.training
     return QuantizationRecord(
         engine=job.target.quantization.engine,
         qconfig=job.target.quantization.qconfig,
-        calibration=None if attempt.model.training else _calibration(job, attempt.calibration),
-        training=_training(job, material, attempt.model.training) if attempt.model.training else None,
+        calibration=_calibration(job, quantized.calibration) if training is None else None,
+        training=None if training is None else _training(job, training),
         quantize_nodes=graph.quantize_nodes,
         dequantize_nodes=graph.dequantize_nodes,
         float_operators=graph.float_operators,
         torch_max_steps=agreement.max_steps,
         torch_equal_share=agreement.equal_share,
-        refinements=attempt.model.profile.options,
-        recovery=attempt.steps,
+        refinements=quantized.model.profile.options,
+        recovery=quantized.steps,
         optimization_levels={str(level): digest for level, digest in quantized.levels.items()},
         saturation=tuple(
             SaturationRecord(
@@ -191,7 +182,7 @@ def quantization_record(job: BuildJob, material: Material, built: BuiltModes, mo
 
 
 def _finite(sqnr_db: float | None) -> float | None:
-    """JSON knows no infinity."""
+    """Return None for infinity, which JSON cannot hold."""
     return None if sqnr_db is None or math.isinf(sqnr_db) else sqnr_db
 
 
@@ -205,27 +196,26 @@ def _calibration(job: BuildJob, calibration: Dataset) -> CalibrationRecord:
     )
 
 
-def _training(job: BuildJob, material: Material, done: training.TrainingRecord) -> TrainingRecord:
-    pictures, recipe = material.training, job.recipe
-    assert pictures is not None  # noqa: S101  it was trained with them
+def _training(job: BuildJob, done: CompletedTraining) -> TrainingRecord:
+    record, recipe = done.record, done.recipe
     return TrainingRecord(
-        pictures=done.pictures,
-        validation_pictures=done.validation_pictures,
-        data_sha256=pictures.sha256,
+        pictures=record.pictures,
+        validation_pictures=record.validation_pictures,
+        data_sha256=done.data_sha256,
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
         statistics_epochs=recipe.statistics_epochs,
         observers_epochs=recipe.observers_epochs,
         measure="boxes" if job.variant.task == "detection" else "top1",
-        score_before=done.score_before,
-        scores=done.scores,
-        best_epoch=done.best_epoch,
-        numerics=dict(done.numerics),
+        score_before=record.score_before,
+        scores=record.scores,
+        best_epoch=record.best_epoch,
+        numerics=dict(record.numerics),
     )
 
 
-def _versions(engine: Engine | EngineUnavailableError) -> dict[str, str]:
+def _versions(engine: Engine | NoEngine) -> dict[str, str]:
     versions = {name: version(name) for name in _PACKAGES}
     versions["python"] = platform.python_version()
     if isinstance(engine, Engine):
