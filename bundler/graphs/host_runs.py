@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bundler.errors import ExportError
 from bundler.graphs.comparison import informative_problem, sqnr_db
 from bundler.graphs.exported_graph import INPUT, ExportedGraph
+from bundler.graphs.sessions import LEVELS, make_session
 from bundler.targets import ExportProfile, OptimizationLevel
 
 __all__ = [
@@ -33,13 +33,6 @@ NOISE_MARGIN = 10  # times the median of quantization noise, which torch and ONN
 # from the reference (after training, at 20 to 31 dB), healthy networks lost from -9 to +6 dB, and were 20 to 29 dB apart.
 CLOSE_DB = 15.0
 
-_LEVELS: dict[OptimizationLevel, ort.GraphOptimizationLevel] = {
-    "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
-    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class TorchAgreement:
@@ -50,16 +43,8 @@ class TorchAgreement:
 
 
 def runnable(graph: ExportedGraph, level: OptimizationLevel) -> Callable[[Outputs], Outputs]:
-    """Load a graph and return what runs it: inputs float32 [N, 3, H, W] to its output.
-
-    An x86 without VNNI adds INT8 products in pairs with saturation; `session.x64quantprecision` avoids that here, so that the
-    outputs are the exact ones on whatever machine the bundle is built.
-    """
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = _LEVELS[level]
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    session = ort.InferenceSession(graph.path, options, providers=["CPUExecutionProvider"])
+    """Load a graph and return what runs it: inputs float32 [N, 3, H, W] to its output."""
+    session = make_session(graph.path, level)
 
     def run(inputs: Outputs) -> Outputs:
         outputs: Outputs = session.run(None, {INPUT: inputs})[0]
@@ -87,7 +72,7 @@ def run_reference(graph: ExportedGraph, inputs: Outputs, level: OptimizationLeve
 
 def digest_at_each_level(graph: ExportedGraph, inputs: Outputs) -> dict[OptimizationLevel, str]:
     """Return the sha256 of the outputs at each graph optimization level; a runtime that fuses less computes in float."""
-    return {level: outputs_sha256(_one_by_one(runnable(graph, level), inputs)) for level in _LEVELS}
+    return {level: outputs_sha256(_one_by_one(runnable(graph, level), inputs)) for level in LEVELS}
 
 
 def _one_by_one(run: Callable[[Outputs], Outputs], inputs: Outputs) -> Outputs:

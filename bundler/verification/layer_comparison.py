@@ -20,7 +20,7 @@ from bundler.engines.container_engine import Engine
 from bundler.engines.emulation import Launch
 from bundler.errors import BundleDamagedError, EmulatorError, EngineUnavailableError
 from bundler.graphs.comparison import top1_agreement
-from bundler.graphs.instrumentation import GraphTensor, write_traced
+from bundler.graphs.instrumentation import GraphTensor, instrument_file
 from bundler.images.device_image import DeviceImage
 from bundler.manifest import LedgerPair, LedgerRecord, LedgerTensor, StepsApart
 from bundler.packaging.arrays import read_arrays
@@ -39,7 +39,7 @@ Trace = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a traced graph is run."""
+    """Where an instrumented graph is run."""
 
     name: str
     executor: Executor
@@ -79,19 +79,19 @@ def image_place(target: TargetProfile, image: DeviceImage | None, engine: Engine
 
 
 def make_ledger(bundle: Path, mode: str, *, level: str, samples: int, places: Sequence[Place], workspace: Path) -> LedgerRecord:
-    """Run the traced graph of a mode in each place and compare all of them with torch and with each other.
+    """Run the instrumented graph of a mode in each place and compare all of them with torch and with each other.
 
     Raises:
         BundleDamagedError: the bundle does not hold torch's integers.
-        EmulatorError: the traced graph does not run in one of the places.
+        EmulatorError: the instrumented graph does not run in one of the places.
         EngineError: the engine failed half-way.
     """
-    traced = workspace / f"{mode}-traced.onnx"
-    tensors = write_traced(bundle / model_path(mode), traced)  # type: ignore[arg-type]
+    instrumented = workspace / f"{mode}-instrumented.onnx"
+    tensors = instrument_file(bundle / model_path(mode), instrumented)  # type: ignore[arg-type]
     console.step(f"Comparing the {len(tensors)} tensors of {mode} with torch's: {', '.join(place.name for place in places)}")
     traces = {"torch": _torch_trace(bundle, mode)}
     for place in places:
-        result = place.executor.trace(place.launch, traced, bundle / "golden" / "inputs.npy", [level, str(samples)])
+        result = place.executor.trace(place.launch, instrumented, bundle / "golden" / "inputs.npy", [level, str(samples)])
         traces[place.name] = _read(result, place.name)
     pairs = tuple(itertools.combinations(traces, 2))
     rows = tuple(
@@ -119,7 +119,7 @@ def _read(result: RunResult, name: str) -> Trace:
     if result.exit_code != 0:
         words = (result.death or result.stderr.strip() or "no message").splitlines()[-1]
         raise EmulatorError(
-            f"the traced graph does not run on {name}: {words} (exit code {result.exit_code})",
+            f"the instrumented graph does not run on {name}: {words} (exit code {result.exit_code})",
             next_step="`bundler doctor` shows what works here; the evidence of the bundle is not concerned.",
         )
     return read_arrays(base64.b64decode(result.stdout))

@@ -14,7 +14,7 @@ import pytest
 
 from bundler.graphs.comparison import sqnr_db
 from bundler.graphs.exported_graph import ExportedGraph
-from bundler.graphs.passes.integer_outputs import LogitsRounding
+from bundler.graphs.passes.logits_rounding import LogitsRounding
 from bundler.packaging.checksums import sha256_of
 from bundler.packaging.staging import GoldenMode, StagedBundle, stage
 from bundler.targets import find_target
