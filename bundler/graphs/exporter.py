@@ -1,4 +1,4 @@
-"""Export of a float or converted model to ONNX through the TorchScript exporter."""
+"""Export of a float or converted model to ONNX: torch's TorchScript exporter, followed by the passes of this package."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The oldest ONNX Runtime that executes a graph, from measurements of what its operators need.
+"""The oldest ONNX Runtime that executes a graph, from measurements of its operators.
 
 Measured on x86-64 with onnxruntime 1.17.0, 1.17.3, 1.18.1, 1.19.2, 1.20.1, 1.21.1, 1.22.1, 1.23.2, 1.24.1, 1.30.0 and 1.32.0:
-the INT8 graphs of MobileNetV2 and V3, ResNet18, DenseNet121 and EfficientNetB0 give the same bits with each. Detectors whose
-backbone alone is INT8 run with each, and their float part is rounded in other ways. Detectors that are INT8 as a whole do not
-run before 1.24.
+the INT8 graphs of MobileNetV2 and V3, ResNet18, DenseNet121 and EfficientNetB0 give the same bits with each. Detectors of
+which only the backbone is INT8 run with each; the results of their float part differ in the last bits. Detectors that are INT8
+as a whole do not run before 1.24.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ def check_of(weight: NDArray[np.int8], *, group: int = 1, summed: bool = False) 
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [
             numpy_helper.from_array(weight, "w"),
-            numpy_helper.from_array(np.float32(0.1), "scale"),
-            numpy_helper.from_array(np.int8(0), "zero"),
+            numpy_helper.from_array(np.array(0.1, np.float32), "scale"),
+            numpy_helper.from_array(np.array(0, np.int8), "zero"),
         ],
     )
     (check,) = check_saturation(ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])))
@@ -47,7 +47,8 @@ def check_of(weight: NDArray[np.int8], *, group: int = 1, summed: bool = False) 
 def vpmaddubsw(activations: NDArray[np.uint8], weights: NDArray[np.int8]) -> NDArray[np.int64]:
     """Add products pair by pair as AVX2 does: in 16 bits, with saturation (Intel's manual, PMADDUBSW)."""
     products = activations.astype(np.int64) * weights.astype(np.int64)
-    return np.clip(products[..., ::2] + products[..., 1::2], -(2**15), 2**15 - 1)
+    sums: NDArray[np.int64] = np.clip(products[..., ::2] + products[..., 1::2], -(2**15), 2**15 - 1)
+    return sums
 
 
 @pytest.mark.parametrize("sums", [(128, 0), (129, 1), (-128, 0), (-129, 1)])

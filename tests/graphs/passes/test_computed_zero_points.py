@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from bundler.graphs.passes.computed_zero_points import RemoveComputedZeroPointsPass
@@ -16,7 +19,7 @@ def bias(value: int) -> ir.Model:
         helper.make_node("Cast", ["filled"], ["zero"], name="cast", to=TensorProto.INT32),
         helper.make_node("DequantizeLinear", ["bias", "scale", "zero"], ["y"], name="dequantize", axis=0),
     ]
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "shape": np.array([1], np.int64),
         "bias": np.arange(4, dtype=np.int32),
         "scale": np.full(4, 0.5, np.float32),

@@ -3,13 +3,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from bundler.graphs.passes.constants import ConstantsToInitializersPass
 from bundler.graphs.serialization import to_proto
 
 
-def model_of(*nodes: object) -> ir.Model:
+def model_of(*nodes: NodeProto) -> ir.Model:
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy")
     return ir.from_proto(helper.make_model(helper.make_graph(list(nodes), "g", [x], [y])))
 

@@ -29,8 +29,8 @@ def rounded_again(exported: Exported) -> onnx.ModelProto:
     model.graph.node[-1].output[0] = "sums"
     model.graph.node.append(helper.make_node("QuantizeLinear", ["sums", "step", "zero"], ["integers"], name="q"))
     model.graph.node.append(helper.make_node("DequantizeLinear", ["integers", "step", "zero"], ["logits"], name="dq"))
-    zero = np.uint8(round(-rounding.lowest / rounding.step))
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(rounding.step), "step"))
+    zero = np.array(round(-rounding.lowest / rounding.step), np.uint8)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(rounding.step, np.float32), "step"))
     model.graph.initializer.append(numpy_helper.from_array(zero, "zero"))
     return model
 
@@ -82,8 +82,8 @@ def test_the_rounding_of_something_else_than_a_gemm_in_integers_stays(operator: 
             [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 1, 1])],
             [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3, 1, 1])],
             [
-                numpy_helper.from_array(np.float32(0.5), "scale"),
-                numpy_helper.from_array(np.uint8(3), "zero"),
+                numpy_helper.from_array(np.array(0.5, np.float32), "scale"),
+                numpy_helper.from_array(np.array(3, np.uint8), "zero"),
                 numpy_helper.from_array(np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1), "weight"),
             ],
         ),

@@ -79,6 +79,11 @@ def save(model: ir.Model, path: Path, task: Task) -> ExportedGraph:
     return save_graph(model, path, opset=13, task=task, quantized=True)
 
 
+def model_of(graph: ExportedGraph) -> ir.Model:
+    assert graph.model is not None
+    return graph.model
+
+
 def computed_in_integers(model: ir.Model) -> list[ir.Node]:
     """Return the operators whose operands are all dequantized and whose result is quantized, found without the pass's own code.
 
@@ -100,7 +105,7 @@ def computed_in_integers(model: ir.Model) -> list[ir.Node]:
 
 
 def test_every_operator_that_rounds_is_computed_for_every_input(pair: Pair) -> None:
-    operators = computed_in_integers(pair.after.model)
+    operators = computed_in_integers(model_of(pair.after))
     assert len(operators) > 5
     for node in operators:
         perturbation = pair.perturbations[str(node.name)]  # a KeyError: it was forgotten
@@ -137,11 +142,11 @@ def test_scales_change_by_a_thousandth_at_most_and_outputs_stay_close(
 
 
 def test_quantize_and_dequantize_of_a_tensor_keep_one_scale(pair: Pair) -> None:
-    before, after = (scales(exported.model) for exported in (pair.before, pair.after))
+    before, after = (scales(model_of(exported)) for exported in (pair.before, pair.after))
     factors = {name: float(after[name] / before[name]) for name in before}
     assert any(factor != 1 for factor in factors.values())
     checked = 0
-    for node in pair.after.model.graph:
+    for node in model_of(pair.after).graph:
         source = node.inputs[0].producer() if node.op_type == "DequantizeLinear" and node.inputs[0] is not None else None
         if source is not None and source.op_type == "QuantizeLinear":
             assert factors[str(node.name)] == pytest.approx(factors[str(source.name)], rel=2e-7)  # float32
