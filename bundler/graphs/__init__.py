@@ -1,4 +1,4 @@
-"""ONNX export: requires → export → ensures; and what the graphs compute on the build host."""
+"""Export to ONNX, passes over exported graphs, and their execution on the build host."""
 
 import os
 

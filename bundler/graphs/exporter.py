@@ -1,4 +1,4 @@
-"""Export of a float or converted model to ONNX through the TorchScript exporter."""
+"""Export of a float or converted model to ONNX: torch's TorchScript exporter, followed by the passes of this package."""
 
 from __future__ import annotations
 
@@ -7,19 +7,27 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from bundler.errors import ExportError
-from bundler.graphs.exported_graph import BATCH, INPUT, OUTPUTS, ExportedGraph, ensure_graph
-from bundler.graphs.passes.integer_outputs import release_logits, release_raw_maps
-from bundler.graphs.passes.rounding_ambiguity import settle_ties
-from bundler.graphs.passes.tidying import tidy_graph
+from bundler.graphs.exported_graph import BATCH, INPUT, OUTPUTS, ExportedGraph, invalid, save_graph
+from bundler.graphs.passes.computed_zero_points import RemoveComputedZeroPointsPass
+from bundler.graphs.passes.constants import ConstantsToInitializersPass
+from bundler.graphs.passes.inferred_shapes import InferShapesPass
+from bundler.graphs.passes.logits_rounding import StripLogitsRoundingPass
+from bundler.graphs.passes.raw_map_rounding import StripRawMapRoundingPass
+from bundler.graphs.passes.redundant_casts import RemoveRedundantCastsPass
+from bundler.graphs.passes.rounding_ambiguity import PerturbScalesPass
+from bundler.graphs.passes.unused import RemoveUnusedPass
+from bundler.graphs.serialization import load_graph
 from bundler.models.specs import Task
 
-__all__ = ["export_onnx"]
+__all__ = ["export_onnx", "export_with_torch", "simplify"]
 
 
 def export_onnx(
@@ -32,7 +40,7 @@ def export_onnx(
     quantized: bool,
     float_layers: int = 0,
 ) -> ExportedGraph:
-    """Write `path` and check it.
+    """Export a model to `path`: load what torch writes, run the passes over it in memory, check it and save it.
 
     Args:
         model: float or converted, in eval mode; a converted one inside `quantized_engine`.
@@ -40,11 +48,36 @@ def export_onnx(
         path: of the ONNX file.
         opset: of the graph.
         task: names the output.
-        quantized: whether Quantize and Dequantize nodes are expected.
+        quantized: whether QuantizeLinear and DequantizeLinear nodes are expected.
         float_layers: how many convolutions and matrix products of a quantized model are meant to stay in float.
 
     Raises:
-        ExportError: the exporter has no form for an operator, or the graph does not hold what is ensured.
+        ExportError: the exporter has no form for an operator, a pass cannot be run, or the graph fails its validation.
+    """
+    graph = export_with_torch(model, sample, path, opset=opset, task=task, quantized=quantized)
+    strip_logits, perturb_scales = StripLogitsRoundingPass(), PerturbScalesPass()
+    try:
+        simplify(graph)
+        if quantized and task == "classification":
+            strip_logits(graph)
+        if quantized:
+            perturb_scales(graph)
+        if quantized and task == "detection":
+            StripRawMapRoundingPass()(graph)
+        RemoveUnusedPass()(graph)  # scales that were shared, and of which now each reader has its own
+    except ir.passes.InvariantError as error:
+        raise invalid(path, str(error)) from error
+    saved = save_graph(graph, path, opset=opset, task=task, quantized=quantized, float_layers=float_layers)
+    return replace(saved, rounding=strip_logits.rounding, ties=perturb_scales.perturbations)
+
+
+def export_with_torch(
+    model: nn.Module, sample: Tensor, path: Path, *, opset: int, task: Task = "classification", quantized: bool
+) -> ir.Model:
+    """Write `path` with the TorchScript exporter and return the graph in memory.
+
+    Raises:
+        ExportError: the model is in train mode, or the exporter has no form for an operator.
     """
     if model.training:
         raise ExportError(f"{type(model).__name__} is in train mode", next_step="Call `eval()` before the export.")
@@ -66,21 +99,32 @@ def export_onnx(
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
             raise ExportError(
                 f"torch cannot export {type(model).__name__} to opset {opset}: {str(error).splitlines()[0]}",
-                next_step="Report it with the model's name and `bundler doctor --json`.",
+                next_step="Build the model from operators that ONNX has in that opset: https://onnx.ai/onnx/operators/.",
             ) from error
-    tidy_graph(path)
-    rounding = release_logits(path, OUTPUTS[task]) if quantized and task == "classification" else None
-    ties = settle_ties(path) if quantized else ()
-    if quantized and task == "detection":
-        release_raw_maps(path, OUTPUTS[task])
-    return ensure_graph(
-        path, opset=opset, task=task, quantized=quantized, float_layers=float_layers, rounding=rounding, ties=ties
-    )
+    return load_graph(path)
+
+
+def simplify(graph: ir.Model) -> None:
+    """Write plainly what the TorchScript exporter writes in detours; the graph computes the same.
+
+    Afterwards weights and scales are initializers, and values have types and shapes.
+
+    Raises:
+        onnx_ir.passes.InvariantError: a pass does not give what it ensures.
+    """
+    for simplification in (
+        RemoveComputedZeroPointsPass(),
+        RemoveUnusedPass(),
+        ConstantsToInitializersPass(),
+        InferShapesPass(),
+        RemoveRedundantCastsPass(),
+    ):
+        simplification(graph)
 
 
 @contextmanager
 def _silent_stdout() -> Iterator[None]:
-    """Keep stdout for results: before it raises, the exporter's C++ half prints a whole graph to file descriptor 1."""
+    """Keep stdout for results: before it raises, the exporter's C++ code prints the whole graph to file descriptor 1."""
     sys.stdout.flush()
     stdout, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:

@@ -1,4 +1,4 @@
-"""An ONNX file that somebody else may have made: parsed with bounds, and refused where it needs more than its own bytes."""
+"""Parsing of ONNX files of unknown origin: memory is bounded, and files that refer to other files or operators are refused."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def parse_graph(content: bytes) -> onnx.ModelProto:
-    """Return the model in `content`, which takes up a bounded multiple of its size.
+    """Return the model in `content`; its size in memory is a bounded multiple of the file's.
 
     Raises:
-        ValueError: it is not an ONNX model, has a million fields or more, stores tensors in other files, or uses operators
-            outside of ONNX's own domain, or functions.
+        ValueError: it is not an ONNX model, has more than a million fields, stores tensors in other files, defines functions,
+            or uses operators outside of ONNX's own domain.
     """
     _bound_fields(content)
     model = onnx.ModelProto()
@@ -68,7 +68,7 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def _bound_fields(content: bytes) -> None:
-    """Count the fields of all messages without making anything of them: a byte or two can become an object of hundreds.
+    """Count the fields of all messages before parsing: two bytes of the file can become an object of hundreds of bytes.
 
     Raises:
         ValueError: there are too many, or the encoding is broken (https://protobuf.dev/programming-guides/encoding/).

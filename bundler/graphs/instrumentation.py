@@ -1,4 +1,4 @@
-"""A copy of an INT8 graph that gives every quantized tensor as an output, to compare runtimes with (issue 4, the ledger)."""
+"""Instrumentation of an INT8 graph: every quantized tensor becomes an output, to compare runtimes layer by layer."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from bundler.errors import BundleDamagedError
 from bundler.graphs.exported_graph import INPUT
 from bundler.graphs.foreign_graph import parse_graph
+from bundler.graphs.sessions import make_session
 
-__all__ = ["GraphTensor", "sizes_of", "write_traced"]
+__all__ = ["GraphTensor", "instrument", "instrument_file", "sizes_of"]
 
-
-_PLACE = re.compile(r"/?(.*?)/?QuantizeLinear(_\d+)?")  # as the exporter names it: /module/of/module/QuantizeLinear_1
+_NODE_NAME = re.compile(r"/?(.*?)/?QuantizeLinear(_\d+)?")  # as the exporter names it: /module/of/module/QuantizeLinear_1
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphTensor:
-    """What a QuantizeLinear gives; `layer` is the operator's name as the exporter made it from the modules' names."""
+    """The output of a QuantizeLinear; `layer` is the name that the exporter made from the modules' names."""
 
     name: str
     layer: str
@@ -33,24 +32,35 @@ class GraphTensor:
     zero_point: int
 
 
-def write_traced(path: Path, traced: Path) -> tuple[GraphTensor, ...]:
-    """Write the copy of the graph at `path`; return its additional outputs, in the order in which they are computed.
+def instrument(model: onnx.ModelProto, path: Path) -> tuple[GraphTensor, ...]:
+    """Add an output for each quantized tensor, write the graph to `path`, and return these tensors in the order of the graph.
 
     Raises:
-        BundleDamagedError: the file is not a graph that stands by itself, with constant scales and zero points.
+        ValueError: a scale or zero point is not one constant, or the operator or its inputs are not what ONNX defines.
     """
     try:
-        model = parse_graph(path.read_bytes())
         tensors = tuple(_quantized_tensors(model))
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise BundleDamagedError(
-            f"{path.name} is not a graph that this program exported: {error}",
-            next_step="Build the bundle again: `bundler bundle MODEL --target TARGET`.",
-        ) from error
+    except (TypeError, KeyError, IndexError) as error:
+        raise ValueError(f"a QuantizeLinear has no constant scale and zero point ({error})") from error
     for tensor in tensors:
         model.graph.output.append(helper.make_tensor_value_info(tensor.name, TensorProto.UINT8, None))
-    onnx.save(model, traced)
+    onnx.save(model, path)
     return tensors
+
+
+def instrument_file(source: Path, path: Path) -> tuple[GraphTensor, ...]:
+    """Do the same with a file of a bundle, which somebody else may have made.
+
+    Raises:
+        BundleDamagedError: it is not a graph that stands by itself, with constant scales and zero points.
+    """
+    try:
+        return instrument(parse_graph(source.read_bytes()), path)
+    except ValueError as error:
+        raise BundleDamagedError(
+            f"{source.name} is not a graph that this program exported: {error}",
+            next_step="Build the bundle again: `bundler bundle MODEL --target TARGET`.",
+        ) from error
 
 
 def _quantized_tensors(model: onnx.ModelProto) -> Iterator[GraphTensor]:
@@ -65,16 +75,13 @@ def _quantized_tensors(model: onnx.ModelProto) -> Iterator[GraphTensor]:
 
 
 def _layer(node: onnx.NodeProto, producer: onnx.NodeProto | None) -> str:
-    """Return the module that it belongs to, and the operator where that has several or is the whole network."""
-    found = _PLACE.fullmatch(node.name)
+    """Return the module's name, followed by the operator if the module has several or is the whole network."""
+    found = _NODE_NAME.fullmatch(node.name)
     module, number = found.groups() if found else (node.name, None)
     operator = f" ({producer.op_type})" if producer is not None and (number or not module) else ""
     return f"{module.replace('/', '.')}{operator}".strip()
 
 
-def sizes_of(traced: Path, picture: NDArray[np.float32]) -> tuple[int, ...]:
-    """Run a picture, float32 [1, 3, H, W], and return how many values each additional output has."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(traced, options, providers=["CPUExecutionProvider"])
-    return tuple(values.size for values in session.run(None, {INPUT: picture})[1:])
+def sizes_of(instrumented: Path, image: NDArray[np.float32]) -> tuple[int, ...]:
+    """Run an image, float32 [1, 3, H, W], and return the number of values of each additional output."""
+    return tuple(values.size for values in make_session(instrumented).run(None, {INPUT: image})[1:])

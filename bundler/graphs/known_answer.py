@@ -1,4 +1,4 @@
-"""A tiny integer graph whose answer is known without running it: the question every emulator is asked first."""
+"""A small integer graph with a known answer, which every emulator has to reproduce before it executes a bundle's models."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def write_known_answer(path: Path, *, opset: int) -> KnownAnswer:
     A QLinearConv of uint8 and int8, whose result goes through two MatMulInteger: of uint8 and int8, and of int8 and int8. They
     use the integer kernels of the INT8 models (SIMD products, and the rounding behind them), and every ONNX Runtime from 1.16
     on has them, where ConvInteger takes int8 weights only from 1.24 on. Every processor must give the same integers: weights
-    stay within ±63, and the convolution's biases keep its sums away from the halves between two steps, so that the way of
-    rounding does not count. The answer comes from numpy's 64-bit integers.
+    stay within ±63, so that no pair of products saturates, and the biases keep the convolution's sums away from the halves
+    between two steps, so that every way of rounding gives the same. The answer comes from numpy's 64-bit integers.
     """
     generator = np.random.default_rng(2024)
     x = generator.integers(0, 256, (1, CHANNELS, SIZE, SIZE), dtype=np.uint8)

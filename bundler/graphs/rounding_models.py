@@ -1,8 +1,9 @@
-"""What ONNX Runtime's INT8 operators answer for every input, rounded in each way in which processors round.
+"""Results of ONNX Runtime's INT8 operators for every input, in each way in which its kernels round on different processors.
 
-QLinearConv gives the same bits everywhere; other operators compute in float32, with or without a fused multiply-add, and on
-arm64 partly in fixed point. Where an exact result lies next to the middle between two integers, they round apart. Each
-function here returns one array of answers for each way, over all inputs; where all agree, no processor can disagree.
+QLinearConv gives the same bits on every processor. Other operators compute in float32, with or without a fused multiply-add,
+and on arm64 partly in fixed point; if the exact result is close to the middle between two integers, they round differently.
+Each function here returns one array of results for each way of rounding, over all inputs. Where these are equal, all processors
+give the same bits.
 The ways are those of ONNX Runtime's kernels (`mlas/lib/qladd.cpp`, `qladd_avx2.cpp`, `qlmul.cpp`, `qlgavgpool.cpp`; 1.32).
 """
 
@@ -27,23 +28,23 @@ FLOAT_ERROR = 8 * 2.0**-24
 
 @dataclass(frozen=True, kw_only=True)
 class Affine:
-    """How uint8 stand for real numbers: `(integer - zero_point) * scale`, with a float32 scale above 0."""
+    """Quantization parameters of uint8: the real value is `(integer - zero_point) * scale`, with a float32 scale above 0."""
 
     scale: float
     zero_point: int
 
     def values(self) -> NDArray[np.float64]:
-        """Return what each of the 256 integers stands for."""
+        """Return the real value of each of the 256 integers, float64 [256]."""
         return (INTEGERS - self.zero_point).astype(np.float64) * float(np.float32(self.scale))
 
 
 def ambiguous(answers: list[UInt8]) -> int:
-    """Return for how many inputs the ways of rounding differ."""
+    """Return the number of inputs for which the ways of rounding differ."""
     return int(np.any([answer != answers[0] for answer in answers[1:]], axis=0).sum())
 
 
 def additions(a: Affine, b: Affine, result: Affine, *, only_b: int | None = None) -> list[UInt8]:
-    """Return QLinearAdd's answers, uint8 [256, 256], or [256, 1] where `only_b` is the one integer that b has."""
+    """Return the results of QLinearAdd, uint8 [256, 256], or [256, 1] if b is the constant integer `only_b`."""
     ratio_a, ratio_b = _ratio(a, result), _ratio(b, result)
     left = INTEGERS[:, None]
     right = INTEGERS[None, :] if only_b is None else np.array([[only_b]], np.int32)
@@ -104,7 +105,7 @@ def _shifted(total: NDArray[np.int64], shift: int, zero_point: int) -> UInt8:
 
 
 def multiplications(a: Affine, b: Affine, result: Affine) -> list[UInt8]:
-    """Return QLinearMul's answers, uint8 [256, 256]."""
+    """Return the results of QLinearMul, uint8 [256, 256]."""
     ratio = np.float32(a.scale) * np.float32(b.scale) / np.float32(result.scale)
     factors = np.outer(INTEGERS - a.zero_point, INTEGERS - b.zero_point)
     zero_point = np.asarray(result.zero_point, np.float32)
@@ -112,7 +113,7 @@ def multiplications(a: Affine, b: Affine, result: Affine) -> list[UInt8]:
 
 
 def averages(x: Affine, result: Affine, *, count: int) -> list[UInt8]:
-    """Return QLinearGlobalAveragePool's answers for each sum of `count` integers, uint8 [255 * count + 1]."""
+    """Return the results of QLinearGlobalAveragePool for each sum of `count` integers, uint8 [255 * count + 1]."""
     ratio = np.float32(x.scale) / (np.float32(result.scale) * np.float32(count))
     sums = np.arange(255 * count + 1, dtype=np.int64) - x.zero_point * count
     scaled = np.rint(sums.astype(np.float32) * ratio)
@@ -122,18 +123,18 @@ def averages(x: Affine, result: Affine, *, count: int) -> list[UInt8]:
 
 
 def means(x: Affine, result: Affine, *, count: int) -> list[UInt8]:
-    """Return QLinearAveragePool's answers for each sum of up to `count` integers, uint8 [255 * count + 1]."""
+    """Return the results of QLinearAveragePool for each sum of up to `count` integers, uint8 [255 * count + 1]."""
     sums = np.arange(255 * count + 1) / count - x.zero_point
     return _within_float_error(sums * float(np.float32(x.scale)), result)
 
 
 def functions(x: Affine, result: Affine, compute: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> list[UInt8]:
-    """Return the answers of a function that is computed in float32 (as a table, or value by value), uint8 [256]."""
+    """Return the results of a function that is computed in float32 (as a table, or value by value), uint8 [256]."""
     return _within_float_error(compute(x.values()), result)
 
 
 def _within_float_error(values: NDArray[np.float64], result: Affine) -> list[UInt8]:
-    """Return the answers at either end of what float32 may be off; how each processor computes is not modelled."""
+    """Return the results at both ends of the error of float32; how each processor computes is not modelled."""
     exact = values / float(np.float32(result.scale)) + result.zero_point
     error = FLOAT_ERROR * np.maximum(np.abs(exact), 256)
     return [np.rint(exact + side).clip(0, 255).astype(np.uint8) for side in (-error, error)]

@@ -19,7 +19,7 @@ from bundler.device.tracing import OUTPUTS
 from bundler.engines.container import RunResult
 from bundler.engines.emulation import Launch
 from bundler.errors import BundleDamagedError, EmulatorError
-from bundler.graphs.instrumentation import GraphTensor, write_traced
+from bundler.graphs.instrumentation import GraphTensor, instrument_file
 from bundler.manifest import LedgerPair, LedgerRecord, LedgerTensor, StepsApart
 from bundler.models.specs import Mode
 from bundler.packaging.arrays import read_arrays
@@ -72,12 +72,12 @@ def compare_layers(
         EmulatorError: the instrumented graph does not run in one of the places.
         EngineError: the engine failed.
     """
-    traced = workspace / f"{mode}-traced.onnx"
-    tensors = write_traced(bundle / model_path(mode), traced)
+    instrumented = workspace / f"{mode}-instrumented.onnx"
+    tensors = instrument_file(bundle / model_path(mode), instrumented)
     console.step(f"Comparing {len(tensors)} tensors of {mode} with torch's: {', '.join(place.name for place in places)}")
     traces = {"torch": _torch_trace(bundle, mode)}
     for place in places:
-        result = place.executor.trace(place.launch, traced, bundle / "golden" / "inputs.npy", [level, str(samples)])
+        result = place.executor.trace(place.launch, instrumented, bundle / "golden" / "inputs.npy", [level, str(samples)])
         traces[place.name] = _read(result, place.name)
     pairs = tuple(itertools.combinations(traces, 2))
     rows = tuple(

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from bundler.device.tracing import OUTPUTS, sampled
 from bundler.graphs.exported_graph import ExportedGraph
-from bundler.graphs.instrumentation import sizes_of, write_traced
+from bundler.graphs.instrumentation import instrument, sizes_of
+from bundler.graphs.serialization import to_proto
 from bundler.quantization import quantized_engine, trace_integers
 from bundler.quantization.quantized_model import QuantizedModel
 from bundler.verification.layer_comparison import Trace
@@ -25,13 +26,15 @@ def trace_torch(model: QuantizedModel, graph: ExportedGraph, golden: NDArray[np.
     Both compute the same tensors in the same order: a tensor of the graph corresponds to the next one of torch with the same
     number of values and the same zero point.
     """
-    traced = folder / f"{graph.path.stem}-traced.onnx"
-    tensors = write_traced(graph.path, traced)
+    if graph.model is None:
+        raise ValueError(f"{graph.path.name} is a float graph, without quantized tensors")
+    instrumented = folder / f"{graph.path.stem}-instrumented.onnx"
+    tensors = instrument(to_proto(graph.model), instrumented)
     with quantized_engine(model.profile.engine):
         integers = trace_integers(model.converted, torch.from_numpy(golden[:1]))
     found: dict[str, NDArray[Any]] = {OUTPUTS: outputs}
     position = 0
-    for tensor, size in zip(tensors, sizes_of(traced, golden[:1]), strict=True):
+    for tensor, size in zip(tensors, sizes_of(instrumented, golden[:1]), strict=True):
         fits = (
             index
             for index in range(position, len(integers))

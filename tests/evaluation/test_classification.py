@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -15,7 +15,7 @@ from bundler.data.preprocessing import Preprocessing
 from bundler.errors import AccuracyError
 from bundler.evaluation.accuracy import require_accuracy
 from bundler.evaluation.classification import label_ranks, paired_difference, prepare_top1, wilson
-from bundler.graphs.exported_graph import ExportedGraph, ensure_graph
+from bundler.graphs.exported_graph import ExportedGraph, save_graph
 
 
 def test_ranks_count_the_classes_that_score_higher_and_equal_ones_before() -> None:
@@ -75,8 +75,8 @@ def colour_graph(path: Path, weights: list[list[float]]) -> ExportedGraph:
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
         [numpy_helper.from_array(np.array(weights, np.float32), "weights")],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
-    return ensure_graph(path, opset=13, quantized=False)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    return save_graph(ir.from_proto(model), path, opset=13, quantized=False)
 
 
 def test_modes_are_counted_on_the_same_images(coloured: LabelledPictures, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -17,7 +17,7 @@ from bundler.data.preprocessing import Preprocessing
 from bundler.evaluation import other_preprocessing
 from bundler.evaluation.classification import prepare_top1
 from bundler.evaluation.classification_suspicions import suspect_top1
-from bundler.graphs.exported_graph import ExportedGraph, ensure_graph
+from bundler.graphs.exported_graph import ExportedGraph, save_graph
 
 SIZE = 16
 IMAGENET = Preprocessing(resize=SIZE, crop=SIZE, interpolation="bilinear")
@@ -41,8 +41,8 @@ def nearest_colour(path: Path, colours: Sequence[tuple[float, float, float]] = C
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(colours)])],
         [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(bias, "bias")],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
-    return ensure_graph(path, opset=13, quantized=False)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    return save_graph(ir.from_proto(model), path, opset=13, quantized=False)
 
 
 def write_pictures(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -14,7 +14,7 @@ from bundler.data.labelled_boxes import load_detection_pictures
 from bundler.data.preprocessing import Preprocessing
 from bundler.errors import DataError
 from bundler.evaluation.detection import agreement_share, prepare_boxes
-from bundler.graphs.exported_graph import ExportedGraph, ensure_graph
+from bundler.graphs.exported_graph import ExportedGraph, save_graph
 from bundler.manifest import BoxesRecord, read_manifest, summarize_accuracy
 from tests.command_line import Run
 
@@ -44,8 +44,8 @@ def detector(path: Path, *boxes: tuple[float, ...]) -> ExportedGraph:
             numpy_helper.from_array(np.array(boxes, np.float32)[None], "boxes"),
         ],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
-    return ensure_graph(path, opset=13, quantized=False, task="detection")
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    return save_graph(ir.from_proto(model), path, opset=13, quantized=False, task="detection")
 
 
 LEFT, RIGHT = (8, 16, 8, 8, 0.9, 1, 0), (24, 16, 8, 8, 0.9, 0, 1)  # in the input's pixels

@@ -1,4 +1,4 @@
-"""MobileNetV2 exported once, in float and for each target in INT8, with what torch answers."""
+"""MobileNetV2 exported once, in float and for each target in INT8, with torch's outputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bundler.targets import TargetProfile, find_target
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A graph, the model it came from, and torch's answers on the golden pictures: its own and the float model's."""
+    """A graph, its torch model, and the outputs of that and of the float model on the golden inputs."""
 
     graph: ExportedGraph
     model: nn.Module

@@ -16,14 +16,14 @@ from bundler.quantization import quantized_engine
 Exported = Any  # of conftest.py
 
 
-def test_what_a_float_graph_says_of_itself(fp32: Exported) -> None:
+def test_the_findings_of_a_float_graph(fp32: Exported) -> None:
     graph = fp32.graph
     assert not graph.quantized
     assert (graph.opset, graph.quantize_nodes, graph.dequantize_nodes, graph.float_operators) == (13, 0, 0, {})
     assert graph.bytes == graph.path.stat().st_size
 
 
-def test_what_an_int8_graph_says_of_itself(int8: Exported) -> None:
+def test_the_findings_of_an_int8_graph(int8: Exported) -> None:
     graph = int8.graph
     assert graph.quantized
     assert graph.opset == 13
@@ -44,7 +44,7 @@ def test_every_convolution_runs_in_integers(int8: Exported, tmp_path: Path) -> N
     assert kinds.count("QLinearAdd") == 10
     assert kinds.count("QGemm") == 1
     assert kinds.count("QuantizeLinear") == 1
-    assert kinds.count("DequantizeLinear") == 0  # the last product gives its sums
+    assert kinds.count("DequantizeLinear") == 0  # the last product gives its accumulators
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -78,7 +78,8 @@ def test_a_model_in_train_mode_is_refused(golden: Tensor, tmp_path: Path) -> Non
 
 class Erfinv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return torch.special.erfinv(x).flatten(1)
+        inverse: Tensor = torch.special.erfinv(x)
+        return inverse.flatten(1)
 
 
 def test_an_operator_without_a_form_in_onnx_is_refused_by_name(

@@ -1,4 +1,4 @@
-"""ONNX files of others: what they may need, and how much they may become."""
+"""ONNX files of unknown origin: what they may refer to, and how much memory they may take."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def nested(depth: int) -> onnx.NodeProto:
     return node
 
 
-def test_a_graph_of_its_own_bytes_is_read() -> None:
+def test_a_self_contained_graph_is_read() -> None:
     weight = numpy_helper.from_array(np.zeros((1000, 1000), np.float32), "weight")
     built = model(initializers=(weight,))
     assert parse_graph(built.SerializeToString()) == built
-    assert parse_graph(model(nested(2)).SerializeToString())
+    assert parse_graph(model(nested(2)).SerializeToString()) == model(nested(2))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_graph_of_its_own_bytes_is_read() -> None:
     ],
     ids=["initializer", "constant", "subgraph", "opset", "node", "deep"],
 )
-def test_what_needs_more_is_refused(built: onnx.ModelProto, words: str) -> None:
+def test_references_to_other_files_and_operators_are_refused(built: onnx.ModelProto, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse_graph(built.SerializeToString())
 
@@ -72,7 +72,7 @@ def test_functions_and_sparse_external_tensors_are_refused() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x3a\xff\xff\xff\xff\x0f", b"PK\x03\x04", b"\x0b"])
-def test_what_is_no_model_is_refused_or_empty(content: bytes) -> None:
+def test_content_that_is_no_model_is_refused_or_empty(content: bytes) -> None:
     if content:
         with pytest.raises(ValueError, match="not an ONNX model"):
             parse_graph(content)

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import numpy_helper
 from torch import Tensor
 
 from bundler.errors import ExportError
-from bundler.graphs.exported_graph import ExportedGraph, ensure_graph
+from bundler.graphs.exported_graph import ExportedGraph, save_graph
 from bundler.graphs.host_runs import TorchAgreement, agree_with_torch, require_informative, run_reference
 from bundler.models.mobilenet_v2 import mobilenet_v2
 
@@ -29,17 +31,16 @@ def compare(exported: Exported, graph: ExportedGraph, golden: Tensor) -> TorchAg
     )
 
 
-def tampered(exported: Exported, folder: Path, change: Callable[[onnx.ModelProto], None]) -> ExportedGraph:
+def changed(exported: Exported, folder: Path, change: Callable[[onnx.ModelProto], None]) -> ExportedGraph:
     model = onnx.load(exported.graph.path)
     change(model)
-    onnx.save(model, folder / "tampered.onnx")
-    return ensure_graph(
-        folder / "tampered.onnx", opset=13, quantized=exported.graph.quantized, rounding=exported.graph.rounding
-    )
+    graph = save_graph(ir.from_proto(model), folder / "changed.onnx", opset=13, quantized=exported.graph.quantized)
+    return dataclasses.replace(graph, rounding=exported.graph.rounding)
 
 
 def constant(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
-    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    tensors: list[onnx.TensorProto] = list(model.graph.initializer)
+    return next(tensor for tensor in tensors if tensor.name == name)
 
 
 def replace(tensor: onnx.TensorProto, values: np.ndarray) -> None:
@@ -49,12 +50,14 @@ def replace(tensor: onnx.TensorProto, values: np.ndarray) -> None:
 def dequantized(model: onnx.ModelProto, index: int, operand: int) -> onnx.NodeProto:
     """Return the node that dequantizes the weights (1) or the bias (2) of a convolution."""
     convolution = [node for node in model.graph.node if node.op_type == "Conv"][index]
-    return next(node for node in model.graph.node if convolution.input[operand] in node.output)
+    nodes: list[onnx.NodeProto] = list(model.graph.node)
+    return next(node for node in nodes if convolution.input[operand] in node.output)
 
 
 def test_onnx_runtime_agrees_with_torch(fp32: Exported, int8: Exported, golden: Tensor) -> None:
     assert compare(fp32, fp32.graph, golden).max_steps is None
     agreement = compare(int8, int8.graph, golden)
+    assert agreement.max_steps is not None
     assert 0 < agreement.max_steps <= int8.target.export.torch_max_steps
     assert 0 < agreement.equal_share < 1
 
@@ -71,8 +74,10 @@ def test_another_weight_scale_is_noticed(index: int, int8: Exported, golden: Ten
             scale = constant(model, dequantized(model, index, operand).input[1])
             replace(scale, numpy_helper.to_array(scale) * 2)
 
-    with pytest.raises(ExportError, match=r"computes something else.*(quantization steps|further from FP32)"):
-        compare(int8, tampered(int8, tmp_path, double), golden)
+    with pytest.raises(
+        ExportError, match=r"does not compute what its torch model computes.*(quantization steps|SQNR against FP32)"
+    ):
+        compare(int8, changed(int8, tmp_path, double), golden)
 
 
 def test_a_weight_of_the_other_sign_is_noticed(int8: Exported, golden: Tensor, tmp_path: Path) -> None:
@@ -82,8 +87,8 @@ def test_a_weight_of_the_other_sign_is_noticed(int8: Exported, golden: Tensor, t
         values[0] = -np.clip(values[0], -127, 127)
         replace(weights, values)
 
-    with pytest.raises(ExportError, match="computes something else"):
-        compare(int8, tampered(int8, tmp_path, negate), golden)
+    with pytest.raises(ExportError, match="does not compute what its torch model computes"):
+        compare(int8, changed(int8, tmp_path, negate), golden)
 
 
 def test_a_hundredth_of_one_float_weight_is_noticed(fp32: Exported, golden: Tensor, tmp_path: Path) -> None:
@@ -93,12 +98,12 @@ def test_a_hundredth_of_one_float_weight_is_noticed(fp32: Exported, golden: Tens
         values[3, np.abs(values[3]).argmax()] *= np.float32(1.01)
         replace(weights, values)
 
-    with pytest.raises(ExportError, match="dB from torch, and 80 dB are asked for"):
-        compare(fp32, tampered(fp32, tmp_path, nudge), golden)
+    with pytest.raises(ExportError, match=r"SQNR against torch is .* dB, and at least 80 dB are required"):
+        compare(fp32, changed(fp32, tmp_path, nudge), golden)
 
 
 def test_one_value_too_many_steps_from_torch_is_noticed(int8: Exported, golden: Tensor) -> None:
-    """Even where ONNX Runtime is the one that is closer to FP32."""
+    """Also if ONNX Runtime is closer to FP32 than torch is."""
     outputs = int8.graph.rounding.applied(run_reference(int8.graph, golden.numpy(), "all"))
     allowed = int8.target.export.torch_max_steps
 
@@ -113,7 +118,7 @@ def test_one_value_too_many_steps_from_torch_is_noticed(int8: Exported, golden: 
     assert agreement.max_steps == allowed
     assert agreement.equal_share == (outputs.size - 1) / outputs.size
     with pytest.raises(
-        ExportError, match=f"up to {allowed + 1} quantization steps from torch's INT8, and {allowed} are allowed"
+        ExportError, match=f"differ from torch's INT8 by up to {allowed + 1} quantization steps, and {allowed} are allowed"
     ):
         torch_is(allowed + 1)
 
@@ -136,11 +141,13 @@ def test_more_steps_are_allowed_where_quantization_itself_makes_more_noise(int8:
 
 
 def test_losing_more_than_torch_is_noticed(int8: Exported, golden: Tensor) -> None:
-    """Within the steps that are allowed, and still too far from FP32."""
+    """Within the allowed steps, and still too far from FP32."""
     outputs = run_reference(int8.graph, golden.numpy(), "all")
     away = np.where(outputs >= int8.fp32_outputs, 1, -1) * np.float32(20 * int8.graph.output_step)
     close = int8.fp32_outputs + (int8.torch_outputs - int8.fp32_outputs) / 100
-    with pytest.raises(ExportError, match=r"dB further from FP32 than torch's INT8, and 3.0 dB are allowed"):
+    with pytest.raises(
+        ExportError, match=r"SQNR against FP32 is .* dB lower than that of torch's INT8, and 3\.0 dB are allowed"
+    ):
         agree_with_torch(
             int8.graph,
             (close + away).astype(np.float32),
@@ -150,8 +157,8 @@ def test_losing_more_than_torch_is_noticed(int8: Exported, golden: Tensor) -> No
         )
 
 
-def test_which_of_two_close_ones_is_nearer_to_fp32_is_chance(int8: Exported) -> None:
-    """Two that round by themselves differ by two draws of a small noise, whose ratio says nothing."""
+def test_the_distances_to_fp32_of_two_close_results_are_not_compared(int8: Exported) -> None:
+    """Two results that are rounded independently differ by two draws of a small noise, whose ratio is random."""
     generator = np.random.default_rng(0)
     fp32, step = int8.fp32_outputs, np.float32(int8.graph.output_step)
     # More steps than any of these: it is about the ratio.
@@ -159,24 +166,26 @@ def test_which_of_two_close_ones_is_nearer_to_fp32_is_chance(int8: Exported) -> 
 
     def noisy(share: float) -> np.ndarray:
         noise = generator.normal(0, share * fp32.std(), fp32.shape).astype(np.float32)
-        return np.rint((fp32 + noise) / step) * step
+        rounded: np.ndarray = np.rint((fp32 + noise) / step) * step
+        return rounded
 
     def agree(torch_noise: float, noise: float) -> TorchAgreement:
         outputs = noisy(noise)
         return agree_with_torch(int8.graph, outputs, torch_outputs=noisy(torch_noise), fp32_outputs=fp32, profile=limits)
 
     assert agree(0.03, 0.06).equal_share < 1  # 6 dB further, and 23 dB from each other
-    with pytest.raises(ExportError, match="dB further from FP32 than torch's INT8"):
+    with pytest.raises(ExportError, match=r"SQNR against FP32 is .* dB lower than that of torch's INT8"):
         agree(0.15, 0.5)
 
 
-def test_a_network_that_says_nothing_is_refused(golden: Tensor, fp32: Exported) -> None:
+def test_outputs_that_cannot_be_verified_are_refused(golden: Tensor, fp32: Exported) -> None:
     require_informative("mobilenet_v2", fp32.torch_outputs)
     with torch.inference_mode():
         fresh = mobilenet_v2(num_classes=10)(golden).numpy()
     assert float(np.abs(fresh).max()) < 1e-6  # any comparison of these holds, for any bug
     with pytest.raises(
-        ExportError, match=r"nothing can be proved with these weights: the outputs are almost zero .* of mobilenet_v2"
+        ExportError,
+        match=r"mobilenet_v2 with these weights cannot be verified: on the golden inputs, the outputs are almost zero",
     ):
         require_informative("mobilenet_v2", fresh)
     with pytest.raises(ExportError, match="the same for every image"):

@@ -1,8 +1,13 @@
-"""The ways of rounding, against ONNX Runtime itself on this host; other CPUs follow in `tests/integration/export`."""
+"""The ways of rounding, compared with ONNX Runtime's kernels for the CPU of this machine.
+
+The fixed-point sums of arm64 are compared only on an arm64 machine. `tests/integration/pipeline/test_bundle.py` compares the
+outputs of whole networks on emulated CPUs of both architectures.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -22,7 +27,7 @@ affines = st.builds(
 )
 
 
-def run(op_type: str, inputs: dict[str, NDArray[np.uint8]], qparams: list[Affine], **attributes: int) -> UInt8:
+def run(op_type: str, inputs: dict[str, NDArray[np.uint8]], qparams: list[Affine], **attributes: Any) -> UInt8:
     """Run one of ONNX Runtime's own INT8 operators."""
     names, constants = [], []
     for index, affine in enumerate(qparams):
@@ -48,7 +53,7 @@ def run(op_type: str, inputs: dict[str, NDArray[np.uint8]], qparams: list[Affine
 
 
 def is_one_of(answers: UInt8, ways: list[UInt8]) -> bool:
-    """Tell whether, for every input, what was answered is what one of the ways answers."""
+    """Return whether the result of every input is that of one of the ways of rounding."""
     return bool(np.any([answers.reshape(way.shape) == way for way in ways], axis=0).all())
 
 
@@ -91,7 +96,7 @@ def test_sigmoids_are_what_onnx_runtime_answers(x: Affine, result: Affine) -> No
     assert is_one_of(answers, functions(x, result, lambda values: 1 / (1 + np.exp(-values))))
 
 
-def test_a_tie_is_found_and_a_clear_answer_is_not_called_one() -> None:
+def test_halves_are_ambiguous_and_whole_results_are_not() -> None:
     half = Affine(scale=0.5, zero_point=0)
     whole = Affine(scale=1.0, zero_point=0)
     assert ambiguous(additions(half, half, whole)) > 0  # x.5: halves to the even one, and halves away from zero

@@ -1,21 +1,21 @@
-"""What a graph asks of ONNX Runtime, by the table of what was measured."""
+"""The oldest ONNX Runtime that executes a graph, by the table of measurements."""
 
 from __future__ import annotations
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bundler.graphs.runtime_versions import OLDEST, runtime_minimum
 
 
-def graph(operator: str, weights: type[np.generic]) -> onnx.ModelProto:
+def graph(operator: str, weights: type[np.generic]) -> ir.Model:
     nodes = [helper.make_node("Identity", ["x"], ["same"]), helper.make_node(operator, ["same", "w"], ["y"])]
     x = helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 1, 4, 4])
     y = helper.make_tensor_value_info("y", TensorProto.INT32, None)
     constant = numpy_helper.from_array(np.ones((1, 1, 2, 2), weights), "w")
-    return helper.make_model(helper.make_graph(nodes, "g", [x], [y], [constant]))
+    return ir.from_proto(helper.make_model(helper.make_graph(nodes, "g", [x], [y], [constant])))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from bundler.device.numerics import sqnr_db
 from bundler.device.runner_json import RUNNER_SCHEMA
 from bundler.files.sha256 import sha256_of
 from bundler.graphs.exported_graph import ExportedGraph
-from bundler.graphs.passes.integer_outputs import LogitsRounding
+from bundler.graphs.passes.logits_rounding import LogitsRounding
 from bundler.packaging.device_program import device_program
 from bundler.packaging.staging import GoldenMode, StagedBundle, stage
 from bundler.targets import find_target

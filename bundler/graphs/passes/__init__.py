@@ -1,1 +1,1 @@
-"""Rewrites of an exported graph, one per file."""
+"""Passes over an exported graph in memory (`onnx_ir.passes`); what each requires and ensures is checked when it is called."""

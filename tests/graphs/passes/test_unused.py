@@ -1,19 +1,24 @@
-"""Exported files hold nothing that nobody reads: ONNX Runtime warns of each such initializer whenever it loads one."""
+"""ONNX Runtime prints a warning for each initializer that nothing reads: files hold none."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bundler.graphs.instrumentation import write_traced
+from bundler.graphs.instrumentation import instrument
 from bundler.graphs.known_answer import write_known_answer
-from bundler.graphs.passes.tidying import remove_unread
-from tests.graphs.conftest import Exported
+from bundler.graphs.passes.unused import RemoveUnusedPass
+from bundler.graphs.serialization import to_proto
+
+Exported = Any  # of conftest.py
 
 
 def constant(name: str) -> onnx.TensorProto:
@@ -33,26 +38,31 @@ def loaded(*paths: Path) -> str:
     return done.stdout + done.stderr
 
 
-def test_an_int8_graph_is_loaded_without_a_word(int8: Exported, fp32: Exported, tmp_path: Path) -> None:
-    traced, known = tmp_path / "traced.onnx", tmp_path / "known-answer.onnx"
-    write_traced(int8.graph.path, traced)
+def model_of(graph: onnx.GraphProto) -> ir.Model:
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8))
+
+
+def test_onnx_runtime_loads_exported_files_without_a_warning(int8: Exported, fp32: Exported, tmp_path: Path) -> None:
+    instrumented, known = tmp_path / "instrumented.onnx", tmp_path / "known-answer.onnx"
+    instrument(to_proto(int8.graph.model), instrumented)
     write_known_answer(known, opset=13)
-    paths = (int8.graph.path, fp32.graph.path, traced, known)
+    paths = (int8.graph.path, fp32.graph.path, instrumented, known)
     assert [unread(onnx.load(path).graph) for path in paths] == [set()] * 4
     assert loaded(*paths) == ""
 
 
-def test_what_only_unread_nodes_read_goes_with_them() -> None:
+def test_inputs_of_unused_nodes_are_unused_too() -> None:
     nodes = [
         helper.make_node("Add", ["x", "read"], ["y"]),
         helper.make_node("Add", ["x", "unread"], ["a"]),
         helper.make_node("Clip", ["a", "", "also_unread"], ["b"]),
     ]
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy")
-    graph = helper.make_graph(nodes, "g", [x], [y], [constant(name) for name in ("read", "unread", "also_unread")])
-    remove_unread(graph)
-    assert [node.output[0] for node in graph.node] == ["y"]
-    assert [tensor.name for tensor in graph.initializer] == ["read"]
+    model = model_of(helper.make_graph(nodes, "g", [x], [y], [constant(name) for name in ("read", "unread", "also_unread")]))
+    assert RemoveUnusedPass()(model).modified
+    assert [node.outputs[0].name for node in model.graph] == ["y"]
+    assert list(model.graph.initializers) == ["read"]
+    assert not RemoveUnusedPass()(model).modified
 
 
 def test_subgraphs_keep_what_they_read_and_lose_what_they_do_not(tmp_path: Path) -> None:
@@ -65,16 +75,21 @@ def test_subgraphs_keep_what_they_read_and_lose_what_they_do_not(tmp_path: Path)
     choice = helper.make_node("If", ["condition"], ["y"], then_branch=branch("inner"), else_branch=branch("outer"))
     condition = helper.make_tensor_value_info("condition", TensorProto.BOOL, [])
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy")
-    graph = helper.make_graph([choice], "g", [condition, x], [y], [constant("outer"), constant("outer_unread")])
-    remove_unread(graph)
-    assert [tensor.name for tensor in graph.initializer] == ["outer"]
-    then, other = (attribute.g for attribute in graph.node[0].attribute)
-    if then.node[0].input[1] == "outer":
-        then, other = other, then
-    assert [tensor.name for tensor in then.initializer] == ["inner"]
-    assert [tensor.name for tensor in other.initializer] == []
-    assert len(then.node) == len(other.node) == 1
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, tmp_path / "choice.onnx")
+    model = model_of(helper.make_graph([choice], "g", [condition, x], [y], [constant("outer"), constant("outer_unread")]))
+    RemoveUnusedPass()(model)
+    assert list(model.graph.initializers) == ["outer"]
+    then, other = (model.graph[0].attributes[name].as_graph() for name in ("then_branch", "else_branch"))
+    assert list(then.initializers) == ["inner"]
+    assert list(other.initializers) == []
+    assert len(then) == len(other) == 1
+    proto = to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.save(proto, tmp_path / "choice.onnx")
     assert loaded(tmp_path / "choice.onnx") == ""
+
+
+def test_what_it_ensures_is_checked() -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy")
+    model = model_of(helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", [x], [y], [constant("unread")]))
+    with pytest.raises(ir.passes.PostconditionError, match="nothing reads unread"):
+        RemoveUnusedPass().ensures(model)
