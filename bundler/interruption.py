@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["SIGNALS", "InterruptedBySignal", "end_by_signals", "ended_without_traceback", "shielded"]
+__all__ = ["SIGNALS", "InterruptedBySignal", "defer_signals", "ended_without_traceback", "install_signal_handlers"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CLEAN_UP_SECONDS = 60.0  # more than all waits for an engine that does not answer
@@ -24,11 +24,11 @@ class InterruptedBySignal(KeyboardInterrupt):
 
 
 class _State:
-    """The state that the handler and `shielded` share. Only the main thread handles signals."""
+    """The state that the handler and `defer_signals` share. Only the main thread handles signals."""
 
     def __init__(self) -> None:
         self.shields = 0
-        self.waiting: int | None = None  # the signal that arrived in a shielded block
+        self.waiting: int | None = None  # the signal that arrived in a defer_signals block
         self.ending = False
         self.on_give_up: Callable[[], None] = lambda: None
 
@@ -36,7 +36,7 @@ class _State:
 _state = _State()
 
 
-def end_by_signals(on_give_up: Callable[[], None] = lambda: None) -> None:
+def install_signal_handlers(on_give_up: Callable[[], None] = lambda: None) -> None:
     """Install handlers: the first of the signals raises InterruptedBySignal in the main thread, later ones are ignored.
 
     If the process still runs `CLEAN_UP_SECONDS` after the first one, `on_give_up` is called in another thread, and the process
@@ -68,10 +68,10 @@ def ended_without_traceback() -> Iterator[None]:
 
 
 @contextmanager
-def shielded() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Defer signals until the block ends; for short clean-up that must not be interrupted.
 
-    Without `end_by_signals`, and in other threads than the main one, it has no effect.
+    Without `install_signal_handlers`, and in other threads than the main one, it has no effect.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

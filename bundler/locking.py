@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bundler.errors import OutOfSpaceError, OutputError
-from bundler.interruption import shielded
+from bundler.interruption import defer_signals
 
 __all__ = ["is_held", "lock", "try_lock"]
 
@@ -55,12 +55,12 @@ def try_lock(path: Path) -> Iterator[bool]:
     """
     descriptor, held = -1, False
     try:
-        with shielded():  # a signal in between would leave the file
+        with defer_signals():  # a signal in between would leave the file
             descriptor = _open(path)
             held = _take(descriptor, path)
         yield held
     finally:
-        with shielded():
+        with defer_signals():
             if held:
                 with suppress(OSError):  # the directory was removed, with the lock file
                     path.unlink()

@@ -10,9 +10,9 @@ from bundler.data.preprocessing import Pixels, Preprocessing
 from bundler.errors import ImpossibleRequestError, ModeUnavailableError
 from bundler.models.registry import ScopeRow, find_model
 from bundler.models.specs import Int8Scope, Mode, ModelSpec
-from bundler.preprocessing_request import AS_THE_WEIGHTS_ASK, PreprocessingRequest, choose_preprocessing
+from bundler.preprocessing_request import DEFAULT_PREPROCESSING_REQUEST, PreprocessingRequest, choose_preprocessing
 from bundler.targets import TargetProfile, find_target
-from bundler.training_options import CLASSIFIERS, DETECTORS, TrainingRecipe
+from bundler.training_options import CLASSIFIERS, DETECTORS, TrainingOptions
 
 __all__ = [
     "AccuracyRequest",
@@ -86,7 +86,7 @@ class BuildRequest:
     modes: tuple[str, ...] = ()
     int8_scope: Int8Scope | None = None
     input_size: Pixels | None = None
-    preprocessing: PreprocessingRequest = AS_THE_WEIGHTS_ASK
+    preprocessing: PreprocessingRequest = DEFAULT_PREPROCESSING_REQUEST
     data: Path | None = None
     max_drop: float | None = None
     image: ImageRequest = ImageRequest()
@@ -112,7 +112,7 @@ class QatRequest:
     """int8-qat: weights trained for INT8 on the images of `accuracy.data`."""
 
     accuracy: AccuracyRequest
-    training: TrainingRecipe
+    training: TrainingOptions
 
 
 @dataclass(frozen=True, kw_only=True)

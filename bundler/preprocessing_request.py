@@ -9,7 +9,7 @@ from bundler.data.preprocessing import Channels, Fit, Interpolation, Pixels, Pre
 from bundler.errors import ImpossibleRequestError
 from bundler.models.specs import ModelSpec
 
-__all__ = ["AS_THE_WEIGHTS_ASK", "PreprocessingRequest", "choose_preprocessing", "pixels_text", "values_text"]
+__all__ = ["DEFAULT_PREPROCESSING_REQUEST", "PreprocessingRequest", "choose_preprocessing", "pixels_text", "values_text"]
 
 Values = tuple[float, float, float]
 
@@ -31,7 +31,7 @@ class PreprocessingRequest:
     std: Values | None = None
 
 
-AS_THE_WEIGHTS_ASK = PreprocessingRequest()
+DEFAULT_PREPROCESSING_REQUEST = PreprocessingRequest()
 
 
 def choose_preprocessing(variant: ModelSpec, request: PreprocessingRequest, *, input_size: Pixels | None) -> Preprocessing:

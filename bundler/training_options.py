@@ -1,14 +1,14 @@
-"""TrainingRecipe: the options of quantization-aware training."""
+"""TrainingOptions: the options of quantization-aware training."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["CLASSIFIERS", "DETECTORS", "TrainingRecipe"]
+__all__ = ["CLASSIFIERS", "DETECTORS", "TrainingOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRecipe:
+class TrainingOptions:
     """Options of SGD with momentum and cosine annealing of the learning rate.
 
     The defaults follow torchvision's training of quantized models (references/classification/train_quantization.py), in which
@@ -45,6 +45,6 @@ class TrainingRecipe:
         return max(round(self.epochs * self.observers_share), 1)
 
 
-CLASSIFIERS = TrainingRecipe()
+CLASSIFIERS = TrainingOptions()
 # Detectors have large inputs and small batches, whose statistics would differ too much from those of the float network.
-DETECTORS = TrainingRecipe(batch_size=8, learning_rate=1e-4, statistics_share=0.0)
+DETECTORS = TrainingOptions(batch_size=8, learning_rate=1e-4, statistics_share=0.0)

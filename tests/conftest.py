@@ -16,7 +16,7 @@ from hypothesis import settings
 from torch import Tensor
 from xdist.scheduler import LoadScopeScheduling
 
-from bundler.data.calibration_images import synthetic_pictures
+from bundler.data.calibration_images import synthetic_images
 from bundler.data.preprocessing import Preprocessing
 from bundler.models.initialization import random_state_dict
 from bundler.models.registry import find_model, load_parser
@@ -111,7 +111,7 @@ def golden() -> Tensor:
 
 def _pictures(count: int, *, seed: int) -> Tensor:
     small = Preprocessing(resize=64, crop=64, interpolation="bilinear")
-    return torch.from_numpy(synthetic_pictures(small, count=count, seed=seed).pictures)
+    return torch.from_numpy(synthetic_images(small, count=count, seed=seed).pictures)
 
 
 @pytest.fixture(params=["x86", "arm64"], scope="module")
@@ -132,11 +132,11 @@ def weights_of(calibration: Tensor) -> Callable[[str], Mapping[str, Tensor]]:
 
 
 @pytest.fixture(scope="session")
-def unrefined() -> Callable[[TargetProfile], TargetProfile]:
+def without_options() -> Callable[[TargetProfile], TargetProfile]:
     """Give a target that quantizes as torch's default qconfig of its name does."""
 
-    def without_refinements(target: TargetProfile) -> TargetProfile:
+    def remove_options(target: TargetProfile) -> TargetProfile:
         quantization = target.quantization.model_copy(update={"options": ()})
         return target.model_copy(update={"quantization": quantization})
 
-    return without_refinements
+    return remove_options

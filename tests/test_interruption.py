@@ -13,7 +13,7 @@ import pytest
 
 BEGIN = "import sys, time\nfrom bundler import interruption\nfrom bundler.interruption import *\n"
 CLEANING = """
-end_by_signals()
+install_signal_handlers()
 try:
     try:
         print("working", flush=True)
@@ -26,9 +26,9 @@ except InterruptedBySignal as error:
     sys.exit(error.exit_code)
 """
 SHIELDED = """
-end_by_signals()
+install_signal_handlers()
 try:
-    with shielded():
+    with defer_signals():
         print("working", flush=True)
         time.sleep(0.3)
         print("cleaned", flush=True)
@@ -38,7 +38,7 @@ except InterruptedBySignal as error:
 """
 HANGING = """
 interruption.CLEAN_UP_SECONDS = 0.5
-end_by_signals(lambda: print("given up", flush=True))
+install_signal_handlers(lambda: print("given up", flush=True))
 try:
     print("working", flush=True)
     time.sleep(60)
@@ -78,7 +78,7 @@ def test_clean_up_that_hangs_is_ended() -> None:
 
 
 def test_signals_that_nohup_ignores_stay_ignored() -> None:
-    program = 'import os, signal\nend_by_signals()\nos.kill(os.getpid(), signal.SIGHUP)\nprint("here still")'
+    program = 'import os, signal\ninstall_signal_handlers()\nos.kill(os.getpid(), signal.SIGHUP)\nprint("here still")'
     run = subprocess.run(
         ["bash", "-c", 'trap "" HUP; exec "$@"', "-", sys.executable, "-c", BEGIN + program],
         capture_output=True,

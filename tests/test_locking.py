@@ -26,12 +26,12 @@ with lock(Path(sys.argv[1]), seconds=10):
 INTERRUPTED = """
 import os, signal, sys
 from pathlib import Path
-from bundler.interruption import end_by_signals
+from bundler.interruption import install_signal_handlers
 from bundler.locking import try_lock
 def watch(event, arguments):
     if event == sys.argv[2]:
         os.kill(os.getpid(), signal.SIGTERM)
-end_by_signals()
+install_signal_handlers()
 sys.addaudithook(watch)
 with try_lock(Path(sys.argv[1])):
     pass

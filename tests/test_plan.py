@@ -10,7 +10,7 @@ import pytest
 
 from bundler.errors import BundlerError, ModeUnavailableError, UnknownModelError, UnknownTargetError
 from bundler.plan import BuildJob, BuildRequest, CalibrationRequest, ImageRequest, PtqRequest, WeightsRequest, plan_build
-from bundler.training_options import CLASSIFIERS, DETECTORS, TrainingRecipe
+from bundler.training_options import CLASSIFIERS, DETECTORS, TrainingOptions
 
 
 def plan(model: str = "resnet50", target: str = "arm64", **changes: Any) -> BuildJob:
@@ -40,7 +40,7 @@ def test_the_published_preprocessing_unless_a_size_is_given() -> None:
 
 
 @pytest.mark.parametrize(("model", "usual"), [("resnet50", CLASSIFIERS), ("yolov5n", DETECTORS)])
-def test_a_detector_is_trained_otherwise_than_a_classifier(model: str, usual: TrainingRecipe) -> None:
+def test_a_detector_is_trained_otherwise_than_a_classifier(model: str, usual: TrainingOptions) -> None:
     asked: dict[str, Any] = {"model": model, "modes": ("int8-qat",), "data": Path()}
     request = plan(**asked).qat
     assert request is not None

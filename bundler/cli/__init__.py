@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from bundler.interruption import SIGNALS, end_by_signals, ended_without_traceback
+from bundler.interruption import SIGNALS, ended_without_traceback, install_signal_handlers
 
 with ended_without_traceback():  # they take a tenth of a second
     import click
@@ -103,7 +103,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack a character
     debug = "--debug" in sys.argv[1:2]
     try:
-        end_by_signals(say_given_up)
+        install_signal_handlers(say_given_up)
         code: Any = cli.main(standalone_mode=False)
         sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001  every failure becomes an exit code

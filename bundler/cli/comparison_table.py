@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bundler import console
-from bundler.manifest import LedgerPair, Manifest, StepsApart
+from bundler.manifest import ExecutionPair, Manifest, StepDifferences
 
 __all__ = ["print_comparisons"]
 
@@ -25,11 +25,11 @@ def print_comparisons(manifest: Manifest) -> None:
             console.text_result(_in_words(pair))
 
 
-def _cell(apart: StepsApart | None) -> str:
+def _cell(apart: StepDifferences | None) -> str:
     return "-" if apart is None else f"{apart.equal} / {apart.one} / {apart.more}"
 
 
-def _in_words(pair: LedgerPair) -> str:
+def _in_words(pair: ExecutionPair) -> str:
     differ = "equal in every value" if pair.parted is None else f"first differ in {pair.parted}"
     same = "" if pair.top1_agreement is None else f"; same top-1 on {pair.top1_agreement:.0%} of the golden inputs"
     return f"{pair.first} and {pair.second}: {differ}{same}"

@@ -9,8 +9,8 @@ import click
 
 from bundler import console
 from bundler.cli.summary import print_summary
-from bundler.manifest import Manifest, QuantizationRecord, RecoveryRecord, summarize_preprocessing
-from bundler.packaging.placing import recover
+from bundler.manifest import FallbackRecord, Manifest, QuantizationRecord, summarize_preprocessing
+from bundler.packaging.installation import complete_installation
 from bundler.packaging.reading import check_bundle
 from bundler.packaging.unpacking import is_archive, unpacked
 
@@ -33,7 +33,7 @@ def command(*, bundle: Path, layers: bool, as_json: bool) -> None:
       bundler inspect dist/arm64-qnnpack/mobilenet_v2
       bundler inspect --layers dist/arm64-qnnpack/mobilenet_v2
     """
-    recover(bundle.resolve())
+    complete_installation(bundle.resolve())
     with unpacked(bundle) if is_archive(bundle) else nullcontext(bundle) as folder:
         manifest = check_bundle(folder).manifest
     if as_json:
@@ -106,7 +106,7 @@ def _ranges_from(quantization: QuantizationRecord) -> str:
     return f"calibrated with {calibration.count} {kind}"
 
 
-def _tried(step: RecoveryRecord) -> str:
+def _tried(step: FallbackRecord) -> str:
     what = f"{step.step} ({step.detail})" if step.detail else step.step
     if step.won_points is None:
         return f"{what} was not tried"

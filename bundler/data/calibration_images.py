@@ -20,10 +20,10 @@ from bundler.errors import CalibrationError, UnreadableImageError
 from bundler.visible import visible
 
 __all__ = [
-    "Dataset",
-    "load_pictures",
+    "CalibrationImages",
+    "load_calibration_images",
     "require_unlike",
-    "synthetic_pictures",
+    "synthetic_images",
 ]
 
 ALIKE = 2.0  # mean difference in 8-bit levels; frames of a static scene differ by their noise
@@ -33,7 +33,7 @@ Batch = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dataset:
+class CalibrationImages:
     """Preprocessed images, their source, and a digest of each.
 
     Args:
@@ -63,7 +63,7 @@ class Dataset:
         for start in range(0, len(self.pictures), size):
             yield self.pictures[start : start + size]
 
-    def split(self, held_out: int) -> tuple[Dataset, Batch]:
+    def split(self, held_out: int) -> tuple[CalibrationImages, Batch]:
         """Return the set without its last `held_out` images, and these images.
 
         A set with fewer than twice as many images is returned whole, together with its first images.
@@ -74,7 +74,7 @@ class Dataset:
         return kept, self.pictures[-held_out:]
 
 
-def load_pictures(folder: Path, preprocessing: Preprocessing, *, count: int, seed: int) -> Dataset:
+def load_calibration_images(folder: Path, preprocessing: Preprocessing, *, count: int, seed: int) -> CalibrationImages:
     """Read up to `count` images of a flat folder or of class folders, sampled with the seed and balanced over the classes.
 
     Unreadable files are reported, skipped and replaced by others.
@@ -114,7 +114,7 @@ def load_pictures(folder: Path, preprocessing: Preprocessing, *, count: int, see
             next_step="Pass a folder of JPEG or PNG images like those of the device, or omit --calibration.",
         )
     require_unlike(np.stack(images), preprocessing, f"the {len(images)} calibration images in {visible(folder)}")
-    return Dataset(
+    return CalibrationImages(
         source="pictures",
         pictures=np.stack(images),
         digests=tuple(digests),
@@ -151,7 +151,7 @@ def require_unlike(images: Batch, preprocessing: Preprocessing, name: str) -> No
     )
 
 
-def synthetic_pictures(preprocessing: Preprocessing, *, count: int, seed: int) -> Dataset:
+def synthetic_images(preprocessing: Preprocessing, *, count: int, seed: int) -> CalibrationImages:
     """Generate `count` seeded images of smooth colour fields with edges and noise, 0 to 255 before normalisation.
 
     Unlike white noise they have the low frequencies and the range of photographs, but they do not replace real images: the
@@ -160,7 +160,7 @@ def synthetic_pictures(preprocessing: Preprocessing, *, count: int, seed: int) -
     generator = np.random.default_rng(seed)
     images = np.stack([preprocessing(_synthetic(generator, *preprocessing.input_size)) for _ in range(count)])
     digests = tuple(hashlib.sha256(image.tobytes()).hexdigest() for image in images)
-    return Dataset(source="synthetic", pictures=images, digests=digests)
+    return CalibrationImages(source="synthetic", pictures=images, digests=digests)
 
 
 def _synthetic(generator: np.random.Generator, height: int, width: int) -> Image.Image:

@@ -17,7 +17,7 @@ from bundler.data.coco_annotations import AnnotatedImage, read_coco
 from bundler.data.coco_folders import annotation_file, files_of
 from bundler.data.image_files import read_image
 from bundler.data.image_folders import Skipped, find_images, folder_problem
-from bundler.data.labelled_images import HELD_OUT, Split, read_batches, read_picture, sha256_of_files
+from bundler.data.labelled_images import HELD_OUT, Split, read_batches, read_input, sha256_of_files
 from bundler.data.labels import NO_OBJECTS, Labels
 from bundler.data.preprocessing import Preprocessing
 from bundler.data.yolo_labels import label_path, read_yolo_labels
@@ -25,10 +25,10 @@ from bundler.errors import DataError
 from bundler.visible import visible
 
 __all__ = [
-    "DetectionPicture",
-    "DetectionPictures",
+    "DetectionImage",
+    "DetectionImages",
     "Labels",
-    "load_detection_pictures",
+    "load_detection_images",
     "load_detection_split",
 ]
 
@@ -39,7 +39,7 @@ _YAMLS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionPicture:
+class DetectionImage:
     """A network input, float32 [3, height, width], and the image's area in it: left, top, width and height in pixels."""
 
     pixels: NDArray[np.float32]
@@ -47,7 +47,7 @@ class DetectionPicture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionPictures:
+class DetectionImages:
     """Image files that are read on demand, with their labels.
 
     Args:
@@ -90,7 +90,7 @@ class DetectionPictures:
         for _, images in read_batches(self.paths, self.preprocessing, size, seed=seed, skip=skip):
             yield (images,)
 
-    def __iter__(self) -> Iterator[DetectionPicture]:
+    def __iter__(self) -> Iterator[DetectionImage]:
         """Yield the images in order.
 
         Raises:
@@ -98,19 +98,19 @@ class DetectionPictures:
             DataError: an image has another size than its labels.
         """
         for path, expected in zip(self.paths, self.sizes or [None] * len(self.paths), strict=True):
-            pixels, size = read_picture(path, self.preprocessing)
+            pixels, size = read_input(path, self.preprocessing)
             if expected is not None and size != expected:
                 raise DataError(
                     f"{visible(path)} has {size[0]} x {size[1]} pixels (upright), but its annotations are for"
                     f" {expected[0]} x {expected[1]}",
                     next_step="Pass the image that was labelled, or label this one.",
                 )
-            yield DetectionPicture(pixels=pixels, frame=self.preprocessing.frame(*size))
+            yield DetectionImage(pixels=pixels, frame=self.preprocessing.frame(*size))
 
 
-def load_detection_pictures(
+def load_detection_images(
     source: Path, preprocessing: Preprocessing, *, num_classes: int, class_names: Sequence[str] | None = None
-) -> DetectionPictures:
+) -> DetectionImages:
     """List the images of a folder, or of its validation part, with their labels.
 
     Labels are YOLO text files (`bundler.data.yolo_labels`); if any image has one, images without one contain no object.
@@ -135,13 +135,13 @@ def load_detection_pictures(
 
 def load_detection_split(
     source: Path, preprocessing: Preprocessing, *, num_classes: int, seed: int, class_names: Sequence[str] | None = None
-) -> Split[DetectionPictures]:
-    """List the images of the training part, and those that `load_detection_pictures` lists.
+) -> Split[DetectionImages]:
+    """List the images of the training part, and those that `load_detection_images` lists.
 
     From an undivided folder, a fifth is held out for evaluation, sampled with the seed. Labels of training images are not read.
 
     Raises:
-        DataError: as `load_detection_pictures`; or one of the two parts is missing, or there is only one image.
+        DataError: as `load_detection_images`; or one of the two parts is missing, or there is only one image.
     """
     data = _open(source, num_classes)
     training, validation = _training(data), _validation(data)
@@ -162,7 +162,7 @@ def load_detection_split(
     if coco:
         coco = replace(coco, images={path: coco.images[path] for path in measured})
     return Split(
-        train=DetectionPictures(folder=data.folder, paths=learned, label_paths=(), labels=None, preprocessing=preprocessing),
+        train=DetectionImages(folder=data.folder, paths=learned, label_paths=(), labels=None, preprocessing=preprocessing),
         validation=_with_coco(data, coco, preprocessing)
         if coco
         else _with_yolo(data, measured, preprocessing, num_classes, class_names),
@@ -238,7 +238,7 @@ def _with_yolo(
     preprocessing: Preprocessing,
     num_classes: int,
     class_names: Sequence[str] | None,
-) -> DetectionPictures:
+) -> DetectionImages:
     places = [label_path(path, data.folder) for path in paths]
     label_paths = tuple(place for place in places if place is not None)
     labels = None
@@ -248,7 +248,7 @@ def _with_yolo(
     names = data.yaml.names if data.yaml else None
     if names is None and label_paths:
         names = _class_list(label_paths, num_classes)
-    return DetectionPictures(
+    return DetectionImages(
         folder=data.folder,
         paths=paths,
         label_paths=label_paths,
@@ -286,12 +286,12 @@ class _Coco:
     images: dict[Path, AnnotatedImage]
 
 
-def _with_coco(data: _Data, coco: _Coco, preprocessing: Preprocessing) -> DetectionPictures:
+def _with_coco(data: _Data, coco: _Coco, preprocessing: Preprocessing) -> DetectionImages:
     sizes = tuple(image.size or read_image(path).size for path, image in coco.images.items())
     where = visible(coco.path)
     labels = tuple(image.in_shares(size, where) for size, image in zip(sizes, coco.images.values(), strict=True))
     _require_boxes(labels, f"the annotations in {where}")
-    return DetectionPictures(
+    return DetectionImages(
         folder=data.folder,
         paths=tuple(coco.images),
         label_paths=(coco.path,),

@@ -21,12 +21,12 @@ from bundler.visible import visible
 
 __all__ = [
     "HELD_OUT",
-    "LabelledPictures",
+    "LabelledImages",
     "Split",
     "load_split",
     "load_validation",
     "read_batches",
-    "read_picture",
+    "read_input",
     "sha256_of_files",
 ]
 
@@ -40,7 +40,7 @@ LabelledBatch = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledPictures:
+class LabelledImages:
     """Image files that are read on demand, with their class indices.
 
     Args:
@@ -97,11 +97,11 @@ def read_batches(
         order, mirrored = generator.permutation(order), generator.random(len(paths)) < 0.5
     for start in range(skip * size, len(order), size):
         chosen = order[start : start + size]
-        images = [read_picture(paths[index], preprocessing)[0][:, :, :: -1 if mirrored[index] else 1] for index in chosen]
+        images = [read_input(paths[index], preprocessing)[0][:, :, :: -1 if mirrored[index] else 1] for index in chosen]
         yield chosen, np.stack(images)
 
 
-def read_picture(path: Path, preprocessing: Preprocessing) -> tuple[NDArray[np.float32], tuple[int, int]]:
+def read_input(path: Path, preprocessing: Preprocessing) -> tuple[NDArray[np.float32], tuple[int, int]]:
     """Return an image as a network input, float32 [3, height, width], and the width and height of the upright image.
 
     Raises:
@@ -125,7 +125,7 @@ class Split(Generic[Part]):
     validation: Part
 
 
-def load_validation(folder: Path, preprocessing: Preprocessing, *, num_classes: int) -> LabelledPictures:
+def load_validation(folder: Path, preprocessing: Preprocessing, *, num_classes: int) -> LabelledImages:
     """List the evaluation images, from class folders (or links to folders) or a CSV file.
 
     In a divided folder these are in the first existing one of `val`, `valid`, `validation` and `test`. Instead of class folders
@@ -139,7 +139,7 @@ def load_validation(folder: Path, preprocessing: Preprocessing, *, num_classes: 
     return _listed(folder / part if part else folder, preprocessing, num_classes)
 
 
-def load_split(folder: Path, preprocessing: Preprocessing, *, num_classes: int, seed: int) -> Split[LabelledPictures]:
+def load_split(folder: Path, preprocessing: Preprocessing, *, num_classes: int, seed: int) -> Split[LabelledImages]:
     """List the images of `folder/train`, and those of `load_validation`; if undivided, a fifth of each class is held out.
 
     Raises:
@@ -194,7 +194,7 @@ def _folders_in(folder: Path) -> list[Path]:
     return sub_folders(folder)
 
 
-def _listed(folder: Path, preprocessing: Preprocessing, num_classes: int) -> LabelledPictures:
+def _listed(folder: Path, preprocessing: Preprocessing, num_classes: int) -> LabelledImages:
     if is_label_table(folder):
         return _of_table(read_label_table(folder, num_classes=num_classes), preprocessing)
     folders, table = _folders_in(folder), find_label_table(folder)
@@ -217,7 +217,7 @@ def _listed(folder: Path, preprocessing: Preprocessing, num_classes: int) -> Lab
             f"{visible(folder)}: {first_names(empty, folder)} contains no image",
             next_step="Add images, or remove the folder.",
         )
-    return LabelledPictures(
+    return LabelledImages(
         folder=folder,
         paths=tuple(path for inside in found for path in inside.paths),
         labels=tuple(label for label, inside in enumerate(found) for _ in inside.paths),
@@ -226,8 +226,8 @@ def _listed(folder: Path, preprocessing: Preprocessing, num_classes: int) -> Lab
     )
 
 
-def _of_table(table: LabelTable, preprocessing: Preprocessing) -> LabelledPictures:
-    return LabelledPictures(
+def _of_table(table: LabelTable, preprocessing: Preprocessing) -> LabelledImages:
+    return LabelledImages(
         folder=table.path.parent,
         paths=table.images,
         labels=table.labels,
@@ -237,7 +237,7 @@ def _of_table(table: LabelTable, preprocessing: Preprocessing) -> LabelledPictur
     )
 
 
-def _divided(images: LabelledPictures, seed: int) -> Split[LabelledPictures]:
+def _divided(images: LabelledImages, seed: int) -> Split[LabelledImages]:
     generator = np.random.default_rng(seed)
     train: list[int] = []
     validation: list[int] = []
@@ -254,8 +254,8 @@ def _divided(images: LabelledPictures, seed: int) -> Split[LabelledPictures]:
     return Split(train=_part(images, sorted(train)), validation=_part(images, sorted(validation)))
 
 
-def _part(images: LabelledPictures, indices: list[int]) -> LabelledPictures:
-    return LabelledPictures(
+def _part(images: LabelledImages, indices: list[int]) -> LabelledImages:
+    return LabelledImages(
         folder=images.folder,
         paths=tuple(images.paths[index] for index in indices),
         labels=tuple(images.labels[index] for index in indices),

@@ -12,9 +12,9 @@ from bundler.engines.engine_availability import NoEngine
 from bundler.engines.engine_leftovers import EngineLeftover, find_engine_leftovers, remove_engine_leftover
 from bundler.errors import BundlerError
 from bundler.images.cache import find_partial_entries, remove_partial_entry
-from bundler.packaging.placing import Leftover as PlacingLeftover
-from bundler.packaging.placing import find_leftovers as find_placing_leftovers
-from bundler.packaging.placing import remove_leftover as remove_placing_leftover
+from bundler.packaging.installation import Leftover as InstallationLeftover
+from bundler.packaging.installation import find_leftovers as find_installation_leftovers
+from bundler.packaging.installation import remove_leftover as remove_installation_leftover
 
 __all__ = ["Leftover", "clean", "find_leftovers"]
 
@@ -65,8 +65,8 @@ def _problem(leftover: Leftover) -> str:
 
 def _on_disk(output: Path) -> Iterator[Leftover]:
     for folder in (output, *_folders(output)):
-        for found in find_placing_leftovers(folder):
-            yield Leftover(name=str(found.path), detail=_what(found), remove=partial(remove_placing_leftover, found))
+        for found in find_installation_leftovers(folder):
+            yield Leftover(name=str(found.path), detail=_what(found), remove=partial(remove_installation_leftover, found))
     for path in find_partial_entries():
         yield Leftover(name=str(path), detail="an incomplete entry of the cache", remove=partial(remove_partial_entry, path))
 
@@ -75,9 +75,9 @@ def _folders(output: Path) -> list[Path]:
     return sorted(path for path in output.iterdir() if path.is_dir() and not path.is_symlink()) if output.is_dir() else []
 
 
-def _what(leftover: PlacingLeftover) -> str:
-    if leftover.unplaced is not None:
-        return f"a bundle whose installation at {leftover.unplaced} was interrupted, and will be completed"
+def _what(leftover: InstallationLeftover) -> str:
+    if leftover.pending is not None:
+        return f"a bundle whose installation at {leftover.pending} was interrupted, and will be completed"
     return "a lock" if leftover.path.is_file() else "the staging directory of a command that was killed"
 
 

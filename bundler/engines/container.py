@@ -24,7 +24,7 @@ from bundler.engines.emulation import Launch
 from bundler.engines.owner import LABEL, OWNER_LABEL, Owner
 from bundler.errors import ContainerTimeoutError, EmulatorError
 from bundler.files.tar_files import Member, write_tar
-from bundler.interruption import shielded
+from bundler.interruption import defer_signals
 
 __all__ = ["ContainerRequest", "RunResult", "run_container"]
 
@@ -101,7 +101,7 @@ def _removed_afterwards(engine: Engine, name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with shielded():
+        with defer_signals():
             _remove(engine, name)
 
 
@@ -202,7 +202,7 @@ def _stderr(engine: Engine, name: str) -> Iterator[queue.SimpleQueue[str | BaseE
     try:
         yield lines
     finally:
-        with shielded():
+        with defer_signals():
             stream.close()  # shuts down the socket, which ends the read of the other thread
             reader.join(_READER_SECONDS)
             stream._response.close()  # type: ignore[attr-defined]  # noqa: SLF001

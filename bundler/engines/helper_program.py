@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from bundler.interruption import shielded
+from bundler.interruption import defer_signals
 
 __all__ = ["full_disk", "run_helper"]
 
@@ -44,7 +44,7 @@ def run_helper(
         try:
             stdout, stderr = process.communicate(timeout=seconds)
         except BaseException:
-            with shielded():
+            with defer_signals():
                 _end(process)
             raise
     return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)

@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bundler import console
-from bundler.data.labelled_boxes import DetectionPictures
-from bundler.data.labelled_images import LabelledPictures
+from bundler.data.labelled_boxes import DetectionImages
+from bundler.data.labelled_images import LabelledImages
 from bundler.errors import AccuracyError
-from bundler.evaluation.classification import Top1Test, prepare_top1
-from bundler.evaluation.classification_suspicions import suspect_top1
-from bundler.evaluation.detection import BoxesTest, prepare_boxes
-from bundler.evaluation.detection_suspicions import suspect_boxes
+from bundler.evaluation.classification import ClassifierTest, prepare_classifier_test
+from bundler.evaluation.classification_suspicions import suspect_classifier
+from bundler.evaluation.detection import DetectorTest, prepare_detector_test
+from bundler.evaluation.detection_suspicions import suspect_detector
 from bundler.graphs.exported_graph import ExportedGraph
 from bundler.manifest import AccuracyRecord, BoxesRecord, summarize_accuracy
 from bundler.models.specs import Mode
 from bundler.targets import OptimizationLevel
 
-__all__ = ["AccuracyTest", "prepare_test", "require_accuracy", "suspect"]
+__all__ = ["AccuracyTest", "prepare_accuracy_test", "require_accuracy", "suspect"]
 
 
 # Images on which FP32 was measured, so that INT8 can be compared with it: of a classifier, or of a detector.
-AccuracyTest = Top1Test | BoxesTest
+AccuracyTest = ClassifierTest | DetectorTest
 
 
-def prepare_test(
-    fp32: ExportedGraph, images: LabelledPictures | DetectionPictures, *, level: OptimizationLevel
+def prepare_accuracy_test(
+    fp32: ExportedGraph, images: LabelledImages | DetectionImages, *, level: OptimizationLevel
 ) -> AccuracyTest:
     """Run the FP32 graph on all images.
 
@@ -33,9 +33,9 @@ def prepare_test(
         DataError: an image cannot be read, or a detector detects no object in any of them.
     """
     console.step(f"Measuring accuracy on {images}")
-    if isinstance(images, DetectionPictures):
-        return prepare_boxes(fp32, images, level=level)
-    return prepare_top1(fp32, images, level=level)
+    if isinstance(images, DetectionImages):
+        return prepare_detector_test(fp32, images, level=level)
+    return prepare_classifier_test(fp32, images, level=level)
 
 
 def suspect(fp32: ExportedGraph, test: AccuracyTest, claims: Mapping[str, float]) -> tuple[str, ...]:
@@ -44,10 +44,10 @@ def suspect(fp32: ExportedGraph, test: AccuracyTest, claims: Mapping[str, float]
     Raises:
         DataError: an image cannot be read.
     """
-    if isinstance(test, BoxesTest):
-        suspicion = suspect_boxes(fp32, test.pictures, test.seen, test.fp32, level=test.level, claims=claims)
+    if isinstance(test, DetectorTest):
+        suspicion = suspect_detector(fp32, test.pictures, test.seen, test.fp32, level=test.level, claims=claims)
     else:
-        suspicion = suspect_top1(fp32, test, claims)
+        suspicion = suspect_classifier(fp32, test, claims)
     if suspicion is None:
         return ()
     console.warn(suspicion)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from bundler import console
-from bundler.data.calibration_images import Dataset
+from bundler.data.calibration_images import CalibrationImages
+from bundler.device.numerics import sqnr_db
 from bundler.evaluation.accuracy import AccuracyTest
-from bundler.graphs.comparison import sqnr_db
 from bundler.graphs.exported_graph import ExportedGraph
-from bundler.manifest import AccuracyRecord, BoxesRecord, RecoveryRecord
+from bundler.manifest import AccuracyRecord, BoxesRecord, FallbackRecord
 from bundler.models.network import Network
 from bundler.quantization import FloatBlock, QuantizationProfile, find_float_blocks, quantized_engine, with_float_blocks
 from bundler.quantization.quantized_model import QuantizedModel
@@ -32,10 +32,10 @@ class Attempt:
     """An INT8 network, the images that calibrated it, its graph and accuracy, and the fallback steps that led to it."""
 
     model: QuantizedModel
-    calibration: Dataset
+    calibration: CalibrationImages
     graph: ExportedGraph
     accuracy: AccuracyRecord | BoxesRecord
-    steps: tuple[RecoveryRecord, ...] = ()
+    steps: tuple[FallbackRecord, ...] = ()
 
     @property
     def lost_points(self) -> float:
@@ -61,8 +61,8 @@ class AccuracyFallback:
     max_drop: float
     network: Network
     test: AccuracyTest
-    quantize: Callable[[Dataset, QuantizationProfile], QuantizedModel]
-    more_images: Callable[[], Dataset | None]
+    quantize: Callable[[CalibrationImages, QuantizationProfile], QuantizedModel]
+    more_images: Callable[[], CalibrationImages | None]
     export: Callable[[QuantizedModel], ExportedGraph]
 
     def improve(self, first: Attempt) -> Attempt:
@@ -92,13 +92,15 @@ class AccuracyFallback:
             profile = profile.with_option(step)
         return self._better(best, self.quantize(images, profile), images, step=step, detail=detail)
 
-    def _better(self, best: Attempt, model: QuantizedModel, calibration: Dataset, *, step: str, detail: str) -> Attempt:
+    def _better(
+        self, best: Attempt, model: QuantizedModel, calibration: CalibrationImages, *, step: str, detail: str
+    ) -> Attempt:
         """Return the better one of two attempts, with the step in its record."""
         graph = self.export(model)
         accuracy = self.test.measure(graph)
         tried = Attempt(model=model, calibration=calibration, graph=graph, accuracy=accuracy)
         won = best.lost_points - tried.lost_points
-        record = RecoveryRecord(step=step, detail=detail, score=accuracy.score, won_points=won, kept=won > 0)
+        record = FallbackRecord(step=step, detail=detail, score=accuracy.score, won_points=won, kept=won > 0)
         console.detail(f"{step}{f' ({detail})' if detail else ''}: {won:+.2f} points, {'kept' if record.kept else 'not kept'}")
         return replace(tried if record.kept else best, steps=(*best.steps, record))
 
@@ -125,7 +127,7 @@ class AccuracyFallback:
 
 def _noted(best: Attempt, step: str, reason: str) -> Attempt:
     console.detail(f"{step}: {reason}")
-    record = RecoveryRecord(step=step, detail=reason, score=None, won_points=None, kept=False)
+    record = FallbackRecord(step=step, detail=reason, score=None, won_points=None, kept=False)
     return replace(best, steps=(*best.steps, record))
 
 

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundler import console
-from bundler.data.labelled_images import LabelledPictures
+from bundler.data.labelled_images import LabelledImages
 from bundler.graphs.exported_graph import ExportedGraph
 from bundler.graphs.host_runs import runnable
 from bundler.manifest import AccuracyRecord
 from bundler.targets import OptimizationLevel
 
-__all__ = ["Interval", "Top1Test", "label_ranks", "paired_difference", "prepare_top1", "wilson"]
+__all__ = ["ClassifierTest", "Interval", "label_ranks", "paired_difference", "prepare_classifier_test", "wilson"]
 
 Interval = tuple[float, float]
 Right = NDArray[np.bool_]
@@ -28,7 +28,7 @@ Z = NormalDist().inv_cdf(0.975)  # of a two-sided 95 % interval
 
 
 @dataclass(frozen=True, kw_only=True)
-class Top1Test:
+class ClassifierTest:
     """Labelled images with the results of FP32.
 
     Args:
@@ -38,7 +38,7 @@ class Top1Test:
         fp32_predicted: predicted class, int64 [images].
     """
 
-    pictures: LabelledPictures
+    pictures: LabelledImages
     level: OptimizationLevel
     fp32_ranks: Ranks
     fp32_predicted: NDArray[np.int64]
@@ -57,17 +57,17 @@ class Top1Test:
         return _record(_answers(graph, self.pictures, self.level)[0], self.fp32_ranks, self.pictures)
 
 
-def prepare_top1(fp32: ExportedGraph, images: LabelledPictures, *, level: OptimizationLevel) -> Top1Test:
+def prepare_classifier_test(fp32: ExportedGraph, images: LabelledImages, *, level: OptimizationLevel) -> ClassifierTest:
     """Run the FP32 graph on all images.
 
     Raises:
         DataError: an image cannot be read.
     """
     ranks, predicted = _answers(fp32, images, level)
-    return Top1Test(pictures=images, level=level, fp32_ranks=ranks, fp32_predicted=predicted)
+    return ClassifierTest(pictures=images, level=level, fp32_ranks=ranks, fp32_predicted=predicted)
 
 
-def _answers(graph: ExportedGraph, images: LabelledPictures, level: OptimizationLevel) -> tuple[Ranks, NDArray[np.int64]]:
+def _answers(graph: ExportedGraph, images: LabelledImages, level: OptimizationLevel) -> tuple[Ranks, NDArray[np.int64]]:
     run = runnable(graph, level)
     ranks, predicted = [], []
     with console.progress(f"measuring {graph.path.stem}", len(images)) as advance:
@@ -90,7 +90,7 @@ def label_ranks(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Ranks
     return ranks
 
 
-def _record(ranks: Ranks, reference: Ranks | None, images: LabelledPictures) -> AccuracyRecord:
+def _record(ranks: Ranks, reference: Ranks | None, images: LabelledImages) -> AccuracyRecord:
     right = ranks == 0
     drop, interval = (None, None) if reference is None else paired_difference(reference == 0, right)
     return AccuracyRecord(

@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundler import console
-from bundler.data.labelled_images import LabelledPictures
+from bundler.data.labelled_images import LabelledImages
 from bundler.evaluation.class_order import ClassOrder, find_class_order
-from bundler.evaluation.classification import Top1Test, wilson
+from bundler.evaluation.classification import ClassifierTest, wilson
 from bundler.evaluation.other_preprocessing import Other, Trials, other_fits, other_normalisations, renormalised
 from bundler.graphs.exported_graph import ExportedGraph
 from bundler.graphs.host_runs import runnable
 from bundler.visible import visible
 
-__all__ = ["suspect_top1"]
+__all__ = ["suspect_classifier"]
 
 Inputs = NDArray[np.float32]
 Right = NDArray[np.bool_]
@@ -38,7 +38,7 @@ LISTED = 5  # classes listed in a message
 CHECKED = "check the preprocessing first: --mean, --std, --channels, --fit and --resize must be as in the training"
 
 
-def suspect_top1(graph: ExportedGraph, test: Top1Test, claims: Mapping[str, float]) -> str | None:
+def suspect_classifier(graph: ExportedGraph, test: ClassifierTest, claims: Mapping[str, float]) -> str | None:
     """Return the likely cause of a suspicious FP32 top-1 accuracy; None if it is not suspicious.
 
     Other preprocessing and another class order are tried first; the better one is reported if it is significantly better than
@@ -77,7 +77,7 @@ def suspect_top1(graph: ExportedGraph, test: Top1Test, claims: Mapping[str, floa
     return _below_claims(right, images, claims)
 
 
-def _below_claims(right: Right, images: LabelledPictures, claims: Mapping[str, float]) -> str | None:
+def _below_claims(right: Right, images: LabelledImages, claims: Mapping[str, float]) -> str | None:
     if not claims:
         return None
     name, claimed = max(claims.items(), key=lambda item: item[1])
@@ -89,16 +89,16 @@ def _below_claims(right: Right, images: LabelledPictures, claims: Mapping[str, f
     )
 
 
-def _is_near_chance(right: Right, images: LabelledPictures) -> bool:
+def _is_near_chance(right: Right, images: LabelledImages) -> bool:
     """Return whether the accuracy is not significantly above that of always predicting the most frequent class."""
     return wilson(int(right.sum()), len(right))[0] <= _chance(images)
 
 
-def _chance(images: LabelledPictures) -> float:
+def _chance(images: LabelledImages) -> float:
     return max(1 / len(images.classes), float(np.bincount(images.labels).max()) / len(images))
 
 
-def _other_order(right: Right, images: LabelledPictures, order: ClassOrder) -> str:
+def _other_order(right: Right, images: LabelledImages, order: ClassOrder) -> str:
     names = [_name(Path(name)) for name in images.classes]
     moved = [f"{names[label]} as {guess}" for label, guess in order.predicted.items() if label != guess]
     trained = {guess: names[label] for label, guess in order.predicted.items()}
@@ -115,7 +115,7 @@ def _listed(items: Sequence[str], count: int | None = None) -> str:
     return ", ".join(items[:LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _subset(images: LabelledPictures) -> LabelledPictures:
+def _subset(images: LabelledImages) -> LabelledImages:
     """Return the images on which other preprocessing is tried, evenly spaced and therefore from all classes."""
     height, width = images.preprocessing.input_size
     count = min(IMAGES, max(MEMORY // (12 * height * width), 1), len(images))
@@ -127,7 +127,7 @@ def _subset(images: LabelledPictures) -> LabelledPictures:
     )
 
 
-def _better(run: Run, images: LabelledPictures, trials: Trials) -> tuple[Other, float, float] | None:
+def _better(run: Run, images: LabelledImages, trials: Trials) -> tuple[Other, float, float] | None:
     """Return the best other preprocessing if it is significantly better, with the accuracy before and after.
 
     Means, standard deviations and channel orders are tried first, then other fits with the best of these.
@@ -182,7 +182,7 @@ def _significant(before: Right, after: Right, attempts: int) -> bool:
     return won > lost and chance < SIGNIFICANT / attempts
 
 
-def _measured(right: Right, images: LabelledPictures) -> str:
+def _measured(right: Right, images: LabelledImages) -> str:
     return f"FP32 top-1 is {right.mean():.2%} on {_name(images.folder)} (chance: {_chance(images):.1%})"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bundler.data.labelled_boxes import DetectionPictures
+from bundler.data.labelled_boxes import DetectionImages
 from bundler.device.detections import agreeing
 from bundler.errors import DataError
 from bundler.evaluation.average_precision import mean_average_precision
@@ -18,7 +18,7 @@ from bundler.manifest import BoxesRecord
 from bundler.targets import OptimizationLevel
 from bundler.visible import visible
 
-__all__ = ["BoxesTest", "agreement_share", "prepare_boxes"]
+__all__ = ["DetectorTest", "agreement_share", "prepare_detector_test"]
 
 DRAWS = 2000  # bootstrap samples for the interval
 
@@ -26,10 +26,10 @@ Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxesTest:
+class DetectorTest:
     """Evaluation images, the detections of FP32 in them, and its accuracy."""
 
-    pictures: DetectionPictures
+    pictures: DetectionImages
     level: OptimizationLevel
     seen: DetectorOutputs
     fp32: BoxesRecord
@@ -51,7 +51,7 @@ class BoxesTest:
         return record.changed(agreement=share, agreement_interval=interval, drop=drop)
 
 
-def prepare_boxes(fp32: ExportedGraph, images: DetectionPictures, *, level: OptimizationLevel) -> BoxesTest:
+def prepare_detector_test(fp32: ExportedGraph, images: DetectionImages, *, level: OptimizationLevel) -> DetectorTest:
     """Run the FP32 graph on all images.
 
     Raises:
@@ -65,10 +65,10 @@ def prepare_boxes(fp32: ExportedGraph, images: DetectionPictures, *, level: Opti
             f" {visible(images.folder)}",
             next_step=f"{checked} Otherwise pass images with objects of the trained classes, or trained weights.",
         )
-    return BoxesTest(pictures=images, level=level, seen=seen, fp32=_record(images, seen))
+    return DetectorTest(pictures=images, level=level, seen=seen, fp32=_record(images, seen))
 
 
-def _record(images: DetectionPictures, seen: DetectorOutputs) -> BoxesRecord:
+def _record(images: DetectionImages, seen: DetectorOutputs) -> BoxesRecord:
     """Return the record of a graph without a comparison with FP32."""
     precise = None
     if seen.ranked is not None and images.labels is not None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundler import console
-from bundler.data.labelled_boxes import DetectionPictures, Labels
+from bundler.data.labelled_boxes import DetectionImages, Labels
 from bundler.device.detections import Detections, shown
 from bundler.evaluation.average_precision import mean_average_precision
 from bundler.evaluation.class_order import find_class_order
@@ -20,7 +20,7 @@ from bundler.graphs.host_runs import runnable
 from bundler.manifest import BoxesRecord
 from bundler.targets import OptimizationLevel
 
-__all__ = ["next_step_for_no_detection", "suspect_boxes"]
+__all__ = ["next_step_for_no_detection", "suspect_detector"]
 
 IMAGES = 16  # on which other preprocessing is tried
 POOR = 0.4  # mAP50 below which other preprocessing is tried
@@ -33,9 +33,9 @@ OF_CLAIM = 0.5  # an accuracy below this share of the one that the checkpoint st
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
-def suspect_boxes(
+def suspect_detector(
     graph: ExportedGraph,
-    images: DetectionPictures,
+    images: DetectionImages,
     seen: DetectorOutputs,
     record: BoxesRecord,
     *,
@@ -80,13 +80,13 @@ def suspect_boxes(
     )
 
 
-def _others(images: DetectionPictures) -> list[Other]:
+def _others(images: DetectionImages) -> list[Other]:
     current = images.preprocessing
     fits = [other for other in other_fits(current) if other.preprocessing.fit != "crop"]
     return [*other_normalisations(current), *fits]
 
 
-def _subset(images: DetectionPictures, places: Sequence[int]) -> DetectionPictures:
+def _subset(images: DetectionImages, places: Sequence[int]) -> DetectionImages:
     """Return up to `IMAGES` of the images at these indices, evenly spaced."""
     spread = np.unique(np.linspace(0, len(places) - 1, min(IMAGES, len(places))).round().astype(int)).tolist()
     chosen = [places[index] for index in spread]
@@ -95,7 +95,7 @@ def _subset(images: DetectionPictures, places: Sequence[int]) -> DetectionPictur
     return replace(images, paths=tuple(images.paths[index] for index in chosen), labels=labels, sizes=sizes)
 
 
-def _map50(run: Run, images: DetectionPictures, trials: Trials) -> float | None:
+def _map50(run: Run, images: DetectionImages, trials: Trials) -> float | None:
     """Return mAP50; None if the time limit is exceeded."""
     assert images.labels is not None  # noqa: S101  checked by the caller
     found = []
@@ -105,7 +105,7 @@ def _map50(run: Run, images: DetectionPictures, trials: Trials) -> float | None:
     return mean_average_precision(found, images.labels)[1] if len(found) == len(images) else None
 
 
-def next_step_for_no_detection(graph: ExportedGraph, images: DetectionPictures, level: OptimizationLevel) -> str:
+def next_step_for_no_detection(graph: ExportedGraph, images: DetectionImages, level: OptimizationLevel) -> str:
     """Return a next step for a detector without detections: the other preprocessing with the most, if there is one.
 
     Raises:

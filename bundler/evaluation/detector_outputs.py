@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundler import console
-from bundler.data.labelled_boxes import DetectionPicture, DetectionPictures
+from bundler.data.labelled_boxes import DetectionImage, DetectionImages
+from bundler.device.detection_options import CONFIDENCE
 from bundler.device.detections import Detections, detect, shown
 from bundler.graphs.exported_graph import ExportedGraph
 from bundler.graphs.host_runs import runnable
@@ -16,7 +17,7 @@ from bundler.targets import OptimizationLevel
 
 __all__ = ["SHOWN", "DetectorOutputs", "ranked_detections", "run_detector"]
 
-SHOWN = 0.25  # score threshold of `shown`
+SHOWN = CONFIDENCE
 RANKED = (0.001, 0.6)  # score and IoU thresholds for average precision, as in YOLOv5's val.py
 
 
@@ -33,7 +34,7 @@ class DetectorOutputs:
     ranked: tuple[Detections, ...] | None
 
 
-def run_detector(graph: ExportedGraph, images: DetectionPictures, level: OptimizationLevel) -> DetectorOutputs:
+def run_detector(graph: ExportedGraph, images: DetectionImages, level: OptimizationLevel) -> DetectorOutputs:
     """Run the graph on each image.
 
     Raises:
@@ -51,7 +52,7 @@ def run_detector(graph: ExportedGraph, images: DetectionPictures, level: Optimiz
     return DetectorOutputs(shown=tuple(seen), ranked=tuple(ranked) if images.labels is not None else None)
 
 
-def ranked_detections(rows: NDArray[np.float32], image: DetectionPicture) -> Detections:
+def ranked_detections(rows: NDArray[np.float32], image: DetectionImage) -> Detections:
     """Return the detections for average precision in one image; boxes are relative to its size and clipped to it."""
     left, top, width, height = image.frame
     found = detect(rows, *RANKED, multi_label=True)

@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bundler.data.labelled_boxes import DetectionPictures
+from bundler.data.labelled_boxes import DetectionImages
 from bundler.device.detections import Detections, agreeing, shown
 from bundler.evaluation.accuracy import AccuracyTest
-from bundler.evaluation.detection import BoxesTest
+from bundler.evaluation.detection import DetectorTest
 from bundler.models.detector import BOX, QuantizableDetector
-from bundler.quantization.training import Pictures
-from bundler.training_options import TrainingRecipe
+from bundler.quantization.training import ImageBatches
+from bundler.training_options import TrainingOptions
 
 __all__ = ["Classification", "Detection", "training_objective"]
 
@@ -35,7 +35,7 @@ class Classification:
 
     teacher: nn.Module
     teacher_share: float
-    validation: Pictures
+    validation: ImageBatches
     batch_size: int
     measure: ClassVar[str] = "top-1"
 
@@ -70,7 +70,7 @@ class Detection:
     """
 
     teacher: QuantizableDetector
-    validation: DetectionPictures
+    validation: DetectionImages
     seen: Sequence[Detections]
     measure: ClassVar[str] = "boxes as FP32's"
 
@@ -94,13 +94,13 @@ class Detection:
         return same / count
 
 
-def training_objective(test: AccuracyTest, teacher: nn.Module, recipe: TrainingRecipe) -> Classification | Detection:
+def training_objective(test: AccuracyTest, teacher: nn.Module, recipe: TrainingOptions) -> Classification | Detection:
     """Return what a network learns whose accuracy is measured by `test`; `teacher` is the float model in eval mode.
 
     Raises:
         TypeError: the test is of detections, and the teacher is no detector.
     """
-    if not isinstance(test, BoxesTest):
+    if not isinstance(test, DetectorTest):
         share = recipe.teacher_share
         return Classification(teacher=teacher, teacher_share=share, validation=test.pictures, batch_size=recipe.batch_size)
     if not isinstance(teacher, QuantizableDetector):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bundler.errors import OutOfSpaceError
-from bundler.interruption import shielded
+from bundler.interruption import defer_signals
 
 __all__ = ["DISK_FULL", "atomic_write", "sync_directory", "sync_files"]
 
@@ -42,7 +42,7 @@ def atomic_write(destination: Path, *, prefix: str | None = None) -> Iterator[Pa
             raise OutOfSpaceError(str(destination)) from error
         raise
     finally:
-        with shielded():
+        with defer_signals():
             shutil.rmtree(directory, ignore_errors=True)
 
 

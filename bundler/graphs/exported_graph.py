@@ -54,8 +54,8 @@ class ExportedGraph:
     The output is `logits` [batch, classes] or `detections` [batch, boxes, 5 + classes].
 
     Of a quantized graph, `float_operators` counts the operators that ONNX Runtime computes in float; `rounding` is how torch
-    rounds the logits, None for detections; `ties` and `saturation` state, operator by operator, why other processors give the
-    same bits. `runtime` is the oldest ONNX Runtime that executes the graph. `model` is the quantized graph in memory; a float
+    rounds the logits, None for detections; `perturbations` and `saturation` state, operator by operator, why other processors give
+    the same bits. `runtime` is the oldest ONNX Runtime that executes the graph. `model` is the quantized graph in memory; a float
     one is not kept, as nothing reads it again and its weights take as much memory as torch's.
     """
 
@@ -68,7 +68,7 @@ class ExportedGraph:
     dequantize_nodes: int
     float_operators: dict[str, int]
     rounding: LogitsRounding | None = None
-    ties: tuple[ScalePerturbation, ...] = ()
+    perturbations: tuple[ScalePerturbation, ...] = ()
     saturation: tuple[SaturationCheck, ...] = ()
     runtime: RuntimeVersion = OLDEST
     model: ir.Model | None = field(default=None, repr=False, compare=False)

@@ -68,7 +68,7 @@ def export_onnx(
     except ir.passes.InvariantError as error:
         raise invalid(path, str(error)) from error
     saved = save_graph(graph, path, opset=opset, task=task, quantized=quantized, float_layers=float_layers)
-    return replace(saved, rounding=strip_logits.rounding, ties=perturb_scales.perturbations)
+    return replace(saved, rounding=strip_logits.rounding, perturbations=perturb_scales.perturbations)
 
 
 def export_with_torch(

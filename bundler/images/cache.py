@@ -16,7 +16,7 @@ from bundler.errors import OutOfSpaceError, OutputError
 from bundler.files.atomic_write import atomic_write
 from bundler.files.sha256 import oci_digest, sha256_of
 from bundler.images.layers import Layer
-from bundler.interruption import shielded
+from bundler.interruption import defer_signals
 from bundler.locking import is_held, lock, try_lock
 from bundler.resources import cache_directory
 
@@ -153,7 +153,7 @@ def _files(folder: Path) -> list[str]:
 
 def _remove_damaged(folder: Path) -> None:
     """Remove a damaged entry; it is renamed first, so that the new one can take its name at once."""
-    with shielded():
+    with defer_signals():
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}{_BUSY}-", dir=folder.parent))
         folder.rename(aside / folder.name)
         shutil.rmtree(aside, ignore_errors=True)

@@ -13,7 +13,7 @@ from bundler.files.sha256 import oci_digest
 from bundler.images.device_image import BUNDLE_LABEL, DeviceImage, tag_image, untag_image
 from bundler.resources import cache_directory
 
-__all__ = ["TaggedImage", "name_image"]
+__all__ = ["TaggedImage", "tag_bundle_image"]
 
 _MANIFEST = "manifest.json"
 
@@ -27,7 +27,7 @@ class TaggedImage:
     bundle_sha256: str
 
 
-def name_image(engine: Engine, image: DeviceImage, reference: str, *, bundle: Path, replaced: TaggedImage | None) -> None:
+def tag_bundle_image(engine: Engine, image: DeviceImage, reference: str, *, bundle: Path, replaced: TaggedImage | None) -> None:
     """Tag the image of a finished bundle, and remove the image of the bundle that it replaced if no other bundle refers to it.
 
     Which bundles refer to an image is recorded in the cache, by the path of each bundle's folder.

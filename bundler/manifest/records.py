@@ -16,30 +16,30 @@ __all__ = [
     "AccuracyRecord",
     "BoxesRecord",
     "CalibrationRecord",
+    "ComparedTensor",
+    "CrossTargetRecord",
     "Evidence",
-    "FleetRecord",
+    "ExecutionPair",
+    "FallbackRecord",
     "Identifier",
     "ImageRecord",
+    "LayerComparisonRecord",
     "LayerRecord",
-    "LedgerPair",
-    "LedgerRecord",
-    "LedgerTensor",
     "Manifest",
     "ModeRecord",
     "ModelRecord",
     "OnnxRecord",
     "PreprocessingRecord",
     "QuantizationRecord",
-    "RecoveryRecord",
     "ReleaseNumber",
+    "RoundingRecord",
     "RunnerRecord",
     "SaturationRecord",
     "Sha256",
-    "StepsApart",
+    "StepDifferences",
     "TargetRecord",
     "TensorName",
     "TensorRecord",
-    "TieRecord",
     "TrainingRecord",
     "Verdict",
     "WeightsRecord",
@@ -223,7 +223,7 @@ class TrainingRecord(_Record):
     ] = {}
 
 
-class RecoveryRecord(_Record):
+class FallbackRecord(_Record):
     """A step of the accuracy fallback, which was tried because INT8 lost more accuracy than allowed."""
 
     step: Text
@@ -259,13 +259,13 @@ class QuantizationRecord(_Record):
         Field(description="options beyond torch's default qconfig, from the target's profile or the accuracy fallback"),
     ]
     recovery: Annotated[
-        tuple[RecoveryRecord, ...], Field(description="steps of the accuracy fallback, in the order in which they were tried")
+        tuple[FallbackRecord, ...], Field(description="steps of the accuracy fallback, in the order in which they were tried")
     ] = ()
     optimization_levels: Annotated[
         dict[Text, Sha256], Field(description="graph optimization level: digest of the outputs on the build host")
     ]
     saturation: tuple[SaturationRecord, ...]
-    ties: tuple[TieRecord, ...]
+    ties: tuple[RoundingRecord, ...]
     layers: Annotated[
         tuple[LayerRecord, ...], Field(description="torch's INT8 on the golden images, layer by layer as they are executed")
     ] = ()
@@ -279,7 +279,7 @@ class LayerRecord(_Record):
     output_sqnr_db: Annotated[float | None, Field(description="null where its outputs are equal")]
 
 
-class StepsApart(_Record):
+class StepDifferences(_Record):
     """How many values of one tensor are equal in two executions, differ by one quantization step, and by more."""
 
     equal: int
@@ -287,7 +287,7 @@ class StepsApart(_Record):
     more: int
 
 
-class LedgerPair(_Record):
+class ExecutionPair(_Record):
     """Two executions of the same INT8 network on the golden images."""
 
     first: Text
@@ -296,25 +296,27 @@ class LedgerPair(_Record):
     top1_agreement: Annotated[float | None, Field(description="share of the golden images; null for a detector")]
 
 
-class LedgerTensor(_Record):
+class ComparedTensor(_Record):
     """A quantized tensor of the first golden image."""
 
     layer: Text
-    apart: Annotated[tuple[StepsApart | None, ...], Field(description="one for each pair; null where torch has no such tensor")]
+    apart: Annotated[
+        tuple[StepDifferences | None, ...], Field(description="one for each pair; null where torch has no such tensor")
+    ]
 
 
-class LedgerRecord(_Record):
+class LayerComparisonRecord(_Record):
     """Layer-wise comparison of torch's INT8 and ONNX Runtime, in the order of execution.
 
     Of a tensor with more than 16,384 values, 16,384 evenly spaced ones are compared.
     """
 
     executions: tuple[Text, ...]
-    pairs: tuple[LedgerPair, ...]
-    tensors: tuple[LedgerTensor, ...]
+    pairs: tuple[ExecutionPair, ...]
+    tensors: tuple[ComparedTensor, ...]
 
 
-class TieRecord(_Record):
+class RoundingRecord(_Record):
     """An operator that rounds in float; every possible input was tried with every way of rounding that CPUs use."""
 
     operator: Text
@@ -445,7 +447,7 @@ def overall_verdict(evidence: Iterable[Evidence]) -> Verdict:
     return "passed" if verdicts == {"passed"} else "not_run"
 
 
-class FleetRecord(_Record):
+class CrossTargetRecord(_Record):
     """Cross-target verification: the same file, executed on the CPUs of another target."""
 
     target: Name
@@ -472,8 +474,8 @@ class ModeRecord(_Record):
     ] = None
     quantization: QuantizationRecord | None
     evidence: tuple[Evidence, ...]
-    fleet: tuple[FleetRecord, ...] = ()
-    ledger: Annotated[LedgerRecord | None, Field(description="null for a float mode")] = None
+    fleet: tuple[CrossTargetRecord, ...] = ()
+    ledger: Annotated[LayerComparisonRecord | None, Field(description="null for a float mode")] = None
 
 
 class WheelRecord(_Record):

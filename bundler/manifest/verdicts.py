@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bundler.manifest.records import Evidence, FleetRecord, ModeRecord, QuantizationRecord, Verdict
+from bundler.manifest.records import CrossTargetRecord, Evidence, ModeRecord, QuantizationRecord, Verdict
 
 __all__ = ["exactness_obstacles", "judge_exactness", "judge_mode", "judged", "reference_digest"]
 
@@ -34,7 +34,7 @@ def judge_mode(evidence: Sequence[Evidence]) -> tuple[bool, str]:
 
 
 def judge_exactness(
-    quantization: QuantizationRecord | None, evidence: Sequence[Evidence], fleet: Sequence[FleetRecord]
+    quantization: QuantizationRecord | None, evidence: Sequence[Evidence], fleet: Sequence[CrossTargetRecord]
 ) -> tuple[bool, str]:
     """Return whether a mode is bit-exact, and why.
 
@@ -59,7 +59,7 @@ def judge_exactness(
     return True, f"on {', '.join(item.cpu for item in executed)}" + (f"; not run on {', '.join(left)}" if left else "")
 
 
-def reference_digest(evidence: Sequence[Evidence], fleet: Sequence[FleetRecord]) -> str | None:
+def reference_digest(evidence: Sequence[Evidence], fleet: Sequence[CrossTargetRecord]) -> str | None:
     """Return the digest of the outputs with which those of other CPUs are compared; None if the mode was not executed.
 
     It is that of the first CPU that executed the mode, the CPUs of the bundle's own target first.
@@ -81,7 +81,7 @@ def exactness_obstacles(quantization: QuantizationRecord) -> list[str]:
     return obstacles
 
 
-def judged(mode: ModeRecord, evidence: Sequence[Evidence], fleet: Sequence[FleetRecord]) -> ModeRecord:
+def judged(mode: ModeRecord, evidence: Sequence[Evidence], fleet: Sequence[CrossTargetRecord]) -> ModeRecord:
     """Return the mode with other evidence; support and exactness are judged from that evidence."""
     supported, reason = judge_mode(evidence)
     exact, exact_reason = judge_exactness(mode.quantization, evidence, fleet)

@@ -15,12 +15,12 @@ from bundler.packaging.layer_plot import plot_layers
 from bundler.packaging.rendering import markdown, render
 from bundler.targets import TargetProfile
 
-__all__ = ["write_papers"]
+__all__ = ["write_documents"]
 
 _FREE_TEXT = frozenset({"reason", "exact_reason", "machine", "source", "detail", "step", "row"})
 
 
-def write_papers(bundle: Path, manifest: Manifest, target: TargetProfile, *, image_reference: str) -> None:
+def write_documents(bundle: Path, manifest: Manifest, target: TargetProfile, *, image_reference: str) -> None:
     """Write the rendered documents, the manifest, and the checksums of all files."""
     context = _context(manifest)
     context["image"] = {

@@ -23,12 +23,12 @@ __all__ = [
     "MOST_ENTRIES",
     "NAME",
     "Folder",
-    "belongs",
-    "largest",
+    "damaged_bundle",
+    "is_bundle_file",
     "open_bundle",
     "open_file",
     "plain_tree",
-    "refusal",
+    "size_limit",
 ]
 
 # What a bundle may contain; a file of any other name is refused.
@@ -107,7 +107,7 @@ def plain_tree(directory: Path, root: int) -> Mapping[str, int]:
     if sum(sizes.values()) > LARGEST_BUNDLE:
         problems.append(f"it is larger than {LARGEST_BUNDLE:,} bytes")
     if problems:
-        raise refusal(directory, problems)
+        raise damaged_bundle(directory, problems)
     return sizes
 
 
@@ -151,16 +151,16 @@ def _problem(folder: str, name: str, status: os.stat_result) -> str:
         return f"is a hard link: the file has {status.st_nlink} names"
     if not NAME.fullmatch(name):
         return "has a name with characters other than letters, digits, `.`, `_` and `-`, or with more than 128 characters"
-    limit = largest(f"{folder}/{name}" if folder else name)
+    limit = size_limit(f"{folder}/{name}" if folder else name)
     return f"is larger than {limit:,} bytes" if status.st_size > limit else ""
 
 
-def largest(path: str) -> int:
+def size_limit(path: str) -> int:
     """Return the size limit of a file in bytes."""
     return LARGEST_FILE if "/" in path else DOCUMENTS.get(path, LARGEST_DOCUMENT)
 
 
-def belongs(path: str) -> bool:
+def is_bundle_file(path: str) -> bool:
     """Return whether a bundle can contain a file with that path."""
     folder, _, name = path.rpartition("/")
     return name.endswith(FOLDERS.get(folder, ())) if folder else name in FILES or name.endswith(".service")
@@ -179,7 +179,7 @@ def open_file(root: int, path: str) -> BinaryIO:
         return open_regular(name, folder=descriptor)
 
 
-def refusal(directory: Path, problems: list[str]) -> BundleDamagedError:
+def damaged_bundle(directory: Path, problems: list[str]) -> BundleDamagedError:
     """Return the error that lists the first 20 problems."""
     more = f", and {len(problems) - 20} more" if len(problems) > 20 else ""
     return BundleDamagedError(

@@ -13,7 +13,15 @@ from bundler.errors import BundleDamagedError
 from bundler.manifest import Manifest, parse_manifest
 from bundler.packaging.checksums import CHECKSUMS, parse_checksums
 from bundler.packaging.consistency import array_problems, disagreements
-from bundler.packaging.plain_tree import LARGEST_FILE, belongs, largest, open_bundle, open_file, plain_tree, refusal
+from bundler.packaging.plain_tree import (
+    LARGEST_FILE,
+    damaged_bundle,
+    is_bundle_file,
+    open_bundle,
+    open_file,
+    plain_tree,
+    size_limit,
+)
 from bundler.packaging.runner_document import read_runner_document
 
 __all__ = ["CheckedBundle", "check_bundle"]
@@ -52,7 +60,7 @@ class CheckedBundle:
         with open_bundle(self.directory) as root:
             for path, digest in self.digests.items():
                 if _copy(root, path, folder / path) != digest:
-                    raise refusal(self.directory, [f"{path} has changed while it was read"])
+                    raise damaged_bundle(self.directory, [f"{path} has changed while it was read"])
         lines = [f"{digest}  {path}\n" for path, digest in sorted(self.digests.items())]
         (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
@@ -80,16 +88,16 @@ def check_bundle(directory: Path) -> CheckedBundle:
         problems = [f"{name} is missing" for name in sorted(listed.keys() - sizes)]
         problems += [f"{name} is not in {CHECKSUMS}" for name in sorted(sizes.keys() - listed.keys() - {CHECKSUMS})]
         for name in sorted(sizes.keys() & listed.keys()):
-            if not belongs(name):
+            if not is_bundle_file(name):
                 problems.append(f"{name} does not belong to a bundle")
             elif _digest(root, name, documents) != listed[name]:
                 problems.append(f"{name} has changed")
         if problems:
-            raise refusal(directory, problems)
+            raise damaged_bundle(directory, problems)
         runner = read_runner_document(documents[RUNNER_JSON], directory / RUNNER_JSON)
         problems = [*disagreements(manifest, runner, listed, sizes), *array_problems(root, sizes)]
         if problems:
-            raise refusal(directory, problems)
+            raise damaged_bundle(directory, problems)
     return CheckedBundle(directory=directory, manifest=manifest, runner=runner, digests=listed)
 
 
@@ -105,7 +113,7 @@ def _require_layout(directory: Path, sizes: Mapping[str, int]) -> None:
 def _listed(directory: Path, root: int) -> Mapping[str, str]:
     try:
         with open_file(root, CHECKSUMS) as file:
-            return parse_checksums(file.read(largest(CHECKSUMS)))
+            return parse_checksums(file.read(size_limit(CHECKSUMS)))
     except OSError as error:
         reason = error.strerror or str(error)
     except ValueError as error:
@@ -116,7 +124,7 @@ def _listed(directory: Path, root: int) -> Mapping[str, str]:
 def _document(directory: Path, root: int, name: str, kind: str) -> bytes:
     try:
         with open_file(root, name) as file:
-            return file.read(largest(name))
+            return file.read(size_limit(name))
     except OSError as error:
         raise BundleDamagedError(f"{directory / name} is not {kind}: {error.strerror}", next_step=_NEXT_STEP) from error
 

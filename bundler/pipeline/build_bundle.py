@@ -11,7 +11,7 @@ from bundler.errors import BundleDamagedError, VerificationFailedError
 from bundler.files.sha256 import sha256_of
 from bundler.images.image_tags import TaggedImage
 from bundler.manifest import Manifest, read_manifest
-from bundler.packaging.placing import workshop
+from bundler.packaging.installation import staging_directory
 from bundler.packaging.staging import stage
 from bundler.pipeline.inputs import Inputs, load_inputs
 from bundler.pipeline.manifest_assembly import assemble_manifest, quantization_record
@@ -44,7 +44,7 @@ def build_bundle(job: BuildJob) -> Bundle:
         VerificationFailedError: a mode gave wrong results on a CPU.
     """
     console.heading(f"{job.variant.name} for {job.target.name}: {', '.join(job.modes)}")
-    with workshop(job.directory) as workspace, available_engine() as engine:
+    with staging_directory(job.directory) as workspace, available_engine() as engine:
         bundle = workspace / job.variant.name
         (bundle / "models").mkdir(parents=True)
         inputs = load_inputs(job)

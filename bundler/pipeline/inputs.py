@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundler import console
-from bundler.data.calibration_images import Dataset, load_pictures, require_unlike, synthetic_pictures
-from bundler.data.labelled_boxes import DetectionPictures, load_detection_pictures, load_detection_split
-from bundler.data.labelled_images import LabelledPictures, Split, load_split, load_validation
+from bundler.data.calibration_images import CalibrationImages, load_calibration_images, require_unlike, synthetic_images
+from bundler.data.labelled_boxes import DetectionImages, load_detection_images, load_detection_split
+from bundler.data.labelled_images import LabelledImages, Split, load_split, load_validation
 from bundler.models.checkpoints import LoadedWeights, load_weights
 from bundler.models.registry import load_parser
 from bundler.plan import BuildJob, QatRequest
 from bundler.quantization.quantized_model import CalibrationSet
 from bundler.resources import cache_directory
-from bundler.training_options import TrainingRecipe
+from bundler.training_options import TrainingOptions
 from bundler.visible import visible
 
 __all__ = ["Inputs", "LabelledInputs", "TrainingInputs", "load_inputs", "more_calibration_images"]
@@ -26,8 +26,8 @@ __all__ = ["Inputs", "LabelledInputs", "TrainingInputs", "load_inputs", "more_ca
 INITIALIZATION_IMAGES = 16  # for the BatchNorm statistics of random weights
 MORE = 4  # times as many calibration images, if more are needed
 
-Labelled = LabelledPictures | DetectionPictures
-LabelledSplit = Split[LabelledPictures] | Split[DetectionPictures]
+Labelled = LabelledImages | DetectionImages
+LabelledSplit = Split[LabelledImages] | Split[DetectionImages]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class TrainingInputs:
     """Images to train on, the options of the training, and the file from which an interrupted training resumes."""
 
     images: Labelled
-    recipe: TrainingRecipe
+    recipe: TrainingOptions
     checkpoint: Path
 
 
@@ -69,7 +69,7 @@ def load_inputs(job: BuildJob) -> Inputs:
         job.variant,
         parser=load_parser(job.variant),
         num_classes=request.num_classes,
-        pictures=lambda: synthetic_pictures(job.preprocessing, count=INITIALIZATION_IMAGES, seed=job.seed).pictures,
+        pictures=lambda: synthetic_images(job.preprocessing, count=INITIALIZATION_IMAGES, seed=job.seed).pictures,
         seed=job.seed,
         cfg=request.cfg,
         key=request.key,
@@ -89,14 +89,14 @@ def load_inputs(job: BuildJob) -> Inputs:
     )
 
 
-def _load_calibration(job: BuildJob) -> tuple[Dataset, NDArray[np.float32]]:
+def _load_calibration(job: BuildJob) -> tuple[CalibrationImages, NDArray[np.float32]]:
     """Return the calibration images and the golden inputs, which are taken from the same folder."""
     request, count = job.calibration, job.target.verification.golden_inputs
     if request.folder is None:
         console.warn("calibrating with SYNTHETIC images; give images like those of the device with --calibration DIR")
-        synthetic = synthetic_pictures(job.preprocessing, count=request.pictures + count, seed=job.seed + 1)
+        synthetic = synthetic_images(job.preprocessing, count=request.pictures + count, seed=job.seed + 1)
         return synthetic.split(count)
-    images = load_pictures(request.folder, job.preprocessing, count=request.pictures + count, seed=job.seed)
+    images = load_calibration_images(request.folder, job.preprocessing, count=request.pictures + count, seed=job.seed)
     calibration, golden = images.split(count)
     name = f"the {len(golden)} golden images, the last of those that the seed chose from {visible(request.folder)},"
     require_unlike(golden, job.preprocessing, name)
@@ -125,13 +125,11 @@ def _load_split(job: BuildJob, request: QatRequest, weights: LoadedWeights) -> L
 
 def _load_validation(job: BuildJob, data: Path, weights: LoadedWeights) -> Labelled:
     if job.variant.task == "detection":
-        return load_detection_pictures(
-            data, job.preprocessing, num_classes=weights.num_classes, class_names=weights.class_names
-        )
+        return load_detection_images(data, job.preprocessing, num_classes=weights.num_classes, class_names=weights.class_names)
     return load_validation(data, job.preprocessing, num_classes=weights.num_classes)
 
 
-def _checkpoint(job: BuildJob, recipe: TrainingRecipe, weights: LoadedWeights, images: Labelled) -> Path:
+def _checkpoint(job: BuildJob, recipe: TrainingOptions, weights: LoadedWeights, images: Labelled) -> Path:
     """Return the file of a training's state; its name covers everything on which the trained weights depend."""
     network = sorted(weights.options.items())
     choices = (job.int8_scope, recipe, job.target.quantization, job.preprocessing, job.seed, network)
@@ -141,13 +139,13 @@ def _checkpoint(job: BuildJob, recipe: TrainingRecipe, weights: LoadedWeights, i
     return folder / f"{job.identifier}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:16]}.pt"
 
 
-def more_calibration_images(job: BuildJob, inputs: Inputs) -> Dataset | None:
+def more_calibration_images(job: BuildJob, inputs: Inputs) -> CalibrationImages | None:
     """Return four times as many calibration images, without the golden inputs; None if the folder has no more."""
     request, golden = job.calibration, len(inputs.golden)
     asked = request.pictures + golden
     if request.folder is None or len(inputs.calibration.images) < request.pictures:
         return None
-    images = load_pictures(request.folder, job.preprocessing, count=MORE * asked, seed=job.seed)
+    images = load_calibration_images(request.folder, job.preprocessing, count=MORE * asked, seed=job.seed)
     if len(images) <= asked:
         return None
     kept = [index for index in range(len(images)) if not request.pictures <= index < asked]

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 
-from bundler.data.calibration_images import Dataset
+from bundler.data.calibration_images import CalibrationImages
 from bundler.data.preprocessing import Preprocessing
 from bundler.engines.container_engine import Engine
 from bundler.engines.engine_availability import NoEngine
@@ -23,10 +23,10 @@ from bundler.manifest import (
     OnnxRecord,
     PreprocessingRecord,
     QuantizationRecord,
+    RoundingRecord,
     SaturationRecord,
     TargetRecord,
     TensorRecord,
-    TieRecord,
     TrainingRecord,
     WeightsRecord,
     judge_exactness,
@@ -161,14 +161,14 @@ def quantization_record(job: BuildJob, built: BuiltMode) -> QuantizationRecord |
             for proof in graph.saturation
         ),
         ties=tuple(
-            TieRecord(
+            RoundingRecord(
                 operator=proof.operator,
                 op_type=proof.op_type,
                 inputs=proof.inputs,
                 ambiguous=proof.ambiguous_before,
-                nudge=proof.nudge,
+                nudge=proof.factor,
             )
-            for proof in graph.ties
+            for proof in graph.perturbations
         ),
         layers=tuple(
             LayerRecord(
@@ -186,7 +186,7 @@ def _finite(sqnr_db: float | None) -> float | None:
     return None if sqnr_db is None or math.isinf(sqnr_db) else sqnr_db
 
 
-def _calibration(job: BuildJob, calibration: Dataset) -> CalibrationRecord:
+def _calibration(job: BuildJob, calibration: CalibrationImages) -> CalibrationRecord:
     return CalibrationRecord(
         source=calibration.source,
         count=len(calibration),

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bundler import console
-from bundler.data.calibration_images import Dataset
-from bundler.evaluation.accuracy import AccuracyTest, prepare_test, require_accuracy, suspect
+from bundler.data.calibration_images import CalibrationImages
+from bundler.device.numerics import sqnr_db, top1_agreement
+from bundler.evaluation.accuracy import AccuracyTest, prepare_accuracy_test, require_accuracy, suspect
 from bundler.evaluation.accuracy_fallback import AccuracyFallback, Attempt
 from bundler.evaluation.training_objectives import training_objective
-from bundler.graphs.comparison import sqnr_db, top1_agreement
 from bundler.graphs.exported_graph import ExportedGraph
 from bundler.graphs.exporter import export_onnx
 from bundler.graphs.host_runs import (
@@ -28,13 +28,13 @@ from bundler.graphs.host_runs import (
     require_informative,
     run_reference,
 )
-from bundler.manifest import AccuracyRecord, BoxesRecord, RecoveryRecord, summarize_accuracy
+from bundler.manifest import AccuracyRecord, BoxesRecord, FallbackRecord, summarize_accuracy
 from bundler.models.network import Network, load_network
 from bundler.models.specs import Mode
 from bundler.packaging.staging import GoldenMode, model_path, samples_of
 from bundler.pipeline.inputs import Inputs, TrainingInputs, more_calibration_images
 from bundler.plan import BuildJob, PtqRequest
-from bundler.quantization import LayerNoise, double_precision, measure_layers, quantized_engine
+from bundler.quantization import LayerSqnr, double_precision, measure_layers, quantized_engine
 from bundler.quantization.quantized_model import QuantizedModel, TrainingRun, quantize_aware, quantize_post_training
 from bundler.targets import OptimizationLevel
 from bundler.verification.layer_comparison import Trace
@@ -54,11 +54,11 @@ class QuantizedMode:
     """
 
     model: QuantizedModel
-    calibration: Dataset
-    steps: tuple[RecoveryRecord, ...]
+    calibration: CalibrationImages
+    steps: tuple[FallbackRecord, ...]
     torch: Trace
     levels: Mapping[OptimizationLevel, str]
-    layers: tuple[LayerNoise, ...]
+    layers: tuple[LayerSqnr, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def build_modes(job: BuildJob, inputs: Inputs, *, bundle: Path, workspace: Path)
     if job.fp32 or inputs.labelled is not None:
         graph = build.float_graph()
         if inputs.labelled is not None:
-            test = prepare_test(graph, inputs.labelled.validation, level=job.target.runtime.graph_optimization_level)
+            test = prepare_accuracy_test(graph, inputs.labelled.validation, level=job.target.runtime.graph_optimization_level)
             suspicions = suspect(graph, test, inputs.weights.claims) if inputs.weights.trained else ()
             training = None if inputs.labelled.training is None else (inputs.labelled.training, test)
         modes["fp32"] = build.checked(graph, reference, None if test is None else test.fp32, None)
@@ -199,7 +199,7 @@ class _ModeBuilder:
             )
 
     def _quantized(
-        self, mode: Mode, model: QuantizedModel, graph: ExportedGraph, calibration: Dataset, measured: Attempt | None
+        self, mode: Mode, model: QuantizedModel, graph: ExportedGraph, calibration: CalibrationImages, measured: Attempt | None
     ) -> BuiltMode:
         """Move the graph into the bundle, and compare it with torch; `measured` is None if there are no labelled images."""
         graph = replace(graph, path=graph.path.rename(self.bundle / model_path(mode)))

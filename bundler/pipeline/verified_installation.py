@@ -8,11 +8,11 @@ from pathlib import Path
 
 from bundler import console
 from bundler.images.device_image import DeviceImage
-from bundler.images.image_tags import TaggedImage, name_image
+from bundler.images.image_tags import TaggedImage, tag_bundle_image
 from bundler.manifest import ImageRecord, Manifest, WheelRecord
 from bundler.packaging.archive import write_archive
-from bundler.packaging.documents import write_papers
-from bundler.packaging.placing import place
+from bundler.packaging.documents import write_documents
+from bundler.packaging.installation import install_bundle
 from bundler.targets import TargetProfile
 from bundler.verification.executors import ContainerExecutor
 from bundler.verification.session import VerificationRequest, VerificationResult, VerificationSession
@@ -58,7 +58,7 @@ def verify_and_install(
             console.step(f"Writing {installation.directory}")
             _install(session, installation, installation.directory)
         if installation.named_for is not None and isinstance(executor, ContainerExecutor):
-            name_image(
+            tag_bundle_image(
                 executor.engine,
                 executor.image,
                 installation.reference,
@@ -70,12 +70,12 @@ def verify_and_install(
 
 def _install(session: VerificationSession, installation: Installation, directory: Path) -> None:
     bundle, manifest = session.bundle.directory, installation.manifest
-    write_papers(bundle, manifest, session.target, image_reference=installation.reference)
+    write_documents(bundle, manifest, session.target, image_reference=installation.reference)
     archive = None
     if installation.archive is not None:
         archive = session.workspace / installation.archive.name
         write_archive(bundle, archive, root=manifest.bundle)
-    place(bundle, directory, archive=archive, archive_path=installation.archive)
+    install_bundle(bundle, directory, archive=archive, archive_path=installation.archive)
 
 
 def default_reference(model: str, target: TargetProfile, image: DeviceImage | None) -> str:

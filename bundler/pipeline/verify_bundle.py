@@ -11,9 +11,9 @@ from bundler import console
 from bundler.engines.engine_availability import available_engine
 from bundler.errors import BundleDamagedError, BundleNotFoundError, UntrustedBundleError
 from bundler.files.sha256 import sha256_of
-from bundler.manifest import Evidence, FleetRecord, ImageRecord, Manifest, ModeRecord, Verdict, judged, overall_verdict
+from bundler.manifest import CrossTargetRecord, Evidence, ImageRecord, Manifest, ModeRecord, Verdict, judged, overall_verdict
 from bundler.models.specs import Mode
-from bundler.packaging.placing import recover, recover_all, workshop
+from bundler.packaging.installation import complete_installation, complete_installations, staging_directory
 from bundler.packaging.reading import CheckedBundle, check_bundle
 from bundler.pipeline.verified_installation import Installation, default_reference, image_record, verify_and_install
 from bundler.targets import TargetProfile
@@ -49,7 +49,7 @@ class Verification:
 
     directory: Path
     evidence: Mapping[Mode, tuple[Evidence, ...]]
-    fleet: Mapping[Mode, tuple[FleetRecord, ...]]
+    fleet: Mapping[Mode, tuple[CrossTargetRecord, ...]]
     contradictions: tuple[Contradiction, ...]
     manifest: Manifest
     rewritten: bool
@@ -66,7 +66,7 @@ def find_bundles(output: Path, target: TargetProfile) -> tuple[Path, ...]:
         BundleNotFoundError: there is none.
     """
     folder = output / target.name
-    recover_all(folder)
+    complete_installations(folder)
     found = sorted(path.parent for path in folder.glob("*/manifest.json") if not path.parent.name.startswith("."))
     bundles = tuple(path for path in found if path.suffix != ".failed")
     if not bundles:
@@ -92,7 +92,7 @@ def verify_bundle(directory: Path, target: TargetProfile, options: VerifyOptions
         UntrustedBundleError: it was built on a base image that `base_image` does not name.
         EngineError: the engine or an image failed.
     """
-    recover(directory.resolve())
+    complete_installation(directory.resolve())
     checked = check_bundle(directory)
     manifest = checked.manifest
     console.heading(f"{manifest.bundle} ({directory})")
@@ -100,7 +100,7 @@ def verify_bundle(directory: Path, target: TargetProfile, options: VerifyOptions
     _require_target(checked, target)
     _require_base(manifest, options.base_image)
     home = directory.resolve()  # `.` has no name and no parent
-    with workshop(home) as workspace, available_engine() as engine:
+    with staging_directory(home) as workspace, available_engine() as engine:
         bundle = workspace / manifest.model.name
         checked.copy_to(bundle)
         session = VerificationSession(

@@ -12,7 +12,7 @@ from bundler.quantization.eager import (
 )
 from bundler.quantization.equalization import equalize_channels
 from bundler.quantization.integer_trace import TorchTensor, trace_integers
-from bundler.quantization.layer_sqnr import LayerNoise, measure_layers
+from bundler.quantization.layer_sqnr import LayerSqnr, measure_layers
 from bundler.quantization.mixed_precision import FloatBlock, find_float_blocks, with_float_blocks
 from bundler.quantization.precision import double_precision
 from bundler.quantization.preparation import load_fuse_prepare
@@ -25,7 +25,7 @@ __all__ = [
     "DeQuantStub",
     "FloatBlock",
     "FloatFunctional",
-    "LayerNoise",
+    "LayerSqnr",
     "QuantStub",
     "QuantizationProfile",
     "TorchTensor",

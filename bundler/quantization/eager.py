@@ -138,7 +138,7 @@ class _Detector(Protocol):
 def output_layers(model: nn.Module) -> list[nn.Module]:
     """Return the layers that compute a network's outputs: a detector's prediction layers or a classifier's last linear layer.
 
-    The exported graph has their dequantized int32 accumulators as outputs (`bundler.graphs.passes.integer_outputs`). The list
+    The exported graph has their dequantized int32 accumulators as outputs (`bundler.graphs.passes.logits_rounding`). The list
     is empty for a classifier that ends with a convolution.
 
     Args:

@@ -1,4 +1,4 @@
-"""LayerNoise: the SQNR of each layer's weights and outputs against the float network, in order of execution."""
+"""LayerSqnr: the SQNR of each layer's weights and outputs against the float network, in order of execution."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from bundler.quantization.eager import output_layers
 from bundler.quantization.precision import double_precision
 from bundler.quantization.weight_rounding import product, replaced_forwards
 
-__all__ = ["LayerNoise", "measure_layers"]
+__all__ = ["LayerSqnr", "measure_layers"]
 
 _OBSERVER = ".activation_post_process"  # of a FloatFunctional, whose own `forward` is not called
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerNoise:
+class LayerSqnr:
     """Signal-to-quantization-noise ratios of one layer in dB.
 
     Args:
@@ -52,11 +52,11 @@ class _Power:
         return decibels(self.signal, self.noise)
 
 
-def measure_layers(reference: nn.Module, converted: nn.Module, batches: Iterable[Tensor]) -> tuple[LayerNoise, ...]:
+def measure_layers(reference: nn.Module, converted: nn.Module, batches: Iterable[Tensor]) -> tuple[LayerSqnr, ...]:
     """Run both networks on the same images and compare the outputs of each layer.
 
     The reference is computed in float64. The layers that compute the network's outputs are compared before their results are
-    rounded to 8 bits, as in the exported graph (`bundler.graphs.passes.integer_outputs`).
+    rounded to 8 bits, as in the exported graph (`bundler.graphs.passes.logits_rounding`).
 
     Args:
         reference: the prepared network with its float weights, before `round_weights`; its observers record nothing here.
@@ -93,7 +93,7 @@ def measure_layers(reference: nn.Module, converted: nn.Module, batches: Iterable
         for hook in hooks:
             hook.remove()
     return tuple(
-        LayerNoise(
+        LayerSqnr(
             name=name.removesuffix(_OBSERVER),
             weight_sqnr_db=_weight_sqnr_db(originals[name], layers[name]),
             output_sqnr_db=power.sqnr_db,

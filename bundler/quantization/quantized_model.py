@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from bundler import console
-from bundler.data.calibration_images import Dataset
+from bundler.data.calibration_images import CalibrationImages
 from bundler.quantization.eager import calibrate, convert
 from bundler.quantization.equalization import equalize_channels
-from bundler.quantization.training import Objective, Pictures, TrainingProgress, TrainingRecord, train
+from bundler.quantization.training import ImageBatches, Objective, TrainingProgress, TrainingResult, train
 from bundler.quantization.weight_rounding import count_layers, round_weights
 from bundler.targets import QuantizationProfile
-from bundler.training_options import TrainingRecipe
+from bundler.training_options import TrainingOptions
 
 __all__ = [
     "CalibrationSet",
@@ -47,7 +47,7 @@ class PreparableNetwork(Protocol):
 class CalibrationSet:
     """Calibration images, the batch size, and the seed of the draws that weight rounding makes from their activations."""
 
-    images: Dataset
+    images: CalibrationImages
     batch_size: int
     seed: int
 
@@ -56,10 +56,10 @@ class CalibrationSet:
 class TrainingRun:
     """Images to train on, the objective and what its score measures, the options, and the file to resume from."""
 
-    images: Pictures
+    images: ImageBatches
     objective: Objective
     measure: str
-    recipe: TrainingRecipe
+    recipe: TrainingOptions
     checkpoint: Path
     seed: int
 
@@ -68,8 +68,8 @@ class TrainingRun:
 class CompletedTraining:
     """The scores of a training, its options, and the digest of the images that it trained on."""
 
-    record: TrainingRecord
-    recipe: TrainingRecipe
+    record: TrainingResult
+    recipe: TrainingOptions
     data_sha256: str
 
 
@@ -138,7 +138,7 @@ def quantize_aware(
     )
 
 
-def _train(prepared: nn.Module, run: TrainingRun) -> TrainingRecord:
+def _train(prepared: nn.Module, run: TrainingRun) -> TrainingResult:
     total = run.recipe.epochs * math.ceil(len(run.images) / run.recipe.batch_size)
     with console.progress("training", total) as advance:
         done = 0

@@ -25,9 +25,9 @@ from bundler.errors import TrainingError
 from bundler.quantization.deferred_signals import DeferredSignals
 from bundler.quantization.training_checkpoint import read_checkpoint, write_checkpoint
 from bundler.quantization.training_numerics import training_numerics
-from bundler.training_options import TrainingRecipe
+from bundler.training_options import TrainingOptions
 
-__all__ = ["Objective", "Pictures", "TrainingProgress", "TrainingRecord", "train"]
+__all__ = ["ImageBatches", "Objective", "TrainingProgress", "TrainingResult", "train"]
 
 SAVE_SECONDS = 120.0  # interval of the checkpoints within an epoch
 CALIBRATION_BATCHES = 8  # before the first step, so that the training starts with suitable ranges
@@ -35,7 +35,7 @@ THEN = " then "  # separates the settings of a machine before and after a traini
 MAX_GRADIENT_NORM = 1.0  # of all gradients together; fake quantization at the end of its range can give large gradients
 
 
-class Pictures(Protocol):
+class ImageBatches(Protocol):
     """Images in batches, normalized float32 [N, 3, H, W], with their labels if they have any.
 
     `batches` shuffles them if it is given a seed, and leaves out the first `skip` batches. `sha256` identifies the data.
@@ -53,7 +53,7 @@ class Objective(Protocol):
     """What is minimized, and the score by which the best epoch is chosen."""
 
     @property
-    def validation(self) -> Pictures:
+    def validation(self) -> ImageBatches:
         """The images that the score is measured on; they are not trained on."""
 
     def loss(self, model: nn.Module, images: Tensor, *labels: Tensor) -> tuple[Tensor, float | None]:
@@ -83,7 +83,7 @@ class TrainingProgress:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRecord:
+class TrainingResult:
     """The result of a training.
 
     Args:
@@ -105,15 +105,15 @@ class TrainingRecord:
 
 def train(
     prepared: nn.Module,
-    data: Pictures,
+    data: ImageBatches,
     objective: Objective,
-    options: TrainingRecipe,
+    options: TrainingOptions,
     *,
     checkpoint: Path,
     seed: int,
     report: Callable[[TrainingProgress], None],
     on_epoch: Callable[[int, float], None] = lambda _epoch, _score: None,
-) -> TrainingRecord:
+) -> TrainingResult:
     """Train a network in place; it ends in eval mode with the weights of the best epoch.
 
     A checkpoint is written after every epoch, every SAVE_SECONDS, and on an interrupt, always of the state between two steps: a
@@ -173,7 +173,7 @@ def train(
                 raise
     prepared.load_state_dict(state.best)
     prepared.eval()
-    return TrainingRecord(
+    return TrainingResult(
         pictures=len(data),
         validation_pictures=len(objective.validation),
         score_before=state.scores[0],
@@ -303,7 +303,7 @@ class _SaveTimer:
         return True
 
 
-def _calibrate(model: nn.Module, data: Pictures, options: TrainingRecipe) -> None:
+def _calibrate(model: nn.Module, data: ImageBatches, options: TrainingOptions) -> None:
     """Run some images through the observers; fake quantization supports float32 only."""
     model.eval()
     with torch.no_grad():
@@ -313,7 +313,7 @@ def _calibrate(model: nn.Module, data: Pictures, options: TrainingRecipe) -> Non
                 break
 
 
-def _groups(model: nn.Module, options: TrainingRecipe) -> list[dict[str, Any]]:
+def _groups(model: nn.Module, options: TrainingOptions) -> list[dict[str, Any]]:
     """Return parameter groups with weight decay for weights, and without for biases and BatchNorms (one dimension)."""
     parameters = list(model.parameters())
     return [
@@ -322,7 +322,7 @@ def _groups(model: nn.Module, options: TrainingRecipe) -> list[dict[str, Any]]:
     ]
 
 
-def _fingerprint(model: nn.Module, data: Pictures, validation: Pictures, options: TrainingRecipe, seed: int) -> str:
+def _fingerprint(model: nn.Module, data: ImageBatches, validation: ImageBatches, options: TrainingOptions, seed: int) -> str:
     """Return a digest of everything that the result of a training depends on."""
     parts = [asdict(options), seed, data.sha256, validation.sha256, bundler.__version__, str(torch.__version__)]
     digest = hashlib.sha256(json.dumps(parts).encode())
@@ -332,7 +332,7 @@ def _fingerprint(model: nn.Module, data: Pictures, validation: Pictures, options
     return digest.hexdigest()
 
 
-def _set_modes(model: nn.Module, epoch: int, options: TrainingRecipe) -> None:
+def _set_modes(model: nn.Module, epoch: int, options: TrainingOptions) -> None:
     """Set train mode, and freeze observers and BatchNorm statistics from the epochs on that the options specify."""
     model.train()
     model.apply(enable_observer if epoch < options.observers_epochs else disable_observer)
@@ -343,7 +343,7 @@ def _set_modes(model: nn.Module, epoch: int, options: TrainingRecipe) -> None:
                 module.eval()
 
 
-def _set_learning_rate(optimizer: torch.optim.Optimizer, options: TrainingRecipe, progress: float) -> None:
+def _set_learning_rate(optimizer: torch.optim.Optimizer, options: TrainingOptions, progress: float) -> None:
     """Cosine annealing to 0; `progress` is the share of all steps done. See docs/decisions/learning-rate-schedule.md."""
     for group in optimizer.param_groups:
         group["lr"] = options.learning_rate * (1 + math.cos(math.pi * progress)) / 2

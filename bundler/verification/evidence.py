@@ -19,7 +19,7 @@ from bundler.manifest import Evidence, RunnerRecord
 from bundler.targets import CpuProfile, TargetProfile
 from bundler.verification.device_answers import read_probe, read_selftest
 
-__all__ = ["Executor", "Expected", "prove_on_cpu", "prove_on_every_cpu"]
+__all__ = ["Executor", "Expected", "verify_on_cpu", "verify_on_every_cpu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Executor(Protocol):
         ...
 
 
-def prove_on_every_cpu(
+def verify_on_every_cpu(
     executor: Executor, target: TargetProfile, expected: Expected, *, pictures: int
 ) -> Iterator[dict[str, Evidence]]:
     """Yield, CPU after CPU of the profile, the evidence of each mode; `pictures` is how many images one CPU runs."""
@@ -63,10 +63,10 @@ def prove_on_every_cpu(
                 if ": image " in line:
                     advance(1)
 
-            yield prove_on_cpu(executor, target, cpu, expected, on_stderr_line=count)
+            yield verify_on_cpu(executor, target, cpu, expected, on_stderr_line=count)
 
 
-def prove_on_cpu(
+def verify_on_cpu(
     executor: Executor, target: TargetProfile, cpu: CpuProfile, expected: Expected, *, on_stderr_line: Callable[[str], None]
 ) -> dict[str, Evidence]:
     """Execute probe and selftest on one CPU.

@@ -20,7 +20,7 @@ from bundler.engines.container import RunResult
 from bundler.engines.emulation import Launch
 from bundler.errors import BundleDamagedError, EmulatorError
 from bundler.graphs.instrumentation import GraphTensor, instrument_file
-from bundler.manifest import LedgerPair, LedgerRecord, LedgerTensor, StepsApart
+from bundler.manifest import ComparedTensor, ExecutionPair, LayerComparisonRecord, StepDifferences
 from bundler.models.specs import Mode
 from bundler.packaging.arrays import read_arrays
 from bundler.packaging.staging import model_path
@@ -56,7 +56,7 @@ def _torch_path(bundle: Path, mode: str) -> Path:
 
 def compare_layers(
     bundle: Path, mode: Mode, *, level: OptimizationLevel, samples: int, places: Sequence[Place], workspace: Path
-) -> LedgerRecord:
+) -> LayerComparisonRecord:
     """Execute the instrumented graph of a mode in each place, and compare every pair of executions, torch's included.
 
     Args:
@@ -81,10 +81,10 @@ def compare_layers(
         traces[place.name] = _read(result, place.name)
     pairs = tuple(itertools.combinations(traces, 2))
     rows = tuple(
-        LedgerTensor(layer=tensor.layer, apart=tuple(_apart(traces[a], traces[b], tensor) for a, b in pairs))
+        ComparedTensor(layer=tensor.layer, apart=tuple(_apart(traces[a], traces[b], tensor) for a, b in pairs))
         for tensor in tensors
     )
-    return LedgerRecord(
+    return LayerComparisonRecord(
         executions=tuple(traces),
         pairs=tuple(_pair(traces, names, [row.apart[index] for row in rows], tensors) for index, names in enumerate(pairs)),
         tensors=rows,
@@ -112,23 +112,23 @@ def _read(result: RunResult, name: str) -> Trace:
     return read_arrays(base64.b64decode(result.stdout))
 
 
-def _apart(first: Trace, second: Trace, tensor: GraphTensor) -> StepsApart | None:
+def _apart(first: Trace, second: Trace, tensor: GraphTensor) -> StepDifferences | None:
     if tensor.name not in first or tensor.name not in second:
         return None
     steps = np.abs(first[tensor.name].astype(np.int16) - second[tensor.name].astype(np.int16))
-    return StepsApart(equal=int((steps == 0).sum()), one=int((steps == 1).sum()), more=int((steps > 1).sum()))
+    return StepDifferences(equal=int((steps == 0).sum()), one=int((steps == 1).sum()), more=int((steps > 1).sum()))
 
 
 def _pair(
     traces: Mapping[str, Trace],
     names: tuple[str, str],
-    apart: Sequence[StepsApart | None],
+    apart: Sequence[StepDifferences | None],
     tensors: Sequence[GraphTensor],
-) -> LedgerPair:
+) -> ExecutionPair:
     first, second = (traces[name][OUTPUTS] for name in names)
     count = min(len(first), len(second))
     parted = (tensor.layer for tensor, item in zip(tensors, apart, strict=True) if item and item.one + item.more)
-    return LedgerPair(
+    return ExecutionPair(
         first=names[0],
         second=names[1],
         parted=next(parted, None),

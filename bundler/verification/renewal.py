@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bundler.manifest import Evidence, FleetRecord, ModeRecord, judged
+from bundler.manifest import CrossTargetRecord, Evidence, ModeRecord, judged
 from bundler.models.specs import Mode
 
 __all__ = ["Contradiction", "renew"]
@@ -35,7 +35,7 @@ class Contradiction:
 
 
 def renew(
-    modes: Sequence[ModeRecord], seen: Mapping[Mode, Sequence[Evidence]], fleet: Mapping[Mode, Sequence[FleetRecord]]
+    modes: Sequence[ModeRecord], seen: Mapping[Mode, Sequence[Evidence]], fleet: Mapping[Mode, Sequence[CrossTargetRecord]]
 ) -> tuple[tuple[ModeRecord, ...], tuple[Contradiction, ...]]:
     """Return the modes with their renewed evidence, and the contradicted records.
 
@@ -50,7 +50,7 @@ def renew(
         recorded = {record.target: record.evidence for record in mode.fleet}
         for record in fleet.get(mode.name, ()):
             recorded[record.target] = _merged(mode, recorded.get(record.target, ()), record.evidence, contradictions)
-        others = tuple(FleetRecord(target=name, evidence=items) for name, items in recorded.items())
+        others = tuple(CrossTargetRecord(target=name, evidence=items) for name, items in recorded.items())
         renewed.append(judged(mode, evidence, others))
     return tuple(renewed), tuple(contradictions)
 

@@ -25,9 +25,9 @@ from bundler.errors import ImageError
 from bundler.files.sha256 import sha256_of
 from bundler.images.device_image import BUNDLE_LABEL, DeviceImage, ImageRequest, assemble_image, loaded_image
 from bundler.manifest import (
+    CrossTargetRecord,
     Evidence,
-    FleetRecord,
-    LedgerRecord,
+    LayerComparisonRecord,
     QuantizationRecord,
     Verdict,
     exactness_obstacles,
@@ -37,7 +37,7 @@ from bundler.models.specs import Mode
 from bundler.packaging.device_program import device_program_sha256
 from bundler.packaging.runner_document import read_runner_document
 from bundler.targets import TargetProfile, find_target
-from bundler.verification.evidence import Expected, prove_on_every_cpu
+from bundler.verification.evidence import Expected, verify_on_every_cpu
 from bundler.verification.executors import ContainerExecutor, HostExecutor
 from bundler.verification.layer_comparison import Place, compare_layers
 
@@ -101,8 +101,8 @@ class VerificationResult:
     engine: Engine | NoEngine
     image: DeviceImage | None
     evidence: OfEachMode
-    other_targets: Mapping[Mode, tuple[FleetRecord, ...]]
-    layer_comparisons: Mapping[Mode, LedgerRecord]
+    other_targets: Mapping[Mode, tuple[CrossTargetRecord, ...]]
+    layer_comparisons: Mapping[Mode, LayerComparisonRecord]
 
     @property
     def verdict(self) -> Verdict:
@@ -231,15 +231,15 @@ class VerificationSession:
         )
         images = sum(self.bundle.samples[mode] for mode in modes)
         evidence: dict[Mode, list[Evidence]] = {mode: [] for mode in modes}
-        for of_one_cpu in prove_on_every_cpu(executor, target, expected, pictures=images):
+        for of_one_cpu in verify_on_every_cpu(executor, target, expected, pictures=images):
             for mode in modes:
                 evidence[mode].append(of_one_cpu[mode])
                 _report(mode, of_one_cpu[mode])
         return {mode: tuple(items) for mode, items in evidence.items()}
 
-    def _across_targets(self, modes: Sequence[Mode]) -> Mapping[Mode, tuple[FleetRecord, ...]]:
+    def _across_targets(self, modes: Sequence[Mode]) -> Mapping[Mode, tuple[CrossTargetRecord, ...]]:
         """Return the evidence of each mode on the CPUs of every other target that the profile names, in images for those."""
-        records: dict[Mode, list[FleetRecord]] = {mode: [] for mode in modes}
+        records: dict[Mode, list[CrossTargetRecord]] = {mode: [] for mode in modes}
         for other in (find_target(name) for name in self.target.verification.also_verify_on) if modes else ():
             console.step(f"Comparing the outputs with those on the CPUs of {other.name}")
             try:
@@ -249,10 +249,10 @@ class VerificationSession:
                 console.warn(error.message)
                 evidence = dict.fromkeys(modes, _not_run(other, error.message))
             for mode in modes:
-                records[mode].append(FleetRecord(target=other.name, evidence=evidence[mode]))
+                records[mode].append(CrossTargetRecord(target=other.name, evidence=evidence[mode]))
         return {mode: tuple(items) for mode, items in records.items()}
 
-    def _compare_layers(self, executor: DeviceExecutor, request: VerificationRequest) -> Mapping[Mode, LedgerRecord]:
+    def _compare_layers(self, executor: DeviceExecutor, request: VerificationRequest) -> Mapping[Mode, LayerComparisonRecord]:
         modes = [mode for mode, record in request.modes.items() if record is not None]
         if request.compare == "nothing" or not modes:
             return {}
@@ -263,7 +263,7 @@ class VerificationSession:
             places = [host] if image is None else [host, image]
             return {mode: self._compare(mode, places) for mode in modes}
 
-    def _compare(self, mode: Mode, places: Sequence[Place]) -> LedgerRecord:
+    def _compare(self, mode: Mode, places: Sequence[Place]) -> LayerComparisonRecord:
         level, samples = self.bundle.document.graph_optimization_level, self.bundle.samples[mode]
         directory, workspace = self.bundle.directory, self.workspace
         return compare_layers(directory, mode, level=level, samples=samples, places=places, workspace=workspace)

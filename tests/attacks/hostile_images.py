@@ -352,18 +352,18 @@ CASES: dict[str, Case] = {
 
 def _load(kind: str, folder: Path) -> str:
     """Read a folder as the product does, in this process."""
-    from bundler.data.calibration_images import Preprocessing, load_pictures
-    from bundler.data.labelled_boxes import load_detection_pictures
+    from bundler.data.calibration_images import Preprocessing, load_calibration_images
+    from bundler.data.labelled_boxes import load_detection_images
     from bundler.data.labelled_images import load_validation
 
     crop = Preprocessing(resize=256, crop=224, interpolation="bilinear")
     if kind == "calibration":
-        images = load_pictures(folder, crop, count=2000, seed=0)
+        images = load_calibration_images(folder, crop, count=2000, seed=0)
         return f"{len(images)} read, {len(images.skipped)} skipped"
     if kind == "classes":
         labelled = load_validation(folder, crop, num_classes=2)
         return f"{sum(len(labels) for _, labels in labelled.batches(8))} read"
-    boxes = load_detection_pictures(
+    boxes = load_detection_images(
         folder, Preprocessing(resize=64, crop=64, interpolation="bilinear", fit="letterbox"), num_classes=2
     )
     return f"{sum(1 for _ in boxes)} read"

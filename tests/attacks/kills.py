@@ -28,7 +28,7 @@ from pathlib import Path
 from bundler.engines.container_engine import connect
 from bundler.engines.owner import OWNER_LABEL
 from bundler.errors import EngineUnavailableError
-from bundler.packaging.placing import find_leftovers, recover, remove_leftover
+from bundler.packaging.installation import complete_installation, find_leftovers, remove_leftover
 
 ROOT = Path(__file__).parents[2]
 BUNDLER = (sys.executable, "-c", "from bundler.cli import main; main()")
@@ -40,19 +40,19 @@ END_SECONDS = 120  # after a signal
 INSTALLING = """
 import sys, tarfile
 from pathlib import Path
-from bundler.interruption import InterruptedBySignal, end_by_signals
+from bundler.interruption import InterruptedBySignal, install_signal_handlers
 from bundler.packaging.checksums import write_checksums
-from bundler.packaging.placing import place, workshop
+from bundler.packaging.installation import install_bundle, staging_directory
 def install_once(directory, text):
-    with workshop(directory) as work:
+    with staging_directory(directory) as work:
         (work / "new").mkdir()
         (work / "new" / "model.onnx").write_text(text)
         write_checksums(work / "new")
         archive, archive_path = work / "archive", directory.with_name(f"{directory.name}.tar.gz")
         with tarfile.open(archive, "w:gz") as tar:
             tar.add(work / "new", arcname="resnet18")
-        place(work / "new", directory, archive=archive, archive_path=archive_path)
-end_by_signals()
+        install_bundle(work / "new", directory, archive=archive, archive_path=archive_path)
+install_signal_handlers()
 try:
     for number in range(100_000):
         install_once(Path(sys.argv[1]), f"{sys.argv[2]}-{number}")
@@ -163,7 +163,7 @@ def attack(subject: Subject, seed: int, number: int, seconds: float, counts: Cou
     between = subject.state()
     if number != signal.SIGKILL and (hidden := left_over(subject)):
         problems.append(f"after {seconds:.2f} s it left {hidden}")
-    recover(subject.directory)  # as every command does first
+    complete_installation(subject.directory)  # as every command does first
     after = subject.state()
     if not whole(after):
         problems.append(f"after {seconds:.2f} s and the next command, folder and archive are of different bundles")

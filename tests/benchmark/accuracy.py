@@ -34,8 +34,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
 from bundler import console
-from bundler.data.labelled_boxes import DetectionPictures
-from bundler.data.labelled_images import LabelledPictures
+from bundler.data.labelled_boxes import DetectionImages
+from bundler.data.labelled_images import LabelledImages
 from bundler.device.detections import agreeing, shown
 from bundler.device.numerics import sqnr_db
 from bundler.engines.container_engine import connect
@@ -168,10 +168,10 @@ def _graphs(jobs: list[BuildJob], task: Task, folder: Path, ill_scaled: int | No
     return {", ".join(names): graphs[names[0]] for names in named.values()}, inputs, labels
 
 
-def _pictures(labelled: LabelledPictures | DetectionPictures | None) -> tuple[Outputs, Labels]:
-    if isinstance(labelled, DetectionPictures):
+def _pictures(labelled: LabelledImages | DetectionImages | None) -> tuple[Outputs, Labels]:
+    if isinstance(labelled, DetectionImages):
         return np.stack([picture.pixels for picture in labelled]), None
-    assert isinstance(labelled, LabelledPictures)
+    assert isinstance(labelled, LabelledImages)
     inputs, labels = next(labelled.batches(len(labelled)))
     order = np.random.default_rng(0).permutation(len(labels))  # a part of them has all classes
     return inputs[order], labels[order]

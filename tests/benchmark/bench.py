@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from bundler import console
-from bundler.data.calibration_images import synthetic_pictures
+from bundler.data.calibration_images import synthetic_images
 from bundler.data.preprocessing import Preprocessing
 from bundler.models.initialization import random_state_dict
 from bundler.models.mobilenet_v2 import mobilenet_v2
@@ -47,7 +47,7 @@ def main() -> None:
 def _bundle_commands(folder: Path) -> tuple[list[str], list[str]]:
     preprocessing = Preprocessing(resize=224, crop=224, interpolation="bilinear")
     weights = folder / "weights.pth"
-    pictures = torch.from_numpy(synthetic_pictures(preprocessing, count=16, seed=0).pictures)
+    pictures = torch.from_numpy(synthetic_images(preprocessing, count=16, seed=0).pictures)
     torch.save(dict(random_state_dict(mobilenet_v2, pictures, seed=0)), weights)
     photographs = folder / "pictures"
     photographs.mkdir()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bundler.data.calibration_images import load_pictures, synthetic_pictures
+from bundler.data.calibration_images import load_calibration_images, synthetic_images
 from bundler.data.preprocessing import Preprocessing
 from bundler.errors import CalibrationError
 from bundler.models import torchvision_operators  # noqa: F401  before torchvision
@@ -56,7 +56,7 @@ def test_the_numbers_are_torchvisions(size: tuple[int, int], mode: str, interpol
 def test_files_of_every_kind_are_read_as_torchvision_reads_them(tmp_path: Path, mode: str, suffix: str) -> None:
     for index in range(2):
         picture(index, mode=mode).save(tmp_path / f"{index}.{suffix}")
-    dataset = load_pictures(tmp_path, SMALL, count=2, seed=0)
+    dataset = load_calibration_images(tmp_path, SMALL, count=2, seed=0)
     preset = ImageClassification(crop_size=32, resize_size=40)
     for pixels, digest in zip(dataset.pictures, dataset.digests, strict=True):
         with Image.open(tmp_path / digest.split("  ")[1]) as image:
@@ -74,7 +74,7 @@ def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
                 image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / name / f"{index}.png", exif=exif)
             else:
                 image.save(tmp_path / name / f"{index}.png")
-    plain, phone = (load_pictures(tmp_path / name, SMALL, count=2, seed=0) for name in ("plain", "phone"))
+    plain, phone = (load_calibration_images(tmp_path / name, SMALL, count=2, seed=0) for name in ("plain", "phone"))
     assert np.array_equal(plain.pictures, phone.pictures)
     assert plain.sha256 != phone.sha256
 
@@ -100,7 +100,7 @@ def test_images_are_found_below_any_number_of_folders(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         picture(index).save(tmp_path / name)
     (tmp_path / "folder.png").mkdir()
-    dataset = load_pictures(tmp_path, SMALL, count=9, seed=0)
+    dataset = load_calibration_images(tmp_path, SMALL, count=9, seed=0)
     assert {digest.split("  ")[1] for digest in dataset.digests} == {
         "flat.png", "a/one.PNG", "a/b/two.JPeG", "a/b/c d/three.bmp"
     }  # fmt: skip
@@ -111,7 +111,7 @@ def test_names_in_another_encoding_are_read_and_recorded(tmp_path: Path) -> None
     for index in range(2):
         picture(index).save(tmp_path / os.fsdecode(b"caf\xe9 %d.png" % index))
     (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"")
-    dataset = load_pictures(tmp_path, SMALL, count=3, seed=0)
+    dataset = load_calibration_images(tmp_path, SMALL, count=3, seed=0)
     assert sorted(digest.split("  ")[1] for digest in dataset.digests) == ["caf\\xe9 0.png", "caf\\xe9 1.png"]
     assert dataset.skipped == ("caf\\xe9.jpg",)
     assert len(dataset.sha256) == 64
@@ -122,22 +122,22 @@ def test_a_rare_class_is_used_up_and_the_others_fill_the_rest(tmp_path: Path) ->
         (tmp_path / name).mkdir()
         for index in range(count):
             picture(index).save(tmp_path / name / f"{index}.png")
-    chosen = load_pictures(tmp_path, SMALL, count=9, seed=3)
+    chosen = load_calibration_images(tmp_path, SMALL, count=9, seed=3)
     classes = [digest.split("  ")[1].split("/")[0] for digest in chosen.digests]
     assert classes == ["common", "rare", "some", "common", "some", "common", "some", "common", "common"]
 
 
 def test_classes_are_taken_in_turn_and_the_seed_chooses(folder: Path) -> None:
-    chosen = load_pictures(folder, SMALL, count=6, seed=0)
+    chosen = load_calibration_images(folder, SMALL, count=6, seed=0)
     classes = [digest.split("  ")[1].split("/")[0] for digest in chosen.digests]
     assert classes == ["cat", "dog", "eel"] * 2
-    assert load_pictures(folder, SMALL, count=6, seed=0).sha256 == chosen.sha256
-    assert load_pictures(folder, SMALL, count=6, seed=1).sha256 != chosen.sha256
+    assert load_calibration_images(folder, SMALL, count=6, seed=0).sha256 == chosen.sha256
+    assert load_calibration_images(folder, SMALL, count=6, seed=1).sha256 != chosen.sha256
 
 
 def test_the_digest_covers_bytes_and_names_and_nothing_else(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     def digest(of: Path) -> str:
-        dataset = load_pictures(of, SMALL, count=18, seed=0)
+        dataset = load_calibration_images(of, SMALL, count=18, seed=0)
         assert len(dataset) == 18
         return dataset.sha256
 
@@ -158,7 +158,7 @@ def test_unreadable_images_are_named_skipped_and_replaced(folder: Path, capsys: 
     (folder / "cat" / "0.png").write_bytes(content[: len(content) // 2])
     (folder / "dog" / "1.png").write_text("no picture")
     (folder / "eel" / "2.png").write_bytes(b"")
-    dataset = load_pictures(folder, SMALL, count=18, seed=0)
+    dataset = load_calibration_images(folder, SMALL, count=18, seed=0)
     assert len(dataset) == 15
     assert sorted(dataset.skipped) == ["cat/0.png", "dog/1.png", "eel/2.png"]
     err = capsys.readouterr().err
@@ -181,7 +181,7 @@ def test_a_folder_without_images_is_an_error(tmp_path: Path, prepare: object, wo
     folder.mkdir()
     prepare(folder)  # type: ignore[operator]
     with pytest.raises(CalibrationError, match=words):
-        load_pictures(folder, SMALL, count=4, seed=0)
+        load_calibration_images(folder, SMALL, count=4, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -198,14 +198,14 @@ def test_images_that_are_alike_are_refused(tmp_path: Path, images: list[Any], wo
     for index, pixels in enumerate(images):
         Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{index}.png")
     with pytest.raises(CalibrationError, match=words) as refusal:
-        load_pictures(tmp_path, SMALL, count=8, seed=0)
+        load_calibration_images(tmp_path, SMALL, count=8, seed=0)
     assert refusal.value.exit_code == 7
 
 
 def test_one_image_that_differs_is_enough(tmp_path: Path) -> None:
     for index in range(5):
         Image.new("RGB", (50, 60), (index // 4 * 9,) * 3).save(tmp_path / f"{index}.png")
-    assert len(load_pictures(tmp_path, SMALL, count=8, seed=0)) == 5
+    assert len(load_calibration_images(tmp_path, SMALL, count=8, seed=0)) == 5
 
 
 def test_sixteen_bits_and_eight_give_the_same_numbers(tmp_path: Path) -> None:
@@ -214,13 +214,13 @@ def test_sixteen_bits_and_eight_give_the_same_numbers(tmp_path: Path) -> None:
         for name, pixels in (("eight", grey), ("sixteen", grey.astype(np.uint16) * 257)):
             (tmp_path / name).mkdir(exist_ok=True)
             Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
-    eight, sixteen = (load_pictures(tmp_path / name, SMALL, count=3, seed=0) for name in ("eight", "sixteen"))
+    eight, sixteen = (load_calibration_images(tmp_path / name, SMALL, count=3, seed=0) for name in ("eight", "sixteen"))
     assert np.array_equal(eight.pictures, sixteen.pictures)
 
 
 def test_a_strip_is_skipped_by_a_limit_that_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (1, 40_000)).save(folder / "strip.png")
-    assert load_pictures(folder, SMALL, count=20, seed=0).skipped == ("strip.png",)
+    assert load_calibration_images(folder, SMALL, count=20, seed=0).skipped == ("strip.png",)
     assert "strip.png: it has 1 x 40000 pixels, an aspect ratio above the limit of 50:1" in capsys.readouterr().err
 
 
@@ -228,7 +228,7 @@ def test_links_to_class_folders_are_followed(folder: Path, tmp_path_factory: pyt
     linked = tmp_path_factory.mktemp("linked")
     for name in ("cat", "dog", "eel"):
         (linked / name).symlink_to(folder / name)
-    here, there = (load_pictures(of, SMALL, count=9, seed=0) for of in (folder, linked))
+    here, there = (load_calibration_images(of, SMALL, count=9, seed=0) for of in (folder, linked))
     assert here.sha256 == there.sha256
 
 
@@ -236,20 +236,20 @@ def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     picture(1).save(path)
     with pytest.raises(CalibrationError, match="is not a folder"):
-        load_pictures(path, SMALL, count=4, seed=0)
+        load_calibration_images(path, SMALL, count=4, seed=0)
 
 
 def test_golden_images_calibrate_nothing_where_there_are_enough(folder: Path) -> None:
-    dataset = load_pictures(folder, SMALL, count=12, seed=0)
+    dataset = load_calibration_images(folder, SMALL, count=12, seed=0)
     kept, golden = dataset.split(4)
     assert (len(kept), len(golden)) == (8, 4)
     assert not any(np.array_equal(one, other) for one in kept.pictures for other in golden)
-    few, golden = load_pictures(folder, SMALL, count=3, seed=0).split(4)
+    few, golden = load_calibration_images(folder, SMALL, count=3, seed=0).split(4)
     assert (len(few), len(golden)) == (3, 3)
 
 
 def test_synthetic_images_differ_and_repeat() -> None:
-    one, again, other = (synthetic_pictures(SMALL, count=3, seed=seed) for seed in (0, 0, 1))
+    one, again, other = (synthetic_images(SMALL, count=3, seed=seed) for seed in (0, 0, 1))
     assert one.source == "synthetic"
     assert one.sha256 == again.sha256 != other.sha256
     assert one.pictures.shape == (3, 3, 32, 32)
@@ -257,5 +257,5 @@ def test_synthetic_images_differ_and_repeat() -> None:
 
 
 def test_batches_cover_all_and_the_last_may_be_smaller() -> None:
-    dataset = synthetic_pictures(SMALL, count=5, seed=0)
+    dataset = synthetic_images(SMALL, count=5, seed=0)
     assert [len(batch) for batch in dataset.batches(2)] == [2, 2, 1]

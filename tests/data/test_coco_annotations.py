@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 
 from bundler.data.calibration_images import Preprocessing
-from bundler.data.labelled_boxes import DetectionPictures, load_detection_pictures, load_detection_split
+from bundler.data.labelled_boxes import DetectionImages, load_detection_images, load_detection_split
 from bundler.errors import DataError
 
 PLAIN = Preprocessing(resize=64, crop=64, interpolation="bilinear", fit="letterbox", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}, {"id": 90, "name": "eel"}]
 
 
-def load(source: Path, **options: Any) -> DetectionPictures:
-    return load_detection_pictures(source, PLAIN, num_classes=3, **options)
+def load(source: Path, **options: Any) -> DetectionImages:
+    return load_detection_images(source, PLAIN, num_classes=3, **options)
 
 
 def image(folder: Path, *names: str, size: tuple[int, int] = (40, 20)) -> None:

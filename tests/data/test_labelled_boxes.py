@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bundler.data.labelled_boxes import DetectionPictures, load_detection_pictures, load_detection_split
+from bundler.data.labelled_boxes import DetectionImages, load_detection_images, load_detection_split
 from bundler.data.labelled_images import Split
 from bundler.data.preprocessing import Preprocessing
 from bundler.errors import DataError
@@ -16,8 +16,8 @@ from bundler.errors import DataError
 PLAIN = Preprocessing(resize=64, crop=64, interpolation="bilinear", fit="letterbox", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
-def load(folder: Path) -> DetectionPictures:
-    return load_detection_pictures(folder, PLAIN, num_classes=3)
+def load(folder: Path) -> DetectionImages:
+    return load_detection_images(folder, PLAIN, num_classes=3)
 
 
 def write(folder: Path, picture: str, label: str | None = None, text: str = "", size: tuple[int, int] = (40, 20)) -> None:
@@ -103,7 +103,7 @@ def test_of_a_divided_folder_the_validation_images_are_measured_on(tmp_path: Pat
     assert [path.name for path in load(tmp_path).paths] == ["val.jpg"]
 
 
-def split(folder: Path) -> Split[DetectionPictures]:
+def split(folder: Path) -> Split[DetectionImages]:
     return load_detection_split(folder, PLAIN, num_classes=3, seed=0)
 
 

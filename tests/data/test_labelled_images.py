@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bundler.data.labelled_images import LabelledPictures, load_split, load_validation
+from bundler.data.labelled_images import LabelledImages, load_split, load_validation
 from bundler.data.preprocessing import Preprocessing
 from bundler.errors import DataError
 
@@ -32,7 +32,7 @@ def fill(tmp_path: Path) -> Fill:
     return write
 
 
-def greys(pictures: LabelledPictures, **options: int) -> list[tuple[int, int]]:
+def greys(pictures: LabelledImages, **options: int) -> list[tuple[int, int]]:
     """Return each image's grey and class, in the order of the batches."""
     found = []
     for batch, labels in pictures.batches(4, **options):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bundler.packaging.placing import workshop
+from bundler.packaging.installation import staging_directory
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +48,7 @@ def test_leftovers_are_listed_and_removed_and_nothing_else(tmp_path: Path, cache
         str(cache / ".base-0123456789abcdef.making-01234567"),
         str(cache / ".base-0123456789abcdef.making"),
     }
-    with workshop(place / "mobilenet_v2") as living:
+    with staging_directory(place / "mobilenet_v2") as living:
         listed = doctor(cache, "--output", str(output))
         assert {finding["subject"] for finding in listed if finding["status"] == "left over"} == left
         removed = doctor(cache, "--clean", "--output", str(output))

@@ -49,7 +49,7 @@ def test_an_interruption_terminates_the_children_too(tmp_path: Path, number: int
     child = tmp_path / "child"
     program = (
         "import sys\nfrom bundler.engines.helper_program import run_helper\n"
-        "from bundler.interruption import end_by_signals\nend_by_signals()\n"
+        "from bundler.interruption import install_signal_handlers\ninstall_signal_handlers()\n"
         f"run_helper(['sh', '-c', 'sleep 300 & echo $! > {child}; wait'], seconds=300)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as process:

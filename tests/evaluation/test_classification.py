@@ -10,11 +10,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from bundler.data.labelled_images import LabelledPictures, load_validation
+from bundler.data.labelled_images import LabelledImages, load_validation
 from bundler.data.preprocessing import Preprocessing
 from bundler.errors import AccuracyError
 from bundler.evaluation.accuracy import require_accuracy
-from bundler.evaluation.classification import label_ranks, paired_difference, prepare_top1, wilson
+from bundler.evaluation.classification import label_ranks, paired_difference, prepare_classifier_test, wilson
 from bundler.graphs.exported_graph import ExportedGraph, save_graph
 
 
@@ -49,7 +49,7 @@ COLOURS = ("blue", "green", "red")  # in the order of the folders; the channels 
 
 
 @pytest.fixture(scope="module")
-def coloured(tmp_path_factory: pytest.TempPathFactory) -> LabelledPictures:
+def coloured(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
     """Images of one colour each, ten of every class; the tenth green one is red."""
     folder = tmp_path_factory.mktemp("coloured")
     for label, colour in enumerate(COLOURS):
@@ -79,10 +79,10 @@ def colour_graph(path: Path, weights: list[list[float]]) -> ExportedGraph:
     return save_graph(ir.from_proto(model), path, opset=13, quantized=False)
 
 
-def test_modes_are_counted_on_the_same_images(coloured: LabelledPictures, tmp_path: Path) -> None:
+def test_modes_are_counted_on_the_same_images(coloured: LabelledImages, tmp_path: Path) -> None:
     fp32 = colour_graph(tmp_path / "fp32.onnx", [[0, 0, 1], [0, 1, 0], [1, 0, 0]])
     int8 = colour_graph(tmp_path / "int8.onnx", [[0, 0, 1], [0, 1, 0], [0, 0, 1]])  # blue passes for red
-    test = prepare_top1(fp32, coloured, level="all")
+    test = prepare_classifier_test(fp32, coloured, level="all")
     reference, record = test.fp32, test.measure(int8)
     assert (reference.pictures, reference.top1, reference.drop) == (30, 29 / 30, None)
     assert record.top1 == pytest.approx(19 / 30)

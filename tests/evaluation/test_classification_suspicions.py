@@ -12,11 +12,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from bundler.data.labelled_images import LabelledPictures, load_validation
+from bundler.data.labelled_images import LabelledImages, load_validation
 from bundler.data.preprocessing import Preprocessing
 from bundler.evaluation import other_preprocessing
-from bundler.evaluation.classification import prepare_top1
-from bundler.evaluation.classification_suspicions import suspect_top1
+from bundler.evaluation.classification import prepare_classifier_test
+from bundler.evaluation.classification_suspicions import suspect_classifier
 from bundler.graphs.exported_graph import ExportedGraph, save_graph
 
 SIZE = 16
@@ -61,10 +61,10 @@ def write_pictures(
 
 
 def suspicion(
-    tmp_path: Path, pictures: LabelledPictures, graph: ExportedGraph | None = None, claims: dict[str, float] | None = None
+    tmp_path: Path, pictures: LabelledImages, graph: ExportedGraph | None = None, claims: dict[str, float] | None = None
 ) -> str | None:
     graph = graph or nearest_colour(tmp_path / "fp32.onnx")
-    return suspect_top1(graph, prepare_top1(graph, pictures, level="all"), claims or {})
+    return suspect_classifier(graph, prepare_classifier_test(graph, pictures, level="all"), claims or {})
 
 
 @pytest.mark.parametrize(

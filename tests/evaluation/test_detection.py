@@ -10,10 +10,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from bundler.data.labelled_boxes import load_detection_pictures
+from bundler.data.labelled_boxes import load_detection_images
 from bundler.data.preprocessing import Preprocessing
 from bundler.errors import DataError
-from bundler.evaluation.detection import agreement_share, prepare_boxes
+from bundler.evaluation.detection import agreement_share, prepare_detector_test
 from bundler.graphs.exported_graph import ExportedGraph, save_graph
 from bundler.manifest import BoxesRecord, read_manifest, summarize_accuracy
 from tests.command_line import Run
@@ -63,8 +63,8 @@ def write_pictures(folder: Path, *, count: int = 4, labels: str | None = None) -
 
 
 def measured(tmp_path: Path, fp32: ExportedGraph, int8: ExportedGraph, labels: str | None) -> tuple[BoxesRecord, BoxesRecord]:
-    pictures = load_detection_pictures(write_pictures(tmp_path / "data", labels=labels), PLAIN, num_classes=2)
-    test = prepare_boxes(fp32, pictures, level="all")
+    pictures = load_detection_images(write_pictures(tmp_path / "data", labels=labels), PLAIN, num_classes=2)
+    test = prepare_detector_test(fp32, pictures, level="all")
     return test.fp32, test.measure(int8)
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bundler.data.labelled_boxes import load_detection_pictures
+from bundler.data.labelled_boxes import load_detection_images
 from bundler.errors import DataError
 from bundler.evaluation.accuracy import suspect
-from bundler.evaluation.detection import prepare_boxes
+from bundler.evaluation.detection import prepare_detector_test
 from bundler.graphs.exported_graph import ExportedGraph
 from tests.evaluation.test_detection import LABELS, LEFT, PLAIN, RIGHT, detector, write_pictures
 
@@ -22,8 +22,8 @@ def faint(box: tuple[float, ...], confidence: float) -> tuple[float, ...]:
 
 
 def found(tmp_path: Path, graph: ExportedGraph, labels: str | None, claims: dict[str, float] | None = None) -> tuple[str, ...]:
-    pictures = load_detection_pictures(write_pictures(tmp_path / "data", labels=labels), PLAIN, num_classes=2)
-    return suspect(graph, prepare_boxes(graph, pictures, level="all"), claims or {})
+    pictures = load_detection_images(write_pictures(tmp_path / "data", labels=labels), PLAIN, num_classes=2)
+    return suspect(graph, prepare_detector_test(graph, pictures, level="all"), claims or {})
 
 
 def test_where_nothing_is_seen_other_preprocessing_is_the_next_step(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bundler.data.labelled_boxes import DetectionPictures, load_detection_split
+from bundler.data.labelled_boxes import DetectionImages, load_detection_split
 from bundler.data.labelled_images import Split
 from bundler.data.preprocessing import Preprocessing
 from bundler.device.detections import shown
@@ -29,7 +29,7 @@ RECIPE = replace(DETECTORS, epochs=6, learning_rate=5e-4)
 
 
 @pytest.fixture(scope="module")
-def split(tmp_path_factory: pytest.TempPathFactory) -> Split[DetectionPictures]:
+def split(tmp_path_factory: pytest.TempPathFactory) -> Split[DetectionImages]:
     """Colour fields, 32 to learn from and 8 to measure on."""
     folder = tmp_path_factory.mktemp("fields")
     generator = np.random.default_rng(7)
@@ -48,7 +48,7 @@ Case = tuple[QuantizableYoloV5, QuantizableYoloV5, Detection]
 
 @pytest.fixture(params=["backbone", "whole"])
 def case(
-    request: pytest.FixtureRequest, weights_of: Callable[[str], Mapping[str, Tensor]], split: Split[DetectionPictures]
+    request: pytest.FixtureRequest, weights_of: Callable[[str], Mapping[str, Tensor]], split: Split[DetectionImages]
 ) -> Case:
     """The float network, the one that is trained, and what it is trained for."""
     scope: Int8Scope = request.param
@@ -76,7 +76,7 @@ def test_the_float_network_has_nothing_to_learn(case: Case) -> None:
         assert objective.score(teacher) == 1
 
 
-def test_training_makes_the_noise_less(case: Case, split: Split[DetectionPictures], tmp_path: Path) -> None:
+def test_training_makes_the_noise_less(case: Case, split: Split[DetectionImages], tmp_path: Path) -> None:
     _, prepared, objective = case
     noises: list[float] = []
 

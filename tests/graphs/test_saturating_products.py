@@ -84,7 +84,7 @@ def test_nothing_saturates_with_the_profiles_and_some_products_do_with_torchs_de
     name: str,
     weights_of: Callable[[str], Mapping[str, Tensor]],
     target: TargetProfile,
-    unrefined: Callable[[TargetProfile], TargetProfile],
+    without_options: Callable[[TargetProfile], TargetProfile],
     calibration: Tensor,
     golden: Tensor,
     tmp_path: Path,
@@ -102,4 +102,4 @@ def test_nothing_saturates_with_the_profiles_and_some_products_do_with_torchs_de
         return sum(1 for check in graph.saturation if check.saturating_channels)
 
     assert saturating(target) == 0
-    assert saturating(unrefined(target)) > 0
+    assert saturating(without_options(target)) > 0

@@ -52,14 +52,14 @@ MAKING = """
 import os, signal, sys, time
 from pathlib import Path
 from bundler.images.cache import cached_folder
-from bundler.interruption import end_by_signals
+from bundler.interruption import install_signal_handlers
 def make(folder):
     print("making", flush=True)
     (folder / "layer.tar").write_text("x")
     if sys.argv[1] != "0":
         os.kill(os.getpid(), int(sys.argv[1]))
     time.sleep(0.5)
-end_by_signals()
+install_signal_handlers()
 print(cached_folder("base", {}, make).path.joinpath("layer.tar").read_text())
 """
 

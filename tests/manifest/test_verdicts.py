@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bundler.manifest import (
+    CrossTargetRecord,
     Evidence,
-    FleetRecord,
     QuantizationRecord,
     Verdict,
     judge_exactness,
@@ -82,7 +82,7 @@ def quantization() -> QuantizationRecord:
 
 
 def test_the_same_bits_everywhere_are_exact_and_what_did_not_run_is_named(quantization: QuantizationRecord) -> None:
-    fleet = [FleetRecord(target="x86-fbgemm", evidence=tuple(executed(native="c", Haswell="c")))]
+    fleet = [CrossTargetRecord(target="x86-fbgemm", evidence=tuple(executed(native="c", Haswell="c")))]
     assert judge_exactness(quantization, executed(a53="c", a76="c"), fleet) == (True, "on a53, a76, native, Haswell")
     assert judge_exactness(quantization, executed(a53="c", a76=""), fleet) == (
         True,
@@ -91,7 +91,7 @@ def test_the_same_bits_everywhere_are_exact_and_what_did_not_run_is_named(quanti
 
 
 def test_other_bits_on_one_cpu_of_the_fleet_are_not_exact(quantization: QuantizationRecord) -> None:
-    fleet = [FleetRecord(target="x86-fbgemm", evidence=tuple(executed(native="c", Haswell="d")))]
+    fleet = [CrossTargetRecord(target="x86-fbgemm", evidence=tuple(executed(native="c", Haswell="d")))]
     exact, reason = judge_exactness(quantization, executed(a53="c"), fleet)
     assert not exact
     assert reason == "the bits differ: a53, native / Haswell"
@@ -112,7 +112,7 @@ def test_float_arithmetic_and_saturation_stand_against_it_whatever_the_bits(quan
 
 
 def test_the_reference_is_the_first_execution_and_the_targets_own_cpus_come_first() -> None:
-    fleet = [FleetRecord(target="x86-fbgemm", evidence=tuple(executed(native="d")))]
+    fleet = [CrossTargetRecord(target="x86-fbgemm", evidence=tuple(executed(native="d")))]
     assert reference_digest(executed(a53="", a76="c"), fleet) == "c" * 64
     assert reference_digest(executed(a53=""), fleet) == "d" * 64
     assert reference_digest([], []) is None

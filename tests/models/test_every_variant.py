@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bundler.graphs.comparison import informative_problem, sqnr_db
+from bundler.device.numerics import informative_problem, sqnr_db
 from bundler.graphs.exported_graph import ExportedGraph
 from bundler.graphs.exporter import export_onnx
 from bundler.graphs.host_runs import agree_with_torch, run_reference

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bundler.graphs.comparison import informative_problem
+from bundler.device.numerics import informative_problem
 from bundler.models.initialization import LOGIT_DEVIATION, random_state_dict
 from bundler.models.mobilenet_v3 import QuantizableMobileNetV3, mobilenet_v3_small
 from bundler.models.yolov3 import yolov3

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bundler.graphs.comparison import informative_problem, sqnr_db
+from bundler.device.numerics import informative_problem, sqnr_db
 from bundler.models.densenet import QuantizableDenseNet
 from bundler.models.registry import find_model, load_parser, models
 from bundler.quantization import load_fuse_prepare

@@ -13,7 +13,7 @@ from bundler.device.runner_json import RUNNER_SCHEMA
 from bundler.files.sha256 import sha256_of
 from bundler.manifest import read_manifest
 from bundler.packaging.device_program import write_device_program
-from bundler.packaging.documents import write_papers
+from bundler.packaging.documents import write_documents
 from bundler.targets import find_target
 
 DATA = Path(__file__).parents[1] / "fixtures"
@@ -69,7 +69,7 @@ def whole_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (bundle / "runner.json").write_text(json.dumps(document, indent=2) + "\n")
     written = manifest.model_copy(update={"modes": tuple(modes)})
-    write_papers(bundle, written, find_target("arm64"), image_reference="mobilenet_v2:arm64-qnnpack")
+    write_documents(bundle, written, find_target("arm64"), image_reference="mobilenet_v2:arm64-qnnpack")
     return bundle
 
 

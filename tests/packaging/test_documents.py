@@ -13,7 +13,7 @@ import pytest
 
 from bundler.files.sha256 import sha256_of
 from bundler.manifest import AccuracyRecord, Evidence, Manifest, judge_exactness, read_manifest
-from bundler.packaging.documents import write_papers
+from bundler.packaging.documents import write_documents
 from bundler.packaging.rendering import markdown
 from bundler.targets import find_target
 
@@ -28,7 +28,7 @@ def manifest() -> Manifest:
 def written(folder: Path, manifest: Manifest) -> dict[str, str]:
     folder.mkdir()
     (folder / "runner.json").write_text("{}")
-    write_papers(folder, manifest, find_target("arm64"), image_reference="mobilenet_v2:arm64-qnnpack")
+    write_documents(folder, manifest, find_target("arm64"), image_reference="mobilenet_v2:arm64-qnnpack")
     return {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
 
 

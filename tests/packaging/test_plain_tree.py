@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from bundler.errors import BundleDamagedError
-from bundler.packaging.plain_tree import MOST_ENTRIES, belongs, largest, open_bundle, open_file, plain_tree, refusal
+from bundler.packaging.plain_tree import (
+    MOST_ENTRIES,
+    damaged_bundle,
+    is_bundle_file,
+    open_bundle,
+    open_file,
+    plain_tree,
+    size_limit,
+)
 
 
 @pytest.fixture
@@ -73,11 +81,11 @@ def test_too_many_files_end_the_search(folder: Path) -> None:
     ],
 )
 def test_only_files_of_a_bundle_belong_to_it(path: str, known: bool) -> None:
-    assert belongs(path) is known
+    assert is_bundle_file(path) is known
 
 
 def test_the_limits_on_sizes_depend_on_the_kind_of_file() -> None:
-    assert largest("SHA256SUMS") < largest("report.html") < largest("models/fp32.onnx") == 2**31
+    assert size_limit("SHA256SUMS") < size_limit("report.html") < size_limit("models/fp32.onnx") == 2**31
 
 
 def test_a_file_is_not_opened_through_a_link_to_its_folder(folder: Path) -> None:
@@ -101,6 +109,6 @@ def test_what_is_no_folder_has_a_next_step(tmp_path: Path, name: str, next_step:
 
 
 def test_a_refusal_lists_at_most_20_problems(tmp_path: Path) -> None:
-    message = refusal(tmp_path, [f"problem-{number}" for number in range(25)]).message
+    message = damaged_bundle(tmp_path, [f"problem-{number}" for number in range(25)]).message
     assert "problem-19, and 5 more" in message
     assert "problem-20" not in message

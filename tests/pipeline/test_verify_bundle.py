@@ -203,7 +203,7 @@ def test_a_base_of_packages_stays_one_when_the_profile_moves_to_another_suite(
     bundle: Path, run: Run, tmp_path: Path, source: dict[str, str]
 ) -> None:
     text = (Path(__file__).parents[2] / "targets" / "arm64-qnnpack.toml").read_text(encoding="utf-8")
-    later = re.sub(r"^fleet = .*$", "fleet = []", text, flags=re.MULTILINE).replace('"bookworm"', '"trixie"')
+    later = re.sub(r"^also_verify_on = .*$", "also_verify_on = []", text, flags=re.MULTILINE).replace('"bookworm"', '"trixie"')
     assert '"trixie"' in later
     (tmp_path / "later.toml").write_text(later, encoding="utf-8")
     with_base(bundle, "debian:bookworm", **source)

@@ -28,9 +28,9 @@ from bundler.quantization import DeQuantStub, QuantStub, fuse_modules, load_fuse
 from bundler.quantization import training as module
 from bundler.quantization.training import TrainingProgress, train
 from bundler.targets import find_target
-from bundler.training_options import TrainingRecipe
+from bundler.training_options import TrainingOptions
 
-OPTIONS = TrainingRecipe(epochs=3, batch_size=4, learning_rate=0.05)
+OPTIONS = TrainingOptions(epochs=3, batch_size=4, learning_rate=0.05)
 LAST = 12  # batches before the moment: four of the calibration, and two epochs of four
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bundler.data.calibration_images import Preprocessing, synthetic_pictures
+from bundler.data.calibration_images import Preprocessing, synthetic_images
 from bundler.models.initialization import random_state_dict
 from bundler.models.mobilenet_v3 import mobilenet_v3_small
 from bundler.quantization import calibrate, convert, equalize_channels, round_weights
@@ -33,7 +33,7 @@ def integers(converted: torch.nn.Module) -> Iterable[Tensor]:
 
 def main() -> None:
     small = Preprocessing(resize=32, crop=32, interpolation="bilinear")
-    images = torch.from_numpy(synthetic_pictures(small, count=8, seed=1).pictures)
+    images = torch.from_numpy(synthetic_images(small, count=8, seed=1).pictures)
     profile = find_target("x86").quantization
     weights = random_state_dict(lambda: mobilenet_v3_small(num_classes=10), images, seed=0)
     model = mobilenet_v3_small(weights=weights, num_classes=10)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bundler.graphs.comparison import informative_problem
+from bundler.device.numerics import informative_problem
 from bundler.graphs.exporter import export_onnx
 from bundler.models.mobilenet_v2 import mobilenet_v2
 from bundler.quantization import calibrate, convert, quantized_engine
@@ -27,11 +27,11 @@ RELU6_LAYERS = 35  # in MobileNetV2: after the first and last convolution, 16 ex
 
 
 @pytest.fixture(params=["x86", "arm64", "profile"], scope="module")
-def target(request: pytest.FixtureRequest, unrefined: Callable[[TargetProfile], TargetProfile]) -> TargetProfile:
+def target(request: pytest.FixtureRequest, without_options: Callable[[TargetProfile], TargetProfile]) -> TargetProfile:
     """Torch's default qconfigs, of which fbgemm's has 7-bit activations, and a profile with 8-bit activations."""
     if request.param == "profile":
         return find_target("x86")
-    return unrefined(find_target(request.param))
+    return without_options(find_target(request.param))
 
 
 def _seven_bits(target: TargetProfile) -> bool:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bundler.device.numerics import informative_problem, sqnr_db
 from bundler.errors import BundlerError
-from bundler.graphs.comparison import informative_problem, sqnr_db
 from bundler.models.mobilenet_v3 import mobilenet_v3_small
 from bundler.models.registry import find_model, load_parser
 from bundler.models.resnet import resnet18

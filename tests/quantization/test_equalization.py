@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bundler.graphs.comparison import sqnr_db
+from bundler.device.numerics import sqnr_db
 from bundler.models.registry import find_model, load_parser
 from bundler.quantization import calibrate, convert, equalize_channels, quantized_engine
 from bundler.quantization.equalization import equalization_groups

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bundler.models.registry import find_model, load_parser
-from bundler.quantization import LayerNoise, calibrate, convert, measure_layers, quantized_engine
+from bundler.quantization import LayerSqnr, calibrate, convert, measure_layers, quantized_engine
 from bundler.quantization.eager import output_layers
 from bundler.targets import find_target
 
@@ -28,7 +28,7 @@ def prepared(
     return model
 
 
-def measured(reference: nn.Module, changed: nn.Module, images: Tensor) -> tuple[LayerNoise, ...]:
+def measured(reference: nn.Module, changed: nn.Module, images: Tensor) -> tuple[LayerSqnr, ...]:
     converted = convert(changed, TARGET)
     with quantized_engine(TARGET.engine):
         return measure_layers(reference, converted, images.split(2))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from bundler.graphs.comparison import sqnr_db
+from bundler.device.numerics import sqnr_db
 from bundler.graphs.exporter import export_onnx
 from bundler.graphs.host_runs import run_reference
 from bundler.models.registry import find_model, load_parser

@@ -33,10 +33,10 @@ def test_without_a_target_the_backend_of_the_host_is_used(machine: str, engine: 
 @pytest.mark.parametrize("is_qat", [False, True])
 @pytest.mark.filterwarnings("ignore:Please use quant_min and quant_max:UserWarning")  # for torch's default qconfig
 def test_without_options_fbgemm_has_7_bit_activations_and_per_channel_weights(
-    target: TargetProfile, is_qat: bool, unrefined: Callable[[TargetProfile], TargetProfile]
+    target: TargetProfile, is_qat: bool, without_options: Callable[[TargetProfile], TargetProfile]
 ) -> None:
     """CPUs without VNNI add pairs of products in int16 with saturation, which 7-bit activations avoid."""
-    qconfig = torch_qconfig(unrefined(target).quantization, is_qat=is_qat)
+    qconfig = torch_qconfig(without_options(target).quantization, is_qat=is_qat)
     activation, weight = qconfig.activation(), qconfig.weight()
     # For QAT, the observers are children of fake quantizations.
     observer = activation.activation_post_process if is_qat else activation

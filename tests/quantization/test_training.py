@@ -19,20 +19,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bundler.device.numerics import informative_problem, sqnr_db
 from bundler.errors import TrainingError
 from bundler.evaluation.training_objectives import Classification
-from bundler.graphs.comparison import informative_problem, sqnr_db
 from bundler.graphs.exporter import export_onnx
 from bundler.graphs.host_runs import agree_with_torch, run_reference
 from bundler.models.mobilenet_v2 import mobilenet_v2
 from bundler.models.registry import find_model, load_parser
 from bundler.quantization import convert, quantized_engine
 from bundler.quantization import training as training_module
-from bundler.quantization.training import TrainingProgress, TrainingRecord, train
+from bundler.quantization.training import TrainingProgress, TrainingResult, train
 from bundler.targets import TargetProfile, find_target
-from bundler.training_options import TrainingRecipe
+from bundler.training_options import TrainingOptions
 
-OPTIONS = TrainingRecipe(epochs=3, batch_size=4, learning_rate=0.01)
+OPTIONS = TrainingOptions(epochs=3, batch_size=4, learning_rate=0.01)
 
 
 class InMemory:
@@ -80,7 +80,7 @@ class _StopError(Exception):
     pass
 
 
-Train = Callable[..., tuple[nn.Module, TrainingRecord]]
+Train = Callable[..., tuple[nn.Module, TrainingResult]]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def uninterrupted(
     teacher: nn.Module,
     labelled: InMemory,
     tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[nn.Module, TrainingRecord, list[float], Path]:
+) -> tuple[nn.Module, TrainingResult, list[float], Path]:
     """An uninterrupted training: the model, the record, the reported losses, and the checkpoint."""
     model, losses = prepared(weights_of("mobilenet_v2"), find_target("x86")), []
     path = tmp_path_factory.mktemp("training") / "training.pt"
@@ -109,10 +109,10 @@ def uninterrupted(
 def run(weights_of: Callable[[str], Mapping[str, Tensor]], teacher: nn.Module, labelled: InMemory, tmp_path: Path) -> Train:
     def run_training(
         *,
-        options: TrainingRecipe = OPTIONS,
+        options: TrainingOptions = OPTIONS,
         checkpoint: str = "training.pt",
         report: Callable[[TrainingProgress], None] = lambda _progress: None,
-    ) -> tuple[nn.Module, TrainingRecord]:
+    ) -> tuple[nn.Module, TrainingResult]:
         model = prepared(weights_of("mobilenet_v2"), find_target("x86"))
         checked = objective(teacher, labelled)
         record = train(model, labelled, checked, options, checkpoint=tmp_path / checkpoint, seed=0, report=report)
@@ -121,7 +121,7 @@ def run(weights_of: Callable[[str], Mapping[str, Tensor]], teacher: nn.Module, l
     return run_training
 
 
-Uninterrupted = tuple[nn.Module, TrainingRecord, list[float], Path]
+Uninterrupted = tuple[nn.Module, TrainingResult, list[float], Path]
 
 
 def test_the_loss_falls_and_the_weights_of_the_best_epoch_are_kept(uninterrupted: Uninterrupted, labelled: InMemory) -> None:
@@ -275,8 +275,8 @@ def test_a_loss_that_is_not_finite_is_an_error(run: Train, labelled: InMemory, m
 
 
 def test_statistics_and_observers_are_frozen_after_their_share_of_the_epochs() -> None:
-    assert (TrainingRecipe().statistics_epochs, TrainingRecipe().observers_epochs) == (3, 4)
-    assert (TrainingRecipe(epochs=1).statistics_epochs, TrainingRecipe(epochs=1).observers_epochs) == (1, 1)
+    assert (TrainingOptions().statistics_epochs, TrainingOptions().observers_epochs) == (3, 4)
+    assert (TrainingOptions(epochs=1).statistics_epochs, TrainingOptions(epochs=1).observers_epochs) == (1, 1)
 
 
 def test_torchs_random_state_and_threads_are_restored(

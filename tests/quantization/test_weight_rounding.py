@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bundler.graphs.comparison import sqnr_db
+from bundler.device.numerics import sqnr_db
 from bundler.models.registry import find_model, load_parser
 from bundler.quantization import calibrate, convert, count_layers, quantized_engine, round_weights
 from bundler.quantization.saturation import MAX_PAIR_SUM, largest_pair_sums

@@ -14,7 +14,7 @@ from bundler.errors import BundleDamagedError, EmulatorError, OtherFilesExecuted
 from bundler.manifest import Evidence
 from bundler.targets import CpuProfile, TargetProfile, find_target, load_targets
 from bundler.verification.device_answers import read_probe, read_selftest
-from bundler.verification.evidence import Expected, distrust, prove_on_cpu, prove_on_every_cpu
+from bundler.verification.evidence import Expected, distrust, verify_on_cpu, verify_on_every_cpu
 from bundler.verification.executors import HostExecutor
 
 from .conftest import MACHINE, NATIVE, NOT_EMULATED, Runner
@@ -103,7 +103,7 @@ def test_an_answer_of_another_schema_is_an_error() -> None:
 
 
 def prove(executor: HostExecutor, expected: Expected = EXPECTED) -> dict[str, Evidence]:
-    return prove_on_cpu(executor, executor.target, NATIVE, expected, on_stderr_line=lambda _line: None)
+    return verify_on_cpu(executor, executor.target, NATIVE, expected, on_stderr_line=lambda _line: None)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_foreign_target_is_not_executed_on_the_host(runner: Runner, tmp_path: 
     runner(probe=f"open({str(tmp_path / 'executed')!r}, 'w')")
     (foreign,) = (target for target in load_targets() if target.architecture is not Architecture.host())
     executor = HostExecutor(bundle=tmp_path, target=foreign)
-    seen = list(prove_on_every_cpu(executor, foreign, EXPECTED, pictures=1))
+    seen = list(verify_on_every_cpu(executor, foreign, EXPECTED, pictures=1))
     assert [item["fp32"].cpu for item in seen] == [cpu.name for cpu in foreign.verification.cpus]
     assert {item.verdict for of_cpu in seen for item in of_cpu.values()} == {"not_run"}
     assert {item.reason for of_cpu in seen for item in of_cpu.values()} == {

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from bundler.engines.emulation import Launch
 from bundler.errors import BundleDamagedError
-from bundler.manifest import LedgerRecord, read_manifest
+from bundler.manifest import LayerComparisonRecord, read_manifest
 from bundler.targets import find_target
 from bundler.verification.executors import HostExecutor
 from bundler.verification.layer_comparison import Place, compare_layers
@@ -26,7 +26,7 @@ def bundle(built: dict[str, Path], tmp_path: Path) -> Path:
     return shutil.copytree(built["x86"], tmp_path / "bundle")
 
 
-def ledger_of(bundle: Path, tmp_path: Path) -> LedgerRecord:
+def ledger_of(bundle: Path, tmp_path: Path) -> LayerComparisonRecord:
     executor = HostExecutor(bundle=bundle, target=find_target("x86"))
     places = [Place(name=f"ONNX Runtime, {platform.machine()}", executor=executor, launch=Launch(runner="native"))]
     return compare_layers(bundle, "int8-ptq", level="all", samples=2, places=places, workspace=tmp_path)

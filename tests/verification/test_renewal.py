@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bundler.manifest import Evidence, FleetRecord, ModeRecord, RunnerRecord, read_manifest
+from bundler.manifest import CrossTargetRecord, Evidence, ModeRecord, RunnerRecord, read_manifest
 from bundler.verification.renewal import renew
 
 NATIVE = RunnerRecord(kind="native", name="a CPU", version="")
@@ -96,11 +96,11 @@ def test_floating_point_may_differ_on_another_cpu_but_int8_claims_equal_bits() -
 
 
 def test_the_evidence_of_other_targets_is_judged_alike_and_decides_exactness() -> None:
-    record = FleetRecord(target="arm64-qnnpack", evidence=(changed(cpu="max"),))
+    record = CrossTargetRecord(target="arm64-qnnpack", evidence=(changed(cpu="max"),))
     recorded = mode("int8-ptq", SEEN).model_copy(update={"fleet": (record,), "quantization": _without_obstacles()})
     (same,), _ = renew([recorded], {"int8-ptq": [SEEN]}, {"int8-ptq": [record]})
     assert same.exact
-    false = FleetRecord(target="arm64-qnnpack", evidence=(changed(cpu="max", outputs_sha256="6" * 64),))
+    false = CrossTargetRecord(target="arm64-qnnpack", evidence=(changed(cpu="max", outputs_sha256="6" * 64),))
     (renewed,), (contradiction,) = renew([recorded], {"int8-ptq": [SEEN]}, {"int8-ptq": [false]})
     assert contradiction.cpu == "max"
     assert not renewed.exact

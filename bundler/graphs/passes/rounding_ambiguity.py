@@ -30,7 +30,7 @@ _SELECTING = frozenset({"Clip", "Reshape"})
 class ScalePerturbation:
     """One operator: for how many of its inputs the result depended on the processor, and the factor of its output scale.
 
-    `inputs` is the number of inputs that were computed (65,536 for two operands), `nudge` the factor, 1 ± 0.001; 1 if no input
+    `inputs` is the number of inputs that were computed (65,536 for two operands), `factor` the factor, 1 ± 0.001; 1 if no input
     was ambiguous.
     """
 
@@ -38,7 +38,7 @@ class ScalePerturbation:
     op_type: str
     inputs: int
     ambiguous_before: int
-    nudge: float
+    factor: float
 
 
 class PerturbScalesPass(ir.passes.InPlacePass):
@@ -101,7 +101,7 @@ def _unambiguous(graph: ir.Graph, quantize: ir.Node) -> ScalePerturbation:
         op_type=operator.op_type,
         inputs=results[0].size,
         ambiguous_before=before,
-        nudge=factor,
+        factor=factor,
     )
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from bundler.graphs.comparison import sqnr_db
+from bundler.device.numerics import sqnr_db
 from bundler.graphs.host_runs import run_reference
 from bundler.graphs.passes.logits_rounding import LogitsRounding, StripLogitsRoundingPass
 from bundler.graphs.serialization import to_proto

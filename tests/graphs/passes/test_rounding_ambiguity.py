@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from bundler.device.numerics import sqnr_db
 from bundler.errors import ExportError
-from bundler.graphs.comparison import sqnr_db
 from bundler.graphs.exported_graph import ExportedGraph, save_graph
 from bundler.graphs.exporter import export_with_torch, simplify
 from bundler.graphs.host_runs import run_reference
@@ -127,14 +127,14 @@ def test_nothing_is_ambiguous_in_the_file(pair: Pair) -> None:
     InferShapesPass()(model)
     assert not again(model).modified
     assert [found.operator for found in again.perturbations] == list(pair.perturbations)
-    assert [found for found in again.perturbations if found.ambiguous_before or found.nudge != 1] == []
+    assert [found for found in again.perturbations if found.ambiguous_before or found.factor != 1] == []
 
 
 def test_scales_change_by_a_thousandth_at_most_and_outputs_stay_close(
     pair: Pair, golden: Tensor, target: TargetProfile
 ) -> None:
     """With random weights, one step of an early layer can grow to the outputs: unrelated outputs would be at about 0 dB."""
-    assert max(abs(found.nudge - 1) for found in pair.perturbations.values()) <= 1e-3
+    assert max(abs(found.factor - 1) for found in pair.perturbations.values()) <= 1e-3
     level = target.runtime.graph_optimization_level
     before, after = (run_reference(graph, golden.numpy(), level) for graph in (pair.before, pair.after))
     assert pair.before.sha256 != pair.after.sha256
@@ -199,7 +199,7 @@ def test_what_it_ensures_is_checked() -> None:
     perturb(model)
     (found,) = perturb.perturbations
     assert found.ambiguous_before > 0
-    assert found.nudge != 1
+    assert found.factor != 1
 
 
 def test_a_scale_per_channel_is_refused() -> None:

@@ -152,9 +152,9 @@ def test_ctrl_c_ends_the_waiting_for_a_frozen_engine(frozen_at: Freezing, amd64_
         from bundler.engines.container import ContainerRequest, run_container
         from bundler.engines.emulation import Launch
         from bundler.engines.container_engine import connect
-        from bundler.interruption import end_by_signals
+        from bundler.interruption import install_signal_handlers
         module._PING_SECONDS = 1
-        end_by_signals()
+        install_signal_handlers()
         with connect() as engine:
             request = ContainerRequest(image={amd64_image.id!r}, command=["selftest", {SLEEP!r}],
                                        launch=Launch(runner="native"), timeout_seconds=300, memory_mib=512,

@@ -22,10 +22,18 @@ from bundler import console
 from bundler.errors import BundlerError, OutOfSpaceError, OutputError
 from bundler.files.atomic_write import DISK_FULL, atomic_write, sync_directory, sync_files
 from bundler.files.sha256 import oci_digest
-from bundler.interruption import shielded
+from bundler.interruption import defer_signals
 from bundler.locking import is_held, lock, try_lock
 
-__all__ = ["Leftover", "find_leftovers", "place", "recover", "recover_all", "remove_leftover", "workshop"]
+__all__ = [
+    "Leftover",
+    "complete_installation",
+    "complete_installations",
+    "find_leftovers",
+    "install_bundle",
+    "remove_leftover",
+    "staging_directory",
+]
 
 JOURNAL = "journal.json"
 LOCK = "lock"
@@ -43,7 +51,7 @@ _FULL_BYTES = 4 << 20  # with less free space than this, a failed write of a gra
 
 
 @contextmanager
-def workshop(directory: Path) -> Iterator[Path]:
+def staging_directory(directory: Path) -> Iterator[Path]:
     """Yield a new staging directory beside `directory`, on the same file system; it is removed when the block ends.
 
     An interrupted installation at `directory` is completed first. While the block runs, the file `lock` in the new directory is
@@ -57,7 +65,7 @@ def workshop(directory: Path) -> Iterator[Path]:
         directory.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(directory.parent, error) from error
-    recover(directory)
+    complete_installation(directory)
     with _work_folder(directory) as folder:
         try:
             yield folder
@@ -68,11 +76,11 @@ def workshop(directory: Path) -> Iterator[Path]:
             raise
 
 
-def place(bundle: Path, directory: Path, *, archive: Path | None = None, archive_path: Path | None = None) -> None:
+def install_bundle(bundle: Path, directory: Path, *, archive: Path | None = None, archive_path: Path | None = None) -> None:
     """Install a finished bundle at `directory` and its archive at `archive_path`; an earlier bundle is replaced as a whole.
 
     Modes are set whatever the umask: 0644 for files, 0755 for directories and programs. A journal of the renames is written
-    first: if the process is killed between them, `recover` completes them. If a rename fails or is
+    first: if the process is killed between them, `complete_installation` completes them. If a rename fails or is
     interrupted, the earlier bundle is restored. Of two processes that install at `directory` at once, one waits for the other,
     and the bundle of the last one stays.
 
@@ -107,7 +115,7 @@ def place(bundle: Path, directory: Path, *, archive: Path | None = None, archive
         ) from error
 
 
-def recover(directory: Path) -> None:
+def complete_installation(directory: Path) -> None:
     """Complete an installation at `directory` whose process was killed between two renames; usually there is none.
 
     Raises:
@@ -129,21 +137,21 @@ def recover(directory: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Leftover:
-    """A directory or lock that a killed command left; `unplaced` is the path at which a bundle in it is to be installed."""
+    """A directory or lock that a killed command left; `pending` is the path at which a bundle in it is to be installed."""
 
     path: Path
-    unplaced: Path | None
+    pending: Path | None
 
 
-def recover_all(folder: Path) -> None:
+def complete_installations(folder: Path) -> None:
     """Complete every interrupted installation in `folder`.
 
     Raises:
         OutputError: the folder cannot be read, or an installation cannot be completed.
     """
     for leftover in find_leftovers(folder):
-        if leftover.unplaced is not None:
-            recover(leftover.unplaced)
+        if leftover.pending is not None:
+            complete_installation(leftover.pending)
 
 
 def find_leftovers(folder: Path) -> tuple[Leftover, ...]:
@@ -166,9 +174,9 @@ def find_leftovers(folder: Path) -> tuple[Leftover, ...]:
         path = folder / entry.name
         if entry.is_dir(follow_symlinks=False):
             if _is_work_folder(path) and not is_held(path / LOCK):
-                leftovers.append(Leftover(path=path, unplaced=_pending(path)))
+                leftovers.append(Leftover(path=path, pending=_pending(path)))
         elif entry.name.endswith(_INSTALL_LOCK) and entry.is_file(follow_symlinks=False) and not is_held(path):
-            leftovers.append(Leftover(path=path, unplaced=None))
+            leftovers.append(Leftover(path=path, pending=None))
     return tuple(leftovers)
 
 
@@ -178,8 +186,8 @@ def remove_leftover(leftover: Leftover) -> bool:
     Raises:
         OutputError: it cannot be installed or removed.
     """
-    if leftover.unplaced is not None:
-        recover(leftover.unplaced)
+    if leftover.pending is not None:
+        complete_installation(leftover.pending)
     if not leftover.path.exists():
         return True
     is_lock = leftover.path.is_file()
@@ -210,7 +218,7 @@ def _work_folder(directory: Path) -> Iterator[Path]:
                     yield folder
                     return
         finally:
-            with shielded():
+            with defer_signals():
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -234,7 +242,7 @@ def _transact(bundle: Path, directory: Path, work: Path, archive: Path | None, a
         _write_journal(work, directory, archive_path if archive is not None else None)
         _finish(work, directory, archive_path)
     except BaseException:
-        with shielded():
+        with defer_signals():
             _revert(work, directory)
             for source, destination in moves:
                 if destination.exists():

@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 
 from bundler.errors import OutputError
-from bundler.packaging.placing import find_leftovers, place, recover, recover_all, remove_leftover, workshop
+from bundler.packaging.installation import (
+    complete_installation,
+    complete_installations,
+    find_leftovers,
+    install_bundle,
+    remove_leftover,
+    staging_directory,
+)
 
 
 def finished(folder: Path, text: str) -> Path:
@@ -36,9 +43,9 @@ def names(folder: Path) -> list[str]:
 
 def test_the_staging_directory_is_removed_also_after_an_error(tmp_path: Path) -> None:
     directory = tmp_path / "dist" / "model"
-    with workshop(directory) as folder:
+    with staging_directory(directory) as folder:
         assert folder.parent == directory.parent
-    with pytest.raises(FileNotFoundError), workshop(directory) as folder:
+    with pytest.raises(FileNotFoundError), staging_directory(directory) as folder:
         (folder / "nothing").rename(folder / "half")
     assert list(directory.parent.iterdir()) == []
 
@@ -47,7 +54,7 @@ def test_a_bundle_replaces_an_earlier_one_as_a_whole(directory: Path, tmp_path: 
     (directory / "only in the old one").write_text("x")
     archive = tmp_path / "new.tar.gz"
     archive.write_text("new archive")
-    place(finished(tmp_path / "new", "new"), directory, archive=archive, archive_path=tmp_path / "model.tar.gz")
+    install_bundle(finished(tmp_path / "new", "new"), directory, archive=archive, archive_path=tmp_path / "model.tar.gz")
     assert names(directory) == ["file"]
     assert (directory / "file").read_text() == "new"
     assert (tmp_path / "model.tar.gz").read_text() == "new archive"
@@ -56,7 +63,7 @@ def test_a_bundle_replaces_an_earlier_one_as_a_whole(directory: Path, tmp_path: 
 
 def test_the_earlier_bundle_is_restored_when_the_new_one_cannot_be_moved(directory: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="No such file"):
-        place(tmp_path / "nothing", directory)
+        install_bundle(tmp_path / "nothing", directory)
     assert (directory / "file").read_text() == "old"
     assert names(tmp_path) == ["model", "model.tar.gz"]
 
@@ -70,7 +77,7 @@ def test_bundle_and_archive_are_unchanged_when_the_archive_cannot_be_installed(t
     (in_the_way / "something").mkdir(parents=True)
     bundle = finished(tmp_path / "new", "new")
     with pytest.raises(OutputError, match=r"model\.tar\.gz cannot be replaced"):
-        place(bundle, directory, archive=archive, archive_path=in_the_way)
+        install_bundle(bundle, directory, archive=archive, archive_path=in_the_way)
     assert not earlier or (directory / "file").read_text() == "old"
     assert (bundle / "file").read_text() == "new"
     assert names(tmp_path) == [*(["model"] if earlier else []), "model.tar.gz", "new", "new.tar.gz"]
@@ -86,7 +93,7 @@ class Interrupted(type(Path())):  # type: ignore[misc]
 
 @pytest.mark.parametrize("moment", ["the earlier one is aside", "the new one is in place"])
 def test_an_interruption_between_the_renames_leaves_the_earlier_bundle(directory: Path, tmp_path: Path, moment: str) -> None:
-    with workshop(directory) as folder:
+    with staging_directory(directory) as folder:
         bundle, place_of_it, archive = finished(folder / "new", "new"), directory, folder / "new.tar.gz"
         archive.write_text("new archive")
         if moment == "the earlier one is aside":
@@ -94,24 +101,24 @@ def test_an_interruption_between_the_renames_leaves_the_earlier_bundle(directory
         else:
             bundle = Interrupted(bundle)
         with pytest.raises(KeyboardInterrupt):
-            place(bundle, place_of_it, archive=archive, archive_path=tmp_path / "model.tar.gz")
+            install_bundle(bundle, place_of_it, archive=archive, archive_path=tmp_path / "model.tar.gz")
     assert (directory / "file").read_text() == "old"
     assert (tmp_path / "model.tar.gz").read_text() == "old archive"
     assert names(tmp_path) == ["model", "model.tar.gz"]
 
 
 def test_an_installed_bundle_is_readable_by_all_users(tmp_path: Path) -> None:
-    with workshop(tmp_path / "model") as folder:
+    with staging_directory(tmp_path / "model") as folder:
         assert folder.stat().st_mode & 0o777 == 0o700
         bundle = finished(folder / "model", "new")
         bundle.chmod(0o700)
-        place(bundle, tmp_path / "model")
+        install_bundle(bundle, tmp_path / "model")
     assert (tmp_path / "model").stat().st_mode & 0o777 == 0o755
 
 
 def test_an_output_directory_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError, match="cannot be written to"), workshop(tmp_path / "file" / "dist" / "model"):
+    with pytest.raises(OutputError, match="cannot be written to"), staging_directory(tmp_path / "file" / "dist" / "model"):
         pass
 
 
@@ -119,7 +126,7 @@ def test_an_output_directory_below_a_file_is_refused(tmp_path: Path) -> None:
 def test_a_read_only_file_system_is_refused(tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=64k", "tmpfs", str(tmp_path)], check=True)
     try:
-        with pytest.raises(OutputError, match="cannot be written to: Read-only"), workshop(tmp_path / "model"):
+        with pytest.raises(OutputError, match="cannot be written to: Read-only"), staging_directory(tmp_path / "model"):
             pass
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
@@ -130,8 +137,8 @@ def test_a_read_only_file_system_is_refused(tmp_path: Path) -> None:
 INSTALLING = """
 import os, sys
 from pathlib import Path
-from bundler.interruption import end_by_signals
-from bundler.packaging.placing import place, workshop
+from bundler.interruption import install_signal_handlers
+from bundler.packaging.installation import install_bundle, staging_directory
 def install(folder, last, number):
     count = 0
     def watch(event, arguments):
@@ -141,14 +148,14 @@ def install(folder, last, number):
             count += 1
             if count == last:
                 os.kill(os.getpid(), number)
-    end_by_signals()
-    with workshop(folder / "model") as work:
+    install_signal_handlers()
+    with staging_directory(folder / "model") as work:
         (work / "model").mkdir()
         (work / "model" / "file").write_text("new")
         (work / "model" / "manifest.json").write_text("{}")
         (work / "model.tar.gz").write_text("new archive")
         sys.addaudithook(watch)
-        place(work / "model", folder / "model", archive=work / "model.tar.gz", archive_path=folder / "model.tar.gz")
+        install_bundle(work / "model", folder / "model", archive=work / "model.tar.gz", archive_path=folder / "model.tar.gz")
 for line in sys.stdin:
     folder, last, number = line.rstrip("\\n").split("\\t")
     child = os.fork()
@@ -202,7 +209,7 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_bundle_after_the_next_comm
         if install(folder, last) == 0:
             break
         between = contents(folder)
-        recover(folder / "model")
+        complete_installation(folder / "model")
         after = contents(folder)
         assert after in (old, ("new", "new archive")), (last, between, after)
         seen.add((between == after, after[0]))
@@ -241,7 +248,7 @@ def test_an_interrupted_installation_is_completed_when_no_bundle_is_at_its_path(
         if install(folder, last) == 0:
             pytest.fail("it was never seen without a bundle")
         if not (folder / "model").exists():
-            recover_all(folder)
+            complete_installations(folder)
             assert contents(folder) == ("new", "new archive")
             return
 
@@ -255,7 +262,7 @@ def test_a_transaction_that_cannot_be_completed_is_reverted(tmp_path: Path, dire
     (work / "journal.json").write_text(json.dumps(journal))
     (tmp_path / "model.tar.gz").unlink()
     finished(tmp_path / "model.tar.gz", "a folder is in the way")
-    recover(directory)
+    complete_installation(directory)
     assert (directory / "file").read_text() == "old"
     assert names(tmp_path) == ["model", "model.tar.gz"]
 
@@ -278,7 +285,7 @@ def test_a_journal_that_is_not_valid_is_ignored(tmp_path: Path, directory: Path,
     work.mkdir()
     finished(work / "new", "new")
     (work / "journal.json").write_text(journal)
-    recover(directory)
+    complete_installation(directory)
     assert (directory / "file").read_text() == "old"
     assert (work / "new" / "file").read_text() == "new"
 
@@ -287,7 +294,7 @@ def test_a_journal_that_is_a_fifo_is_not_waited_for(tmp_path: Path, directory: P
     work = tmp_path / ".model-00000000.work"
     work.mkdir()
     os.mkfifo(work / "journal.json")
-    recover(directory)
+    complete_installation(directory)
     assert (directory / "file").read_text() == "old"
 
 
@@ -306,11 +313,11 @@ def test_concurrent_installations_succeed_and_leave_one_complete_bundle(tmp_path
 
 
 def test_the_directory_of_a_running_process_is_no_leftover(tmp_path: Path) -> None:
-    with workshop(tmp_path / "model") as folder:
+    with staging_directory(tmp_path / "model") as folder:
         assert find_leftovers(tmp_path) == ()
         program = (
-            "import sys; from pathlib import Path; from bundler.packaging.placing import *\n"
-            "print(len(find_leftovers(Path(sys.argv[1]))), remove_leftover(Leftover(path=Path(sys.argv[2]), unplaced=None)))"
+            "import sys; from pathlib import Path; from bundler.packaging.installation import *\n"
+            "print(len(find_leftovers(Path(sys.argv[1]))), remove_leftover(Leftover(path=Path(sys.argv[2]), pending=None)))"
         )
         run = subprocess.run([sys.executable, "-c", program, tmp_path, folder], capture_output=True, text=True, check=True)
         assert run.stdout == "0 False\n"
@@ -319,8 +326,8 @@ def test_the_directory_of_a_running_process_is_no_leftover(tmp_path: Path) -> No
 
 def test_the_directory_of_a_killed_process_is_a_leftover(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from bundler.packaging.placing import workshop\n"
-        "with workshop(Path(sys.argv[1])) as folder:\n    print(folder, flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from bundler.packaging.installation import staging_directory\n"
+        "with staging_directory(Path(sys.argv[1])) as folder:\n    print(folder, flush=True); time.sleep(60)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path / "model")], stdout=subprocess.PIPE, text=True
@@ -330,7 +337,7 @@ def test_the_directory_of_a_killed_process_is_a_leftover(tmp_path: Path) -> None
         assert find_leftovers(tmp_path) == ()
         process.kill()
     (leftover,) = find_leftovers(tmp_path)
-    assert (leftover.path, leftover.unplaced) == (folder, None)
+    assert (leftover.path, leftover.pending) == (folder, None)
     assert remove_leftover(leftover)
     assert names(tmp_path) == []
 
@@ -351,23 +358,23 @@ def test_a_name_of_the_maximum_length_is_installed(tmp_path: Path) -> None:
     name = "m" * 248
     archive = tmp_path / "a"
     archive.write_text("archive")
-    with workshop(tmp_path / name) as folder:
+    with staging_directory(tmp_path / name) as folder:
         new = finished(folder / "new", "new")
-        place(new, tmp_path / name, archive=archive, archive_path=tmp_path / f"{name}.tar.gz")
+        install_bundle(new, tmp_path / name, archive=archive, archive_path=tmp_path / f"{name}.tar.gz")
     assert names(tmp_path) == [name, f"{name}.tar.gz"]
 
 
 def test_modes_do_not_depend_on_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
-        with workshop(tmp_path / "model") as folder:
+        with staging_directory(tmp_path / "model") as folder:
             bundle = finished(folder / "model", "new")
             (bundle / "models").mkdir()
             (bundle / "models" / "fp32.onnx").write_text("x")
             (bundle / "device.pyz").write_text("x")
             archive = folder / "a"
             archive.write_text("x")
-            place(bundle, tmp_path / "model", archive=archive, archive_path=tmp_path / "model.tar.gz")
+            install_bundle(bundle, tmp_path / "model", archive=archive, archive_path=tmp_path / "model.tar.gz")
     finally:
         os.umask(before)
     modes = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
