@@ -53,10 +53,10 @@ class ExportedGraph:
 
     The output is `logits` [batch, classes] or `detections` [batch, boxes, 5 + classes].
 
-    Of a quantized graph, `float_operators` counts the operators that ONNX Runtime computes in float; `rounding` is how torch
-    rounds the logits, None for detections; `perturbations` and `saturation` state, operator by operator, why other processors give
-    the same bits. `runtime` is the oldest ONNX Runtime that executes the graph. `model` is the quantized graph in memory; a float
-    one is not kept, as nothing reads it again and its weights take as much memory as torch's.
+    Of a quantized graph, `float_operators` counts the operators that ONNX Runtime computes in float; `rounding` is how
+    torch rounds the logits, None for detections; `perturbations` and `saturation` state, operator by operator, why other
+    processors give the same bits. `runtime` is the oldest ONNX Runtime that executes the graph. `model` is the quantized
+    graph in memory; a float one is not kept, as nothing reads it again and its weights take as much memory as torch's.
     """
 
     path: Path
