@@ -119,7 +119,7 @@ def test_top_1_of_each_mode_is_in_the_manifest_and_a_drop_fails_the_build(
 @pytest.mark.parametrize(
     ("model", "options", "code", "words"),
     [
-        ("resnet18", ("--max-drop", "1"), 2, "--max-drop has no pictures"),
+        ("resnet18", ("--max-drop", "1"), 2, "--max-drop requires --data"),
         ("yolov5n", ("--data", "/nonexistent"), 7, "/nonexistent does not exist"),
         ("mobilenet_v2", ("--data", "/nonexistent"), 7, "/nonexistent does not exist"),
     ],

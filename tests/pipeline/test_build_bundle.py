@@ -148,7 +148,7 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(run: Run, small: tuple[str,
     manifest = json.loads(process.stdout)
     assert [mode["name"] for mode in manifest["modes"]] == ["int8-ptq"]
     assert not (tmp_path / "arm64-qnnpack" / "resnet18" / "models" / "fp32.onnx").exists()
-    assert "Calibrating with 8 synthetic pictures" in process.stderr
+    assert "Calibrating with 8 synthetic images" in process.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["SIGINT", "SIGTERM", "SIGHUP"])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bundler.device.runner_json import PROGRAM
 from bundler.engines.engine_availability import NoEngine
 from bundler.errors import BundleDamagedError
 from bundler.manifest import read_manifest
@@ -22,7 +24,7 @@ NATIVE = CpuProfile(name="native", present=(), absent=())
 def target() -> TargetProfile:
     """The x86 profile with this CPU alone, and no other target."""
     profile = find_target("x86")
-    verification = profile.verification.model_copy(update={"cpus": (NATIVE,), "fleet": ()})
+    verification = profile.verification.model_copy(update={"cpus": (NATIVE,), "also_verify_on": ()})
     return profile.model_copy(update={"verification": verification})
 
 
@@ -60,15 +62,20 @@ def test_the_bundle_is_executed_on_this_host_and_gives_what_was_recorded(session
 
 
 def test_a_device_program_of_another_origin_is_not_executed_on_this_host(session: VerificationSession) -> None:
-    program = session.bundle.directory / "runner.py"
-    mark = f"import argparse\nopen({str(session.workspace / 'executed')!r}, 'w').close()\n"
-    program.write_text(program.read_text().replace("import argparse\n", mark, 1))
+    program = session.bundle.directory / PROGRAM
+    with zipfile.ZipFile(program) as archive:
+        sources = {name: archive.read(name) for name in archive.namelist()}
+    mark = f"open({str(session.workspace / 'executed')!r}, 'w').close()\n"
+    sources["__main__.py"] = mark.encode() + sources["__main__.py"]
+    with zipfile.ZipFile(program, "w") as archive:
+        for name, source in sources.items():
+            archive.writestr(name, source)
     result = verified(session, request_of(session))
     assert not (session.workspace / "executed").exists()
     assert result.verdict == "not_run"
     assert {"--trust-bundle" in item.reason for items in result.evidence.values() for item in items} == {True}
     assert result.other_targets == {}
-    with pytest.raises(BundleDamagedError, match=r"runner\.py"):  # it is executed, and finds itself changed
+    with pytest.raises(BundleDamagedError, match=r"device\.pyz"):  # it is executed, and finds itself changed
         verified(replace(session, trust_program=True), request_of(session))
     assert (session.workspace / "executed").exists()
 
