@@ -83,6 +83,7 @@ def _context(manifest: Manifest) -> dict[str, Any]:
                 "path": mode["onnx"]["path"],
                 "bytes": mode["onnx"]["bytes"],
                 "bits": reference_digest(mode_record.evidence, mode_record.fleet),
+                "accuracy_text": summarize_accuracy(mode_record.accuracy) if mode_record.accuracy else None,
             }
             for mode, mode_record in zip(record["modes"], manifest.modes, strict=True)
         ],

@@ -94,7 +94,7 @@ def test_other_numbers_are_refused(numbers: list[float], words: str) -> None:
 def test_signed_numbers_of_eight_bits_are_refused() -> None:
     content = io.BytesIO()
     Image.new("L", (4, 4)).save(content, "TIFF", tiffinfo={339: 2})
-    with pytest.raises(UndecodableError, match="its numbers are signed"):
+    with pytest.raises(UndecodableError, match="its values are signed"):
         decode(content.getvalue())
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bundler.device.runner_json import RunnerDocument
 from bundler.manifest import Manifest, parse_manifest
 from bundler.packaging.checksums import CHECKSUMS, parse_checksums
 from bundler.packaging.consistency import array_problem, array_problems, disagreements
 from bundler.packaging.plain_tree import open_bundle
-from bundler.packaging.runner_document import RunnerDocument, parse_runner_document
+from bundler.packaging.runner_document import read_runner_document
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def documents(whole_bundle: Path) -> tuple[Manifest, RunnerDocument, dict[str, s
     manifest, runner = whole_bundle / "manifest.json", whole_bundle / "runner.json"
     return (
         parse_manifest(manifest.read_bytes(), manifest),
-        parse_runner_document(runner.read_bytes(), runner),
+        read_runner_document(runner.read_bytes(), runner),
         dict(parse_checksums((whole_bundle / CHECKSUMS).read_bytes())),
         {path.relative_to(whole_bundle).as_posix(): path.stat().st_size for path in whole_bundle.rglob("*") if path.is_file()},
     )

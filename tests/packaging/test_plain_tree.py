@@ -71,7 +71,7 @@ def test_too_many_files_end_the_search(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "known"),
     [
-        ("runner.py", True),
+        ("device.pyz", True),
         ("models/int8-ptq.onnx", True),
         ("golden/inputs.npy", True),
         ("net.service", True),
