@@ -51,7 +51,7 @@ class KnownAnswers:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """A machine as seen by a program on it; `onnxruntime` is the installed version, None where there is none."""
+    """A machine as seen by a program on it; `onnxruntime` is the installed version, None if there is none."""
 
     machine: str
     cpu: Cpu

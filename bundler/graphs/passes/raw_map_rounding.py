@@ -98,7 +98,7 @@ def _replace_by_sums(graph: ir.Graph, product: ir.Node, dequantize: ir.Node) -> 
     graph.insert_before(product, [sums, biased, cast, scaled])
     result.replace_all_uses_with(scaled.outputs[0], replace_graph_outputs=True)
     quantize = dequantize.inputs[0].producer() if dequantize.inputs[0] is not None else None
-    assert quantize is not None  # noqa: S101  it stands between the two
+    assert quantize is not None  # noqa: S101  it is between the two
     graph.remove([dequantize, quantize, product], safe=True)
 
 
