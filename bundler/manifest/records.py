@@ -354,7 +354,7 @@ class AccuracyRecord(_Record):
 
     @property
     def lost_points(self) -> float | None:
-        """Percentage points of top-1 lost to FP32, as they are written: 0.07 is 7 and not a bit more. None for FP32 itself."""
+        """Percentage points of top-1 lost to FP32, rounded, so that 0.07 is exactly 7. None for FP32 itself."""
         return None if self.drop is None else round(100 * self.drop, 6)
 
 

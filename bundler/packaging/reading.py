@@ -153,7 +153,7 @@ def _copy(root: int, path: str, destination: Path) -> str:
 
 
 def _digest_of(source: BinaryIO, copy: BinaryIO | None) -> str:
-    """Return the digest of a file while it is copied; what grows meanwhile is not followed for ever."""
+    """Return the digest of a file while it is copied; of a file that grows meanwhile, no more than the limit is read."""
     digest, left = hashlib.sha256(), LARGEST_FILE + 1
     while left > 0 and (chunk := source.read(min(_CHUNK, left))):
         digest.update(chunk)

@@ -32,7 +32,7 @@ class MinMaxRangeObserver(HistogramObserver):
 
 
 class SquaredErrorObserver(HistogramObserver):
-    """torch's search for the smallest mean squared error, computed in float64, so that its result is the same on every CPU."""
+    """Torch's search for the smallest mean squared error, computed in float64, so that its result is the same on every CPU."""
 
     def _non_linear_param_search(self) -> Range:
         counts = self.histogram

@@ -74,7 +74,7 @@ def verify_on_cpu(
     Raises:
         BundleDamagedError: the device program found a file that is not the one of the build.
         OtherFilesExecutedError: it executed other files than the expected ones.
-        EngineError: the engine died half-way.
+        EngineError: the engine failed in between.
     """
     modes = tuple(expected.models)
     launch = executor.launch(cpu)
