@@ -30,7 +30,7 @@ options = $(foreach pair,$(1),$(if $($(call variable,$(pair))),$(if $(filter MOD
 flags = $(foreach pair,$(1),$(if $(filter 1,$($(call variable,$(pair)))),$(call option,$(pair))))
 
 READY := .venv/.ready
-# What is being fetched and what went wrong; pip's other lines would bury both.
+# Downloads and errors are shown; pip's other lines are not.
 INSTALL = set -o pipefail; .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off
 PROGRESS = 2> >(grep -v '^WARNING:' >&2) | sed -u -n -e 's/^ *Downloading /  /p' -e 's/^Installing collected packages.*/  installing …/p'
 # `make test` asks before it installs system packages; the other targets were asked for what they install.

@@ -228,7 +228,7 @@ def _plan_training(request: BuildRequest, variant: ModelSpec, accuracy: Accuracy
 
 
 def _image_reference(text: str) -> str:
-    """Return `REPOSITORY:TAG`; the tag is `latest` where none is given."""
+    """Return `REPOSITORY:TAG`; the tag is `latest` if none is given."""
     found = _REFERENCE.fullmatch(text)
     if found is None or len(found["repository"]) > _LONGEST_REPOSITORY:
         raise ImpossibleRequestError(

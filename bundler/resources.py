@@ -1,6 +1,6 @@
 """Paths of the data files in `targets/`, `templates/` and `docker/`, and of the cache.
 
-The data files are in the installed wheel, or in the repository of an editable install (docs/decisions/data-files.md).
+The data files are in the installed wheel, or in the repository of an editable install (docs/decisions/top-level-data-files.md).
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def _option(option: click.Option, context: click.Context) -> str:
 
 
 def _help(text: str) -> list[str]:
-    """Return the paragraphs of a help text; what stands behind click's mark for preformatted text becomes a code block."""
+    """Return the paragraphs of a help text; a paragraph with click's mark for preformatted text becomes a code block."""
     paragraphs = []
     for paragraph in inspect.cleandoc(text).split("\n\n"):
         if paragraph.startswith("\b\n"):
@@ -205,7 +205,7 @@ def decisions() -> str:
         "",
         NOTE,
         "",
-        "Each page states the context, what was decided, and what follows from it.",
+        "Each page states the context, the alternatives that were considered, the decision and its consequences.",
         "A decision that is replaced keeps its page and names its successor.",
         "",
         *(f"- [{title}]({path.name})" for path, title in zip(pages, titles, strict=True)),

@@ -55,7 +55,10 @@ __all__ = ["command"]
     help="Darknet's cfg of a yolov3 or yolov4: its activations, anchors, classes and scale_x_y.  [default: the published ones]",
 )
 @click.option(
-    "--calibration", type=click.Path(path_type=Path), metavar="DIR", help="Folder of images, flat or one sub-folder a class."
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of images, flat or with class folders.",
 )
 @click.option(
     "--calibration-images",
@@ -66,25 +69,25 @@ __all__ = ["command"]
     help="Number of calibration images.",
 )
 @renamed_option("--calibration-pictures", "--calibration-images")
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures at a time.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Images per batch.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
     metavar="PATH",
     help="Measure accuracy on labelled images: class folders or a CSV file; for a detector YOLO's or COCO's labels, or none. "
-    "Of val/ where there is one; int8-qat learns from train/, or from four fifths of them.",
+    "Of val/ if there is one; int8-qat learns from train/, or from four fifths of them.",
 )
 @click.option(
     "--max-drop",
     type=click.FloatRange(min=0),
     metavar="POINTS",
-    help="Fail where INT8 loses more top-1 (or mAP, or boxes) than that.",
+    help="Fail if INT8 loses more top-1 (or mAP, or boxes) than this.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), default=8, show_default=True, help="Of the training for int8-qat.")
+@click.option("--epochs", type=click.IntRange(min=1), default=8, show_default=True, help="Training epochs for int8-qat.")
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Of the training for int8-qat, at its beginning.  [default: 0.001; detectors: 0.0001]",
+    help="Initial learning rate for int8-qat.  [default: 0.001; detectors: 0.0001]",
 )
 @click.option(
     "--num-classes",
@@ -96,7 +99,7 @@ __all__ = ["command"]
     "--input-size",
     type=parse_pixels,
     metavar="N|HxW",
-    help="Pixels of the input: a square, or height x width; pictures are resized to that.  [default: as the weights ask]",
+    help="Pixels of the input: a square, or height x width; images are resized to it.  [default: of the published weights]",
 )
 @preprocessing_options
 @click.option(
@@ -115,7 +118,7 @@ __all__ = ["command"]
     metavar="DIR",
     help="Directory that bundles are written to, as TARGET/MODEL.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of random weights and of the choice of pictures.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights and of the selection of images.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 @click.pass_context
 def command(

@@ -26,8 +26,8 @@ _OPTIONS = (
         "--std",
         type=parse_values,
         metavar="R,G,B",
-        help="Standard deviation, by which is divided. 1 if the training had none; 0.00392156863 (1/255) for inputs in 0..255."
-        "  [default: of the published weights]",
+        help="Standard deviation of pixels / 255, divided by. 1 if the training had none; "
+        "0.00392156863 (1/255) for inputs in 0..255.  [default: of the published weights]",
     ),
     click.option(
         "--resize",

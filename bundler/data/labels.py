@@ -18,7 +18,7 @@ class Labels:
 
     Args:
         classes: int64 [K].
-        boxes: left, top, right, bottom; float64 [K, 4]; relative to the image size, or in pixels where stated.
+        boxes: left, top, right, bottom; float64 [K, 4]; relative to the image size, or in pixels if stated.
         crowd: bool [K], COCO's `iscrowd`: regions of many objects, in which detections are ignored; None if there are none.
     """
 

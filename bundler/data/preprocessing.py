@@ -118,7 +118,7 @@ def opencv_bilinear(pixels: NDArray[np.uint8], width: int, height: int) -> NDArr
     """Resize uint8 [H, W, C] to [height, width, C] as OpenCV's `resize(…, interpolation=INTER_LINEAR)` does, bit for bit.
 
     OpenCV interpolates between the two nearest rows and columns in fixed point, however much it shrinks, and averages 2 x 2
-    pixels where both sides are halved exactly (modules/imgproc/src/resize.cpp; equal to cv2 4.10 and 5.0 on x86-64).
+    pixels if both sides are halved exactly (modules/imgproc/src/resize.cpp; equal to cv2 4.10 and 5.0 on x86-64).
     """
     old_height, old_width = pixels.shape[:2]
     if (old_width, old_height) == (width, height):

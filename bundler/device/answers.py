@@ -43,7 +43,7 @@ class Emulator:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownAnswers:
-    """Whether each calculation gave its only right answer."""
+    """Whether each calculation gave its only correct answer."""
 
     passed: bool
     checks: Mapping[str, bool]
@@ -51,7 +51,7 @@ class KnownAnswers:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """A machine as seen by a program on it; `onnxruntime` is the installed version, None where there is none."""
+    """A machine as seen by a program on it; `onnxruntime` is the installed version, None if there is none."""
 
     machine: str
     cpu: Cpu
@@ -73,7 +73,7 @@ class Probe(Machine):
 
 @dataclass(frozen=True, kw_only=True)
 class ModeResult:
-    """How a mode did on the golden inputs; a figure that was not measured is None, and `reason` says why a mode failed.
+    """The result of a mode on the golden inputs; a figure that was not measured is None, and `reason` says why a mode failed.
 
     `sqnr_db` is None for outputs equal to the FP32 reference, too.
     """

@@ -1,4 +1,4 @@
-"""Bundle: the bundle that this program lies in, and the checksums of its files."""
+"""Bundle: the bundle that contains this program, and the checksums of its files."""
 
 from __future__ import annotations
 

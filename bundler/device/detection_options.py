@@ -7,7 +7,7 @@ from typing import Final
 
 __all__ = ["CONFIDENCE", "IOU", "DetectionOptions"]
 
-CONFIDENCE: Final = 0.25  # what a detection scores above, unless `run` is told otherwise
+CONFIDENCE: Final = 0.25  # the score of a detection is above this; `run --confidence` changes it
 IOU: Final = 0.45  # by how much detections of one class overlap at most
 
 

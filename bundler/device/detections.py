@@ -108,7 +108,7 @@ def agreeing(found: Detections, reference: Detections) -> tuple[int, int]:
 def matched(found: Detections, reference: Detections) -> int:
     """Count the detections with a partner in the reference: of the same class, with an IoU of at least 0.5, and of no other's.
 
-    The best detection chooses first, and takes the one that it overlaps most.
+    Detections are matched best first, each with the one that it overlaps most.
     """
     taken = np.zeros(len(reference.scores), dtype=bool)
     for index, kind in enumerate(found.classes):

@@ -25,7 +25,7 @@ class FoundEmulation:
 
 
 def find_emulator() -> FoundEmulation:
-    """Find the user-mode emulator that runs this program, and the CPU that it was told to emulate.
+    """Find the user-mode emulator that runs this program, and the CPU that it emulates.
 
     QEMU shows a program a forged /proc of itself, but not of others: the executable is read from the parent's /proc.
     "none" is reported only when that executable is this Python. The kernel hides the executable of a program that may be

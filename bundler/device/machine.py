@@ -37,7 +37,7 @@ def examine_machine() -> Machine:
 def cpu_model(requested_cpu: str | None) -> str:
     """Name the CPU.
 
-    On x86 an emulator shows the host's /proc/cpuinfo; there the name is that of the CPU that the emulator was told to emulate.
+    On x86 an emulator shows the host's /proc/cpuinfo; there the name is that of the emulated CPU.
     """
     lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines() if Path("/proc/cpuinfo").exists() else []
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}

@@ -53,11 +53,11 @@ def outputs_sha256(outputs: Outputs) -> str:
 
 
 def informative_problem(outputs: Outputs) -> str:
-    """Return why outputs [N, classes] or [N, boxes, 5 + classes] would hide an error; empty where they are informative.
+    """Return why outputs [N, classes] or [N, boxes, 5 + classes] would hide an error; empty if they are informative.
 
-    A freshly initialised network outputs almost exactly zero, whatever it is given, and then agrees with any bug. The scores of
-    a detector have to differ from box to box; its coordinates do so even in a dead network. Outputs of a single image are not
-    compared from image to image.
+    A freshly initialised network outputs almost exactly zero for every input, so that a comparison would detect no error. The
+    scores of a detector have to differ from box to box; its coordinates do so even if the scores are constant. Outputs of a
+    single image are not compared from image to image.
     """
     if not np.isfinite(outputs).all():
         return "the outputs are not finite"

@@ -47,7 +47,7 @@ class GoldenFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownAnswerFiles:
-    """A model in integers and its only right answer; paths in the bundle."""
+    """A model in integers and its only correct answer; paths in the bundle."""
 
     model: str
     inputs: str

@@ -113,7 +113,7 @@ def measure(bundle: Bundle, mode: BundleMode, figures: Figures) -> str:
 
 
 def incomparable(given: NDArray[np.float32], expected: NDArray[np.float32], reference: NDArray[np.float32]) -> str:
-    """Return why nothing would follow from a comparison of these outputs; empty where it can be made."""
+    """Return why a comparison of these outputs would show nothing; empty if they can be compared."""
     for name, values in (("expected outputs", expected), ("FP32 reference", reference)):
         if values.shape != given.shape:
             return f"the outputs have shape {list(given.shape)}, the {name} {list(values.shape)}"

@@ -22,7 +22,7 @@ def supervised(work: Callable[[], int]) -> int:
     """Return the exit code of `work`, which runs in a child process.
 
     The first process of a container is not ended by its own crash: without this one in its place the container would hang.
-    The child ends when this process ends, in whatever way.
+    The child ends when this process ends, even by SIGKILL.
     """
     lifeline, held = os.pipe()
     child = os.fork()

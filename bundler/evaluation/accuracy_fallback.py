@@ -39,7 +39,7 @@ class Attempt:
 
     @property
     def lost_points(self) -> float:
-        """Percentage points of accuracy lost to FP32; 0 where nothing is compared with FP32."""
+        """Percentage points of accuracy lost to FP32; 0 if nothing is compared with FP32."""
         return self.accuracy.lost_points or 0.0
 
 

@@ -20,7 +20,7 @@ _FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT}
 class Member:
     """One member: a directory (mode with S_IFDIR), a symbolic link (`link`), or a file with the given bytes.
 
-    Where `source` is a path, its content is copied when the member is written.
+    If `source` is a path, its content is copied when the member is written.
     """
 
     name: str

@@ -64,7 +64,7 @@ def export_onnx(
             perturb_scales(graph)
         if quantized and task == "detection":
             StripRawMapRoundingPass()(graph)
-        RemoveUnusedPass()(graph)  # scales that were shared, and of which now each reader has its own
+        RemoveUnusedPass()(graph)  # scales that were shared until each reader got its own
     except ir.passes.InvariantError as error:
         raise invalid(path, str(error)) from error
     saved = save_graph(graph, path, opset=opset, task=task, quantized=quantized, float_layers=float_layers)
@@ -82,7 +82,7 @@ def export_with_torch(
     if model.training:
         raise ExportError(f"{type(model).__name__} is in train mode", next_step="Call `eval()` before the export.")
     with warnings.catch_warnings(), _silent_stdout():
-        warnings.simplefilter("ignore")  # the exporter announces its own end
+        warnings.simplefilter("ignore")  # the exporter's deprecation warnings
         try:
             # The exporter traces a quantized model by itself, twice, to compare; ours is compared with ONNX Runtime afterwards.
             traced = torch.jit.trace(model, (sample,), check_trace=False) if quantized else model
@@ -105,7 +105,7 @@ def export_with_torch(
 
 
 def simplify(graph: ir.Model) -> None:
-    """Write plainly what the TorchScript exporter writes in detours; the graph computes the same.
+    """Simplify what the TorchScript exporter wrote; the graph computes the same.
 
     Afterwards weights and scales are initializers, and values have types and shapes.
 

@@ -28,7 +28,7 @@ Outputs = NDArray[np.float32]
 
 NOISE_MARGIN = 10  # times the median quantization noise; torch and ONNX Runtime round independently, and errors have long tails
 # SQNR of ONNX Runtime's outputs against torch's INT8, in dB, from which their distances to FP32 are not compared: 3 % of the
-# power. The two round independently, so that each distance is a random draw over a few outputs. Where quantization makes little
+# power. The two round independently, so that each distance is a random draw over a few outputs. If quantization makes little
 # noise (after training, 20 to 31 dB), correct networks lost from -9 to +6 dB against FP32, and were 20 to 29 dB apart.
 CLOSE_DB = 15.0
 

@@ -52,7 +52,7 @@ def instrument_file(source: Path, path: Path) -> tuple[GraphTensor, ...]:
     """Do the same with a file of a bundle, which somebody else may have made.
 
     Raises:
-        BundleDamagedError: it is not a graph that stands by itself, with constant scales and zero points.
+        BundleDamagedError: it refers to other files or operators, or has a scale or zero point that is not constant.
     """
     try:
         return instrument(parse_graph(source.read_bytes()), path)

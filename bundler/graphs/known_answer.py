@@ -26,7 +26,7 @@ def write_known_answer(path: Path, *, opset: int) -> KnownAnswer:
 
     A QLinearConv of uint8 and int8, whose result goes through two MatMulInteger: of uint8 and int8, and of int8 and int8. They
     use the integer kernels of the INT8 models (SIMD products, and the rounding behind them), and every ONNX Runtime from 1.16
-    on has them, where ConvInteger takes int8 weights only from 1.24 on. Every processor must give the same integers: weights
+    on has them, while ConvInteger takes int8 weights only from 1.24 on. Every processor must give the same integers: weights
     stay within ±63, so that no pair of products saturates, and the biases keep the convolution's sums away from the halves
     between two steps, so that every way of rounding gives the same. The answer comes from numpy's 64-bit integers.
     """

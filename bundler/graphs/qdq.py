@@ -25,7 +25,7 @@ def constant(value: ir.Value | None) -> NDArray[Any]:
 
 
 def zero_point(node: ir.Node) -> int:
-    """Return the zero point of a QuantizeLinear or DequantizeLinear with one scale; 0 where it has none."""
+    """Return the zero point of a QuantizeLinear or DequantizeLinear with one scale; 0 if it has none."""
     return int(constant(node.inputs[2])) if len(node.inputs) > 2 else 0
 
 

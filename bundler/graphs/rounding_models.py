@@ -2,7 +2,7 @@
 
 QLinearConv gives the same bits on every processor. Other operators compute in float32, with or without a fused multiply-add,
 and on arm64 partly in fixed point; if the exact result is close to the middle between two integers, they round differently.
-Each function here returns one array of results for each way of rounding, over all inputs. Where these are equal, all processors
+Each function here returns one array of results for each way of rounding, over all inputs. If these are equal, all processors
 give the same bits.
 The ways are those of ONNX Runtime's kernels (`mlas/lib/qladd.cpp`, `qladd_avx2.cpp`, `qlmul.cpp`, `qlgavgpool.cpp`; 1.32).
 """

@@ -91,7 +91,7 @@ class _Record(BaseModel):
 
 
 class _SparseRecord(_Record):
-    """A record whose fields are left out where they are None."""
+    """A record whose fields are left out if they are None."""
 
     @model_serializer(mode="wrap")
     def _without_none(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class TensorRecord(_Record):
 
     name: TensorName
     dtype: Literal["float32"]
-    shape: Annotated[tuple[int, ...], Field(description="0 stands for the dynamic batch axis")]
+    shape: Annotated[tuple[int, ...], Field(description="0 means the dynamic batch axis")]
 
 
 Pixels = Annotated[int | tuple[int, int], Field(description="side of a square, or [height, width]")]
@@ -121,7 +121,7 @@ class PreprocessingRecord(_Record):
             "centred (rounded down) on grey (114, 114, 114). A middle begins at half of what is left over, rounded half to even"
         ),
     ]
-    resize: Annotated[Pixels, Field(description="pixels; of a square, the shorter side where the image is cropped")]
+    resize: Annotated[Pixels, Field(description="pixels; of a square, the shorter side if the image is cropped")]
     crop: Annotated[Pixels, Field(description="pixels of the input")]
     interpolation: Annotated[
         Literal["nearest", "box", "bilinear", "bicubic", "lanczos", "opencv-bilinear"],
@@ -141,7 +141,7 @@ class WeightsRecord(_SparseRecord):
     """The weights that were quantized, and where they come from."""
 
     source: Annotated[Text, Field(description="`pretrained:NAME`, `random:SEED`, or a file's name")]
-    sha256: Annotated[Sha256, Field(description="of the file, or of the state dict where there is no file")]
+    sha256: Annotated[Sha256, Field(description="of the file, or of the state dict if there is no file")]
     trained: bool
     network: Annotated[
         Text | None,
@@ -153,18 +153,18 @@ class ModelRecord(_SparseRecord):
     """The network, its input and output, the preprocessing of its input, and its weights."""
 
     name: Identifier
-    row: Annotated[Text, Field(description="row of the specification's scope table")]
+    row: Annotated[Text, Field(description="row of the scope table in docs/specification.md")]
     task: Literal["classification", "detection"]
     num_classes: int
     class_names: Annotated[
-        tuple[Text, ...] | None, Field(description="of a detector, as its checkpoint holds them; left out where it holds none")
+        tuple[Text, ...] | None, Field(description="of a detector, as its checkpoint holds them; left out if it holds none")
     ] = None
     input: TensorRecord
     output: TensorRecord
     preprocessing: PreprocessingRecord
     suspicions: Annotated[
         tuple[Text, ...],
-        Field(description="what a poor accuracy of FP32 is probably due to, other preprocessing first; empty where none is"),
+        Field(description="what a poor accuracy of FP32 is probably due to, other preprocessing first; empty if none is"),
     ] = ()
     weights: WeightsRecord
 
@@ -207,13 +207,13 @@ class TrainingRecord(_Record):
     data_sha256: Annotated[Sha256, Field(description="over the names and bytes of the images that it was trained on")]
     epochs: int
     batch_size: int
-    learning_rate: Annotated[float, Field(description="at the beginning; it falls like a cosine")]
+    learning_rate: Annotated[float, Field(description="initial; it decreases with a cosine")]
     statistics_epochs: Annotated[int, Field(description="for how many epochs BatchNorm statistics were updated")]
-    observers_epochs: Annotated[int, Field(description="for how many epochs the ranges of activations were")]
+    observers_epochs: Annotated[int, Field(description="for how many epochs the ranges of activations were updated")]
     measure: Annotated[Literal["top1", "boxes"], Field(description="top-1, or the share of boxes that agree with FP32's")]
     score_before: float
     scores: tuple[float, ...]
-    best_epoch: Annotated[int, Field(description="whose weights these are; 0 where none was better than before")]
+    best_epoch: Annotated[int, Field(description="whose weights these are; 0 if none was better than before")]
     numerics: Annotated[
         dict[str, str],
         Field(
@@ -229,10 +229,10 @@ class FallbackRecord(_Record):
     step: Text
     detail: Annotated[Text, Field(description="why it was not tried, with how many images, or which layers stay in float")]
     score: Annotated[
-        float | None, Field(description="top-1, mAP or agreement of boxes with it, 0 to 1; null where it was not tried")
+        float | None, Field(description="top-1, mAP or agreement of boxes with it, 0 to 1; null if it was not tried")
     ]
     won_points: Annotated[float | None, Field(description="percentage points of the score against the best before")]
-    kept: Annotated[bool, Field(description="whether the mode has it; the steps after it stand on it")]
+    kept: Annotated[bool, Field(description="whether the mode has it; the steps after it build on it")]
 
 
 class QuantizationRecord(_Record):
@@ -240,8 +240,8 @@ class QuantizationRecord(_Record):
 
     engine: Text
     qconfig: Text
-    calibration: Annotated[CalibrationRecord | None, Field(description="null where it was trained")]
-    training: Annotated[TrainingRecord | None, Field(description="null where it was calibrated")] = None
+    calibration: Annotated[CalibrationRecord | None, Field(description="null if it was trained")]
+    training: Annotated[TrainingRecord | None, Field(description="null if it was calibrated")] = None
     quantize_nodes: int
     dequantize_nodes: int
     float_operators: Annotated[
@@ -249,9 +249,7 @@ class QuantizationRecord(_Record):
     ]
     torch_max_steps: Annotated[
         int | None,
-        Field(
-            description="ONNX Runtime against torch's INT8 on the build host, in output steps; null where the output is float"
-        ),
+        Field(description="ONNX Runtime against torch's INT8 on the build host, in output steps; null if the output is float"),
     ]
     torch_equal_share: Annotated[float, Field(description="share of outputs equal to torch's INT8 on the build host")]
     refinements: Annotated[
@@ -275,8 +273,8 @@ class LayerRecord(_Record):
     """SQNR of a layer against the same layer in float; it includes the noise of all preceding layers."""
 
     name: Text
-    weight_sqnr_db: Annotated[float | None, Field(description="null where it has no weights, or none was changed")]
-    output_sqnr_db: Annotated[float | None, Field(description="null where its outputs are equal")]
+    weight_sqnr_db: Annotated[float | None, Field(description="null if it has no weights, or none was changed")]
+    output_sqnr_db: Annotated[float | None, Field(description="null if its outputs are equal")]
 
 
 class StepDifferences(_Record):
@@ -292,7 +290,7 @@ class ExecutionPair(_Record):
 
     first: Text
     second: Text
-    parted: Annotated[Text | None, Field(description="first layer in which any value differs; null where all are equal")]
+    parted: Annotated[Text | None, Field(description="first layer in which any value differs; null if all are equal")]
     top1_agreement: Annotated[float | None, Field(description="share of the golden images; null for a detector")]
 
 
@@ -301,7 +299,7 @@ class ComparedTensor(_Record):
 
     layer: Text
     apart: Annotated[
-        tuple[StepDifferences | None, ...], Field(description="one for each pair; null where torch has no such tensor")
+        tuple[StepDifferences | None, ...], Field(description="one for each pair; null if torch has no such tensor")
     ]
 
 
@@ -346,8 +344,8 @@ class AccuracyRecord(_Record):
     data_sha256: Annotated[Sha256, Field(description="over the names and bytes of the images, in their order")]
     top1: float
     top1_interval: tuple[float, float]
-    top5: Annotated[float | None, Field(description="null where there are five classes or fewer")]
-    drop: Annotated[float | None, Field(description="of top-1 against FP32, below 0 where it is better; null for FP32 itself")]
+    top5: Annotated[float | None, Field(description="null if there are five classes or fewer")]
+    drop: Annotated[float | None, Field(description="of top-1 against FP32, below 0 if it is better; null for FP32 itself")]
     drop_interval: tuple[float, float] | None
 
     @property
@@ -356,7 +354,7 @@ class AccuracyRecord(_Record):
 
     @property
     def lost_points(self) -> float | None:
-        """Percentage points of top-1 lost to FP32, as they are written: 0.07 is 7 and not a bit more. None for FP32 itself."""
+        """Percentage points of top-1 lost to FP32, rounded, so that 0.07 is exactly 7. None for FP32 itself."""
         return None if self.drop is None else round(100 * self.drop, 6)
 
 
@@ -374,10 +372,10 @@ class BoxesRecord(_Record):
     boxes: Annotated[int, Field(description="detections of this mode, a box for its best class")]
     agreement: Annotated[float | None, Field(description="with FP32; null for FP32 itself")]
     agreement_interval: tuple[float, float] | None
-    labelled_boxes: Annotated[int | None, Field(description="null where no labels were given, as what follows")]
+    labelled_boxes: Annotated[int | None, Field(description="null if no labels were given, as what follows")]
     map50_95: Annotated[float | None, Field(description="mean over IoU from 0.5 to 0.95")]
     map50: Annotated[float | None, Field(description="at an IoU of 0.5")]
-    drop: Annotated[float | None, Field(description="of map50_95 against FP32, below 0 where it is better")]
+    drop: Annotated[float | None, Field(description="of map50_95 against FP32, below 0 if it is better")]
 
     @property
     def score(self) -> float:
@@ -430,7 +428,7 @@ class Evidence(_Record):
     model_sha256: Annotated[Sha256 | None, Field(description="of the model, taken from the bytes that were executed")] = None
     outputs_sha256: Sha256 | None = None
     sqnr_db: Annotated[
-        float | None, Field(description="against the FP32 outputs of the build host; null where equal bit for bit")
+        float | None, Field(description="against the FP32 outputs of the build host; null if equal bit for bit")
     ] = None
     top1_agreement: Annotated[float | None, Field(description="share of the golden images whose top-1 is FP32's")] = None
     boxes_agreement: Annotated[
@@ -470,12 +468,15 @@ class ModeRecord(_Record):
     exact: Annotated[bool, Field(description="whether the outputs were bit-identical everywhere this mode was executed")]
     exact_reason: Text
     accuracy: Annotated[
-        AccuracyRecord | BoxesRecord | None, Field(description="on the images of --data; null where none were given")
+        AccuracyRecord | BoxesRecord | None, Field(description="on the images of --data; null if none were given")
     ] = None
     quantization: QuantizationRecord | None
     evidence: tuple[Evidence, ...]
-    fleet: tuple[CrossTargetRecord, ...] = ()
-    ledger: Annotated[LayerComparisonRecord | None, Field(description="null for a float mode")] = None
+    fleet: Annotated[tuple[CrossTargetRecord, ...], Field(description="on the CPUs of the targets in `also_verify_on`")] = ()
+    ledger: Annotated[
+        LayerComparisonRecord | None,
+        Field(description="layer-wise comparison of `bundler verify --explain`; null for a float mode"),
+    ] = None
 
 
 class WheelRecord(_Record):

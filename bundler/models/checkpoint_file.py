@@ -181,7 +181,7 @@ class CheckpointFile:
         return {key: _tensor(record, content, positions[record.storage]) for key, record in records.items()}
 
     def tensor(self, value: object, name: str) -> Tensor:
-        """Return the tensor that a value of `description` stands for; `name` names it in messages."""
+        """Return the tensor that a value of `description` describes; `name` names it in messages."""
         record = tensor_record(value, self._places)
         if record is None:
             raise self.unreadable(f"{name} is not a tensor")

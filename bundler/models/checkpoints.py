@@ -55,7 +55,7 @@ class LoadedWeights:
         num_classes: of the model that the weights fit.
         claims: accuracies that the file states, from 0 to 1, by their names in it.
         options: keyword arguments with which a detector's parser builds the network of the file.
-        class_names: of a detector, where the file has them.
+        class_names: of a detector, if the file has them.
         network: one sentence about a detector: activations and anchors in the file, or the assumed ones.
         notes: what was taken from the file and what was ignored, one line each.
     """

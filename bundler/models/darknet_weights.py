@@ -155,7 +155,7 @@ def darknet_classes(content: bytes, numbers_of: Callable[[int], int]) -> int | N
     """
     one, each = numbers_of(1), numbers_of(2) - numbers_of(1)
     for images_seen in (8, 4):
-        numbers = (len(content) - _VERSION.size - images_seen) // 4  # a part of one is left where the file is damaged
+        numbers = (len(content) - _VERSION.size - images_seen) // 4  # a part of one is left if the file is damaged
         classes, left = divmod(numbers - one, each)
         if not left and classes >= 0:
             return classes + 1

@@ -1,6 +1,6 @@
 """A restricted pickle interpreter: it returns plain records of what a pickle would make; nothing is imported or called.
 
-docs/decisions/pickle-interpreter.md compares it with torch's own restricted unpickler.
+docs/decisions/own-pickle-interpreter.md compares it with torch's own restricted unpickler.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def _attributes(value: Object) -> dict[str, object]:
 
 
 def differences(root: object, prefix: str, model: nn.Module) -> list[str]:
-    """Return how a pickled network differs from `model` where keys and shapes are equal: strides, eps, activations.
+    """Return how a pickled network differs from `model` although keys and shapes are equal: strides, eps, activations.
 
     Args:
         root: the pickled module.

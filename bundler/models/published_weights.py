@@ -23,7 +23,7 @@ def resolve_weights(
 
     Args:
         weights: a state dict is returned as it is, published weights are downloaded and their SHA-256 prefix is checked.
-        options: keyword arguments of the model's class. Published weights set `num_classes` where it is missing.
+        options: keyword arguments of the model's class. Published weights set `num_classes` if it is missing.
         progress: show the download's progress.
 
     Raises:

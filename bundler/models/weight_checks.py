@@ -33,7 +33,7 @@ def float_weights(
     """
     converted: dict[str, Tensor] = {}
     for key, value in tensors.items():
-        wanted = kinds.get(key)  # None for a tensor of another network, which is named where it is loaded
+        wanted = kinds.get(key)  # None for a tensor of another network, which is named when it is loaded
         if wanted is not None and wanted.is_floating_point and not value.is_floating_point():
             raise CheckpointError(
                 f"the checkpoint {source} has integers in {key} ({str(value.dtype).removeprefix('torch.')}), but the network "

@@ -48,7 +48,7 @@ class YoloV5Architecture:
     """Settings in which networks of one size differ.
 
     Args:
-        release: 6 stands for releases 6 and 7; 5 (releases 4 and 5) has its pooling before the last CSP block of the
+        release: 6 means releases 6 and 7; 5 (releases 4 and 5) has its pooling before the last CSP block of the
             backbone, and more residuals at stride 8; 3 (releases 2 to 3.1) also has one more convolution in each CSP block.
         activations: of each block in the order of `YoloV5.blocks`; None for SiLU everywhere.
         norm_eps: of the BatchNorms.

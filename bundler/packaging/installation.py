@@ -55,7 +55,7 @@ def staging_directory(directory: Path) -> Iterator[Path]:
     """Yield a new staging directory beside `directory`, on the same file system; it is removed when the block ends.
 
     An interrupted installation at `directory` is completed first. While the block runs, the file `lock` in the new directory is
-    locked, which tells other processes that the directory is in use.
+    locked, which shows other processes that the directory is in use.
 
     Raises:
         OutputError: the parent of `directory` cannot be written.
@@ -251,7 +251,7 @@ def _transact(bundle: Path, directory: Path, work: Path, archive: Path | None, a
 
 
 def _finish(work: Path, directory: Path, archive_path: Path | None) -> None:
-    """Make the renames that were not made yet; each is atomic, and their order tells which were made before a kill."""
+    """Make the renames that were not made yet; each is atomic, and their order shows which were made before a kill."""
     new, new_archive, earlier = work / _NEW, work / _NEW_ARCHIVE, work / _EARLIER
     if new.exists():
         if os.path.lexists(directory):

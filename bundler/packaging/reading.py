@@ -130,7 +130,7 @@ def _document(directory: Path, root: int, name: str, kind: str) -> bytes:
 
 
 def _digest(root: int, path: str, documents: Mapping[str, bytes]) -> str:
-    """Return the digest of a file, or of the document that was read from it; empty where it cannot be read."""
+    """Return the digest of a file, or of the document that was read from it; empty if it cannot be read."""
     if path in documents:
         return hashlib.sha256(documents[path]).hexdigest()
     try:
@@ -141,7 +141,7 @@ def _digest(root: int, path: str, documents: Mapping[str, bytes]) -> str:
 
 
 def _copy(root: int, path: str, destination: Path) -> str:
-    """Copy a file of the bundle and return the digest of what was written; empty where it cannot be read any more."""
+    """Copy a file of the bundle and return the digest of what was written; empty if it cannot be read any more."""
     try:
         source = open_file(root, path)
     except OSError:
@@ -153,7 +153,7 @@ def _copy(root: int, path: str, destination: Path) -> str:
 
 
 def _digest_of(source: BinaryIO, copy: BinaryIO | None) -> str:
-    """Return the digest of a file while it is copied; what grows meanwhile is not followed for ever."""
+    """Return the digest of a file while it is copied; of a file that grows meanwhile, no more than the limit is read."""
     digest, left = hashlib.sha256(), LARGEST_FILE + 1
     while left > 0 and (chunk := source.read(min(_CHUNK, left))):
         digest.update(chunk)

@@ -1,4 +1,4 @@
-"""StagedBundle: everything the device executes, laid out in a folder; the rest of the package is written around it."""
+"""StagedBundle: a folder with everything that the device executes; documents and checksums are added to it later."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def stage(
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:
-    """Write an array; numpy itself, on a full disk, raises an OSError that does not say so."""
+    """Write an array, and report a full disk, which numpy's own OSError does not name."""
     content = io.BytesIO()
     np.save(content, array)
     path.write_bytes(content.getvalue())
@@ -140,7 +140,7 @@ def _mode(mode: Mode, expected: GoldenMode, reference: Outputs, target: TargetPr
 
 
 def samples_of(graph: ExportedGraph, target: TargetProfile) -> int:
-    """Return on how many golden inputs a selftest runs a graph; float is so much slower under emulation that it gets fewer."""
+    """Return on how many golden inputs a selftest runs a graph: fewer with float layers, which are slow under emulation."""
     in_float = not graph.quantized or graph.float_layers > 0
     return target.verification.golden_inputs_fp32 if in_float else target.verification.golden_inputs
 

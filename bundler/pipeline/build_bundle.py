@@ -137,6 +137,6 @@ def _failed(job: BuildJob, manifest: Manifest) -> VerificationFailedError:
 
 
 def _remove_checkpoint(inputs: Inputs) -> None:
-    """Remove the state of a training, which until now allowed to resume it after a failure of any later step."""
+    """Remove the checkpoint of a training, which is kept until here in case a later step fails."""
     if inputs.labelled is not None and inputs.labelled.training is not None:
         inputs.labelled.training.checkpoint.unlink(missing_ok=True)

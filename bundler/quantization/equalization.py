@@ -118,7 +118,7 @@ def equalize_channels(model: nn.Module, batches: Iterable[Tensor]) -> int:
 def equalization_groups(model: nn.Module, sample: Tensor) -> tuple[EqualizationGroup, ...]:
     """Return the groups of a float model, found by recording which results are inputs of which operators.
 
-    See docs/decisions/equalization-tracker.md for the comparison with a traced graph.
+    See docs/decisions/recorded-equalization-groups.md for the comparison with a traced graph.
 
     Args:
         model: in eval mode.

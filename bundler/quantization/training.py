@@ -344,7 +344,7 @@ def _set_modes(model: nn.Module, epoch: int, options: TrainingOptions) -> None:
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, options: TrainingOptions, progress: float) -> None:
-    """Cosine annealing to 0; `progress` is the share of all steps done. See docs/decisions/learning-rate-schedule.md."""
+    """Cosine annealing to 0; `progress` is the share of all steps done. See docs/decisions/learning-rate-from-step.md."""
     for group in optimizer.param_groups:
         group["lr"] = options.learning_rate * (1 + math.cos(math.pi * progress)) / 2
 

@@ -1,1 +1,1 @@
-"""Verification: the bundle's own runner, executed on every CPU of the profile, and the evidence it gives."""
+"""Verification: the bundle's own device program is executed on every CPU of the profile and gives evidence."""

@@ -57,7 +57,7 @@ def verify_on_every_cpu(
 ) -> Iterator[dict[str, Evidence]]:
     """Yield, CPU after CPU of the profile, the evidence of each mode; `pictures` is how many images one CPU runs."""
     for cpu in target.verification.cpus:
-        with console.progress(f"proving on {cpu.name}", pictures) as advance:
+        with console.progress(f"verifying on {cpu.name}", pictures) as advance:
 
             def count(line: str, advance: Callable[[int], None] = advance) -> None:
                 if ": image " in line:
@@ -74,7 +74,7 @@ def verify_on_cpu(
     Raises:
         BundleDamagedError: the device program found a file that is not the one of the build.
         OtherFilesExecutedError: it executed other files than the expected ones.
-        EngineError: the engine died half-way.
+        EngineError: the engine failed in between.
     """
     modes = tuple(expected.models)
     launch = executor.launch(cpu)
@@ -122,7 +122,7 @@ def _require(selftest: Selftest, expected: Expected, cpu: CpuProfile) -> None:
 
 
 def distrust(machine: Machine, target: TargetProfile, cpu: CpuProfile) -> str:
-    """Return why results from this machine do not count for this CPU; empty where they do."""
+    """Return why results from this machine do not count for this CPU; empty if they do."""
     if machine.machine != target.architecture.machine:
         return f"`uname -m` said {machine.machine}, not {target.architecture.machine}"
     wrong = [name for name, right in machine.known_answers.checks.items() if not right]
@@ -137,7 +137,7 @@ def distrust(machine: Machine, target: TargetProfile, cpu: CpuProfile) -> str:
     try:
         version = Version(machine.emulator.version.split()[0])
     except InvalidVersion:
-        return f"the emulator does not tell its version ({machine.emulator.name} {machine.emulator.version})"
+        return f"the emulator does not report its version ({machine.emulator.name} {machine.emulator.version})"
     if version < Version(target.verification.emulator_minimum):
         minimum = target.verification.emulator_minimum
         return f"{machine.emulator.name} {version} is older than {minimum}, from which on it computes correctly"

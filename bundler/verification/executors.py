@@ -79,7 +79,7 @@ def _environment(home: str) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class HostExecutor:
-    """Executes the bundle's device program with this Python, where no engine answers; a foreign target cannot run so.
+    """Executes the bundle's device program with this Python, if no engine answers; a foreign target cannot run so.
 
     The process sees no more of this host's environment than it needs, an empty home folder, and no module beside its program.
     Instrumented graphs are run by the program of this version, whatever the bundle holds.

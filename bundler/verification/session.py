@@ -81,7 +81,7 @@ class VerificationRequest:
 
     Args:
         modes: in the order in which they are executed; an INT8 mode with its record, which decides whether it can be bit-exact.
-        compare: with which ONNX Runtime torch's INT8 is compared layer by layer: that of this host and, where an engine can run
+        compare: with which ONNX Runtime torch's INT8 is compared layer by layer: that of this host and, if an engine can run
             it, of the target's own device image, or of the first one for another architecture than this host's.
         recorded_digest: of the device image in which earlier evidence was collected; None if there is none.
     """

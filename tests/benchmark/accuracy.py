@@ -1,13 +1,13 @@
 """`make bench MODEL=… WEIGHTS=… CALIBRATION=… DATA=…`: our INT8 beside ONNX Runtime's own static quantization, in one run.
 
-Each is calibrated with the same pictures. On this machine all labelled pictures are measured: top-1, what it lost to FP32, and
-SQNR of the logits, of all pictures together and of the median picture (a few that go far beyond what was calibrated can make
-almost all of the noise). On every emulated CPU of every target, a part of them is, with whether the outputs are those of this
-machine, bit for bit. `--ill-scaled SEED` multiplies the channels between two layers by factors from 0.05 to 20 first, which
-changes nothing in float (issue 4).
+Both are calibrated with the same images. On this machine all labelled images are measured: top-1, the drop from FP32, and the
+SQNR of the logits, of all images together and of the median image (a few that go far beyond the calibrated range can make
+almost all of the noise). On every emulated CPU of every target a part of them is measured, and the outputs are compared with
+those of this machine, bit for bit. `--ill-scaled SEED` first multiplies the channels between two layers by factors from 0.05 to
+20, which changes nothing in float.
 
-A detector is INT8 as a whole, all but the decoding of its boxes, in theirs as in ours: with the decoding in INT8, theirs
-see nothing. What counts is the share of boxes that FP32 and INT8 both see.
+A detector is INT8 as a whole in both, except for the decoding of its boxes: with the decoding in INT8, `quantize_static`'s
+detects nothing. The share of boxes that FP32 and INT8 both detect is measured.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def test_a_good_probe_is_trusted(changes: dict[str, Any], cpu: CpuProfile) -> No
         ),
         (emulator("7.2.22 (Debian)"), A53, "older than 10.0"),
         (emulator("9.2.4"), A53, "qemu-aarch64 9.2.4 is older than 10.0"),
-        (emulator("unknown"), A53, "does not tell its version"),
+        (emulator("unknown"), A53, "does not report its version"),
         (NOT_EMULATED, A53, "nothing emulates cortex-a53"),
         (UNKNOWN, NATIVE, "could not be determined whether the CPU is emulated: no /proc"),
         (UNKNOWN, A53, "could not be determined whether the CPU is emulated: no /proc"),

@@ -36,7 +36,7 @@ class StripLogitsRoundingPass(ir.passes.InPlacePass):
     int32 accumulators times their scale: one multiplication in float32, which every processor rounds alike.
 
     Requires: the graph's output comes from a DequantizeLinear of a QuantizeLinear.
-    Ensures: a Gemm in integers gives the output itself. Where there was none behind the pair, the pair stays.
+    Ensures: a Gemm in integers gives the output itself. If there is none before the pair, the pair stays.
 
     After a call, `rounding` is what the pair did.
     """

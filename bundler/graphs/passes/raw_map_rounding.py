@@ -66,7 +66,7 @@ def _decoded(output: ir.Value) -> Iterator[ir.Node]:
 def _replace_by_sums(graph: ir.Graph, product: ir.Node, dequantize: ir.Node) -> None:
     """Write a convolution of dequantized operands, up to the DequantizeLinear behind it, as what computes its accumulators."""
     inputs, weight, bias = (dequantized_by(value) for value in product.inputs)
-    assert inputs is not None and weight is not None and bias is not None  # noqa: S101, PT018  integer_product said so
+    assert inputs is not None and weight is not None and bias is not None  # noqa: S101, PT018  checked by integer_product
     name, result = product.name, dequantize.outputs[0]
     scale = np.float32(constant(inputs.inputs[1])) * constant(weight.inputs[1]).astype(np.float32)
     sums = ir.node(
@@ -98,7 +98,7 @@ def _replace_by_sums(graph: ir.Graph, product: ir.Node, dequantize: ir.Node) -> 
     graph.insert_before(product, [sums, biased, cast, scaled])
     result.replace_all_uses_with(scaled.outputs[0], replace_graph_outputs=True)
     quantize = dequantize.inputs[0].producer() if dequantize.inputs[0] is not None else None
-    assert quantize is not None  # noqa: S101  it stands between the two
+    assert quantize is not None  # noqa: S101  it is between the two
     graph.remove([dequantize, quantize, product], safe=True)
 
 

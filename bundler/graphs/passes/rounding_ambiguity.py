@@ -190,7 +190,7 @@ def _multiply(graph: ir.Graph, node: ir.Node, factor: float) -> None:
 
 
 def _operand(value: ir.Value | None) -> Affine:
-    """Return what the integers stand for that an operator reads."""
+    """Return the scale and zero point of an operand."""
     source = dequantized_by(value)
     assert source is not None  # noqa: S101  of `_computing_quantizers`
     return affine(source)
@@ -204,7 +204,7 @@ def _constant_integer(value: ir.Value | None) -> int | None:
 
 
 def _plane(operator: ir.Node) -> int:
-    """Return the number of positions of a map [N, C, H, W] that an operator reads, 0 where it is not known."""
+    """Return the number of positions of a map [N, C, H, W] that an operator reads, 0 if it is not known."""
     shape = operator.inputs[0].shape if operator.inputs[0] is not None else None
     if shape is None:
         return 0
