@@ -98,7 +98,7 @@ def test_top_1_of_each_mode_is_in_the_manifest_and_a_drop_fails_the_build(
     manifest = read_manifest(bundle)
     (mode,) = manifest.modes
     accuracy = mode.accuracy
-    assert accuracy is not None
+    assert isinstance(accuracy, AccuracyRecord)
     assert accuracy.top1 in [count / 20 for count in range(21)]
     assert accuracy.top5 is not None
     assert accuracy.top5 >= accuracy.top1

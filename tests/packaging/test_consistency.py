@@ -49,9 +49,7 @@ def test_the_documents_of_a_build_agree(documents: Documents) -> None:
         ({"input": "other"}, "the input in runner.json is other, not image"),
     ],
 )
-def test_a_runner_document_of_another_bundle_is_named(
-    documents: Documents, changes: dict[str, Any], message: str
-) -> None:
+def test_a_runner_document_of_another_bundle_is_named(documents: Documents, changes: dict[str, Any], message: str) -> None:
     manifest, runner, digests, sizes = documents
     assert disagreements(manifest, replace(runner, **changes), digests, sizes) == [message]
 
