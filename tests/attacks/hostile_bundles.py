@@ -110,7 +110,20 @@ def with_image(**changes: object) -> Callable[[Path, Path], None]:
 
 
 def text(name: str, content: str) -> Callable[[Path, Path], None]:
-    return lambda bundle, _outside: (bundle / name).write_text(content) and None
+    def change(bundle: Path, _outside: Path) -> None:
+        (bundle / name).write_text(content)
+
+    return change
+
+
+def folder_with(file: str, folder: str) -> Callable[[Path, Path], None]:
+    """Return what makes a folder in the bundle, with an empty file in it."""
+
+    def change(bundle: Path, _outside: Path) -> None:
+        (bundle / folder).mkdir()
+        (bundle / folder / file).write_text("")
+
+    return change
 
 
 def replace(name: str, old: str, new: str) -> Callable[[Path, Path], None]:
@@ -253,7 +266,7 @@ ATTACKS = (
     Attack("a folder of the program's package", package_beside),
     Attack("device.pyz is a symlink", linked("device.pyz", "{outside}/secret")),
     Attack("device.pyz is missing", lambda b, _o: (b / "device.pyz").unlink()),
-    Attack("__pycache__ in it", lambda b, _o: (b / "__pycache__").mkdir() or (b / "__pycache__/json.pyc").write_text("")),
+    Attack("__pycache__ in it", folder_with("json.pyc", "__pycache__")),
     Attack("runner.json: host file in files", lambda b, o: edit(b, "runner.json", put("files", f"{o}/secret", value="0" * 64))),
     Attack("runner.json: ../ in files", runner(put("files", "models/../../secret", value="0" * 64))),
     Attack("runner.json: golden outside", runner(put("golden", "inputs", value="../../secret"))),
@@ -277,8 +290,8 @@ ATTACKS = (
     Attack("FIFO in golden", fifo("golden/inputs.npy")),
     Attack("socket in models", unix_socket),
     Attack("empty folder", lambda b, _o: (b / "empty").mkdir()),
-    Attack("unexpected folder with a file", lambda b, _o: (b / "hooks").mkdir() or (b / "hooks/x").write_text("")),
-    Attack("folder in models", lambda b, _o: (b / "models/deep").mkdir() or (b / "models/deep/x.onnx").write_text("")),
+    Attack("unexpected folder with a file", folder_with("x", "hooks")),
+    Attack("folder in models", folder_with("x.onnx", "models/deep")),
     Attack("5000 files", many_files),
     Attack("name with ESC", lambda b, _o: (b / "golden/\x1b[31mred.npy").write_text("")),
     Attack("name that is not UTF-8", non_utf8_name),

@@ -24,6 +24,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +161,11 @@ def in_zip(path: Path, program: bytes, members: Mapping[str, bytes] | None = Non
 
 for _name, _call in _CALLS.items():
     case(f"call_{_name}.pth")(
-        lambda path, call=_call: in_zip(
-            path, b"\x80\x02" + call.replace(b"COMMAND", f"touch {path.parent.parent / 'canary'}".encode()) + b"."
+        partial(
+            lambda call, path: in_zip(
+                path, b"\x80\x02" + call.replace(b"COMMAND", f"touch {path.parent.parent / 'canary'}".encode()) + b"."
+            ),
+            _call,
         )
     )
 
@@ -190,7 +194,7 @@ _PROGRAMS = {
     "dict_holds_itself": b"}q\x00X\x01\x00\x00\x00ah\x00s",
 }
 for _name, _program in _PROGRAMS.items():
-    case(f"pickle_{_name}.pt")(lambda path, program=_program: in_zip(path, b"\x80\x02" + program + b"."))
+    case(f"pickle_{_name}.pt")(partial(lambda program, path: in_zip(path, b"\x80\x02" + program + b"."), _program))
 case("legacy_deep.pt")(
     lambda path: path.write_bytes(
         b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}.\x80\x02)" + b"\x85" * 300_000 + b".\x80\x02]."
@@ -255,7 +259,7 @@ _TENSORS = {
     "complex": tensor((2, 4), (4, 1), count=8, kind="ComplexFloatStorage"),
 }
 for _name, _program in _TENSORS.items():
-    case(f"tensor_{_name}.pt")(lambda path, program=_program: in_zip(path, program, {"data/0": bytes(64)}))
+    case(f"tensor_{_name}.pt")(partial(lambda program, path: in_zip(path, program, {"data/0": bytes(64)}), _program))
 case("tensor_elsewhere.pth")(
     lambda path: in_zip(path, tensor((4, 4), (4, 1)).replace(text("0"), text("../../../../etc/passwd")), {"data/0": bytes(64)})
 )
@@ -278,7 +282,9 @@ with warnings.catch_warnings():
         "denormal": lambda value: torch.full_like(value, 1e-45),
     }
 for _name, _change in _OTHER.items():
-    case(f"weight_{_name}.pth")(lambda path, change=_change: torch.save({**state(), FIRST: change(state()[FIRST])}, path))
+    case(f"weight_{_name}.pth")(
+        partial(lambda change, path: torch.save({**state(), FIRST: change(state()[FIRST])}, path), _change)
+    )
 case("weight_nested.pth")(
     lambda path: torch.save({**state(), FIRST: torch.nested.nested_tensor([torch.rand(2), torch.rand(3)])}, path)
 )
@@ -462,7 +468,7 @@ _HEADERS: dict[str, tuple[object, bytes, int | None]] = {
 }
 for _name, (_header, _content, _length) in _HEADERS.items():
     case(f"header_{_name}.safetensors")(
-        lambda path, header=_header, content=_content, length=_length: safetensors(path, header, content, length)
+        partial(lambda header, content, length, path: safetensors(path, header, content, length), _header, _content, _length)
     )
 
 
@@ -479,7 +485,7 @@ for _name, _version, _size in (
     ("minus", (-1, -1, -1), 99),
     ("v99", (0, 2**31 - 1, 0), 9),
 ):
-    case(f"darknet_{_name}.weights")(lambda path, version=_version, size=_size: darknet(path, bytes(size), version))
+    case(f"darknet_{_name}.weights")(partial(lambda version, size, path: darknet(path, bytes(size), version), _version, _size))
 
 
 def sparse(path: Path, head: bytes = b"") -> None:
@@ -522,7 +528,7 @@ _ELSE = {
     "damaged.tar.xz": b"\xfd7zXZ\x00" + bytes(100),
 }
 for _name, _bytes in _ELSE.items():
-    case(_name)(lambda path, content=_bytes: path.write_bytes(content))
+    case(_name)(partial(lambda content, path: path.write_bytes(content), _bytes))
 case("fifo.pth")(os.mkfifo)
 case("device.pth")(lambda path: path.symlink_to("/dev/zero"))
 case("endless_link.pth")(lambda path: path.symlink_to(path.name))

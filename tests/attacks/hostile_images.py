@@ -83,7 +83,10 @@ def _tile_of_zeros(side: int) -> bytes:
 
 def _scans(side: int, count: int) -> bytes:
     """Return a progressive JPEG, grey, in which each of many short scans goes over all of it."""
-    segment = lambda marker, data: bytes((0xFF, marker)) + struct.pack(">H", len(data) + 2) + data  # noqa: E731
+
+    def segment(marker: int, data: bytes) -> bytes:
+        return bytes((0xFF, marker)) + struct.pack(">H", len(data) + 2) + data
+
     blocks = ((side + 7) // 8) ** 2
     runs = -(-blocks // 32767)
     bits = "".join("0" + "1" * 14 for _ in range(runs))  # the only code, and the run's length
@@ -352,9 +355,10 @@ CASES: dict[str, Case] = {
 
 def _load(kind: str, folder: Path) -> str:
     """Read a folder as the product does, in this process."""
-    from bundler.data.calibration_images import Preprocessing, load_calibration_images
+    from bundler.data.calibration_images import load_calibration_images
     from bundler.data.labelled_boxes import load_detection_images
     from bundler.data.labelled_images import load_validation
+    from bundler.data.preprocessing import Preprocessing
 
     crop = Preprocessing(resize=256, crop=224, interpolation="bilinear")
     if kind == "calibration":

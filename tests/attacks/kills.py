@@ -136,7 +136,7 @@ def whole(state: tuple[bytes, ...] | None) -> bool:
     return state is not None and state[0] == state[1]
 
 
-def attack(subject: Subject, seed: int, number: int, seconds: float, counts: Counts) -> None:
+def attack(subject: Subject, seed: int, number: signal.Signals, seconds: float, counts: Counts) -> None:
     """Start the command, send a signal after `seconds`, and check what it left, before and after the next command."""
     before = subject.state()
     process = subject.start(seed)

@@ -88,7 +88,7 @@ def test_a_letterboxed_image_is_whole_and_in_the_middle_of_grey(size: tuple[int,
     inside = np.all(np.isclose(pixels, np.array([1, 0, 0.2], np.float32).reshape(3, 1, 1)), axis=0)
     assert np.allclose(pixels[:, ~inside], 114 / 255)
     rows, columns = np.nonzero(inside)
-    height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+    height, width = int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1
     assert inside.sum() == height * width  # one rectangle
     assert (width, height) == tuple(max(round(side * 64 / max(size)), 1) for side in size)
     assert abs(rows.min() - (63 - rows.max())) <= 1

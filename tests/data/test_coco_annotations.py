@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bundler.data.calibration_images import Preprocessing
 from bundler.data.labelled_boxes import DetectionImages, load_detection_images, load_detection_split
+from bundler.data.preprocessing import Preprocessing
 from bundler.errors import DataError
 
 PLAIN = Preprocessing(resize=64, crop=64, interpolation="bilinear", fit="letterbox", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

@@ -29,7 +29,8 @@ def grey_of(content: bytes) -> list[int]:
     pixels = np.asarray(decode(content))
     assert pixels.dtype == np.uint8
     assert (pixels == pixels[..., :1]).all()
-    return pixels[0, :, 0].tolist()
+    row: list[int] = pixels[0, :, 0].tolist()
+    return row
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bundler.data.calibration_images import Preprocessing
 from bundler.data.label_tables import LabelTable, read_label_table
 from bundler.data.labelled_images import load_split, load_validation
+from bundler.data.preprocessing import Preprocessing
 from bundler.errors import DataError
 
 SMALL = Preprocessing(resize=8, crop=8, interpolation="bilinear")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,10 +85,11 @@ def test_labels_lie_over_the_upright_image(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     frames = []
-    for name, image, extra in (
-        ("plain", Image.fromarray(pixels), {}),
-        ("phone", Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90), {"exif": exif}),
-    ):
+    images: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "plain": (Image.fromarray(pixels), {}),
+        "phone": (Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90), {"exif": exif}),
+    }
+    for name, (image, extra) in images.items():
         (tmp_path / name).mkdir()
         image.save(tmp_path / name / "a.jpg", quality=100, **extra)
         (picture,) = load(tmp_path / name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from bundler.models import torchvision_operators  # noqa: F401  before torchvisi
 
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
-PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+PLAIN: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 def noise(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -109,7 +110,7 @@ def test_opencvs_interpolation_bit_for_bit(old: tuple[int, int], new: tuple[int,
 def test_opencvs_interpolation_does_not_average_when_it_shrinks() -> None:
     stripes = np.zeros((90, 90, 3), np.uint8)
     stripes[:, 1::3] = 255  # of three columns, the middle one
-    given = {"resize": 30, "crop": 30, **PLAIN}
+    given: dict[str, Any] = {"resize": 30, "crop": 30, **PLAIN}
     sampled = Preprocessing(interpolation="opencv-bilinear", **given)(Image.fromarray(stripes))
     averaged = Preprocessing(interpolation="bilinear", **given)(Image.fromarray(stripes))
     assert sampled.min() == 1

@@ -45,7 +45,8 @@ class TinyBundle:
 
     @property
     def config(self) -> dict[str, Any]:
-        return json.loads((self.root / "runner.json").read_text())
+        config: dict[str, Any] = json.loads((self.root / "runner.json").read_text())
+        return config
 
     def configure(self, config: dict[str, Any]) -> None:
         (self.root / "runner.json").write_text(json.dumps(config))
@@ -72,7 +73,8 @@ class TinyBundle:
         self.seal()
 
     def load(self, name: str) -> np.ndarray:
-        return np.load(self.root / name)
+        array: np.ndarray = np.load(self.root / name)
+        return array
 
     def run(
         self, *arguments: str, program: tuple[str, ...] = (sys.executable,), **environment: str
@@ -83,7 +85,8 @@ class TinyBundle:
         )
 
     def selftest(self, *arguments: str) -> dict[str, Any]:
-        return json.loads(self.run("selftest", "--json", *arguments).stdout)
+        document: dict[str, Any] = json.loads(self.run("selftest", "--json", *arguments).stdout)
+        return document
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import pytest
 
 from bundler.device.arithmetic import ANSWERS, calculations, check_arithmetic
 
-MANTISSA = {np.float16: (11, -24), np.float32: (24, -149), np.float64: (53, -1074)}  # bits, exponent of the smallest number
+# bits, exponent of the smallest number
+MANTISSA: dict[type, tuple[int, int]] = {np.float16: (11, -24), np.float32: (24, -149), np.float64: (53, -1074)}
 
 
 def nearest(exact: Fraction, kind: type) -> float:

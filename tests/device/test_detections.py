@@ -47,7 +47,7 @@ def overlap(box: tuple[float, ...], other: tuple[float, ...]) -> float:
     if box == other:
         return 1.0
     (a, b, c, d), (e, f, g, h) = (map(Fraction, edges) for edges in (box, other))
-    shared = max(min(c, g) - max(a, e), 0) * max(min(d, h) - max(b, f), 0)
+    shared = max(min(c, g) - max(a, e), Fraction(0)) * max(min(d, h) - max(b, f), Fraction(0))
     union = (c - a) * (d - b) + (g - e) * (h - f) - shared
     return float(shared / union) if union else 0.0
 
@@ -115,7 +115,7 @@ def test_it_is_what_yolov5_finds(multi_label: bool, agnostic: bool, classes: lis
     rows = np.concatenate(
         [random.uniform(0, 640, (400, 2)), random.uniform(50, 300, (400, 2)), random.random((400, 6))], axis=1
     )
-    options = {"multi_label": multi_label, "agnostic": agnostic, "classes": classes}
+    options: dict[str, Any] = {"multi_label": multi_label, "agnostic": agnostic, "classes": classes}
     expected = as_yolov5_does(rows, 0.25, 0.45, **options)
     found = detect(rows, 0.25, 0.45, **options)
     assert found.classes.tolist() == expected[:, 5].tolist()

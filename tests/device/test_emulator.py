@@ -33,7 +33,7 @@ def test_a_python_that_cannot_read_itself_does_not_tell_whether_the_cpu_is_emula
     python = tmp_path / "python3"
     shutil.copy(os.path.realpath(sys.executable), python)
     python.chmod(0o111)
-    program = (str(python),)
+    program: tuple[str, ...] = (str(python),)
     if os.geteuid() == 0:  # root reads everything, unless it has lost its capabilities
         setpriv = shutil.which("setpriv")
         if setpriv is None:

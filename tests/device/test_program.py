@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,7 +73,8 @@ def test_nothing_is_written_and_no_telemetry_prepared(bundle: TinyBundle, tmp_pa
     home = tmp_path / "home"
     home.mkdir()
     before = sorted(bundle.root.rglob("*"))
-    environment = {"HOME": str(home), "XDG_CACHE_HOME": str(home), "ORT_DISABLE_TELEMETRY": "0", "PYTHONDONTWRITEBYTECODE": ""}
+    environment: dict[str, Any] = {"HOME": str(home), "XDG_CACHE_HOME": str(home)}
+    environment |= {"ORT_DISABLE_TELEMETRY": "0", "PYTHONDONTWRITEBYTECODE": ""}
     done = bundle.run("selftest", **environment)
     assert done.returncode == 0
     assert list(home.rglob("*")) == []  # ONNX Runtime's telemetry would leave its identifier there

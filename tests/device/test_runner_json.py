@@ -88,5 +88,6 @@ def test_the_build_host_bounds_every_key_of_the_document() -> None:
     compare(runner_document._Document, RunnerDocument)
     for bounded, name in (("_GoldenFiles", "GoldenFiles"), ("_KnownAnswerFiles", "KnownAnswerFiles"), ("_Mode", "BundleMode")):
         read = getattr(__import__("bundler.device.runner_json", fromlist=[name]), name)
+        assert isinstance(read, type)
         assert is_dataclass(read)
         compare(getattr(runner_document, bounded), read)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from bundler.data.preprocessing import Preprocessing
-from bundler.manifest import ModeRecord, read_manifest
+from bundler.manifest import AccuracyRecord, ModeRecord, read_manifest
 from bundler.models.registry import find_model, load_parser
 from bundler.quantization.equalization import equalization_groups
 from tests.command_line import Run
@@ -96,7 +96,7 @@ def test_steps_that_gain_accuracy_are_kept_and_recorded(build: Build, labelled: 
     # 89 points are lost at first, 11.5 when equalized, 3.3 with corrected biases; 1.6 are a picture.
     mode = build(*steps, max_drop=10)
     assert mode.quantization is not None
-    assert mode.accuracy is not None
+    assert isinstance(mode.accuracy, AccuracyRecord)
     assert mode.accuracy.drop is not None
     recovery = mode.quantization.recovery
     assert [record.step for record in recovery] == list(steps[: len(recovery)])

@@ -197,8 +197,11 @@ def _remount(cache: Path, options: str) -> None:
 
 @pytest.mark.usefixtures("disk")
 def test_a_full_disk_is_named_and_no_partial_entry_stays(cache: Path) -> None:
+    def fill(folder: Path) -> None:
+        (folder / "layer.tar").write_bytes(bytes(100_000))
+
     with pytest.raises(OutOfSpaceError, match=str(cache)):
-        cached_folder("base", {}, lambda folder: (folder / "layer.tar").write_bytes(bytes(100_000)))
+        cached_folder("base", {}, fill)
     assert list(cache.iterdir()) == []
 
 

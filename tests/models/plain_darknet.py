@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -108,7 +110,7 @@ def random_weights(text: str, *, seed: int = 0) -> np.ndarray:
     return np.concatenate(parts)
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "leaky": lambda x: functional.leaky_relu(x, 0.1),
     "mish": lambda x: x * torch.tanh(functional.softplus(x)),
     "relu": torch.relu,

@@ -22,7 +22,8 @@ class Conv(nn.Module):
         self.act = self.activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn(self.conv(x)) if hasattr(self, "bn") else self.conv(x))
+        y: Tensor = self.act(self.bn(self.conv(x)) if hasattr(self, "bn") else self.conv(x))
+        return y
 
 
 class GhostConv(Conv):
@@ -35,7 +36,8 @@ class Bottleneck(nn.Module):
         self.cv1, self.cv2, self.add = Conv(c, c, 1), Conv(c, c, 3), shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.cv2(self.cv1(x)) if self.add else self.cv2(self.cv1(x))
+        y: Tensor = x + self.cv2(self.cv1(x)) if self.add else self.cv2(self.cv1(x))
+        return y
 
 
 class C3(nn.Module):
@@ -46,7 +48,8 @@ class C3(nn.Module):
         self.m = nn.Sequential(*(Bottleneck(c, shortcut) for _ in range(n)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))
+        y: Tensor = self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))
+        return y
 
 
 class BottleneckCSP(nn.Module):
@@ -59,7 +62,8 @@ class BottleneckCSP(nn.Module):
         self.m = nn.Sequential(*(Bottleneck(c, shortcut) for _ in range(n)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.cv4(self.act(self.bn(torch.cat((self.cv3(self.m(self.cv1(x))), self.cv2(x)), 1))))
+        y: Tensor = self.cv4(self.act(self.bn(torch.cat((self.cv3(self.m(self.cv1(x))), self.cv2(x)), 1))))
+        return y
 
 
 class SPP(nn.Module):
@@ -70,7 +74,8 @@ class SPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.cv1(x)
-        return self.cv2(torch.cat([x] + [m(x) for m in self.m], 1))
+        y: Tensor = self.cv2(torch.cat([x] + [m(x) for m in self.m], 1))
+        return y
 
 
 class SPPF(nn.Module):
@@ -83,7 +88,8 @@ class SPPF(nn.Module):
         x = self.cv1(x)
         y1 = self.m(x)
         y2 = self.m(y1)
-        return self.cv2(torch.cat((x, y1, y2, self.m(y2)), 1))
+        y: Tensor = self.cv2(torch.cat((x, y1, y2, self.m(y2)), 1))
+        return y
 
 
 class Focus(nn.Module):
@@ -92,7 +98,8 @@ class Focus(nn.Module):
         self.conv = Conv(c1 * 4, c2, k)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1))
+        y: Tensor = self.conv(torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1))
+        return y
 
 
 class Concat(nn.Module):
@@ -105,6 +112,8 @@ class Concat(nn.Module):
 
 
 class Detect(nn.Module):
+    anchors: Tensor
+
     def __init__(self, nc: int, anchors: list[list[float]], ch: list[int], *, anchor_grid: bool) -> None:
         super().__init__()
         self.nc, self.no, self.nl, self.na = nc, nc + 5, len(anchors), len(anchors[0]) // 2
@@ -133,7 +142,7 @@ class Segment(Detect):
     pass
 
 
-ANCHORS = [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]]
+ANCHORS: list[list[float]] = [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]]
 
 
 def description(release: int) -> list[list[Any]]:
@@ -194,7 +203,7 @@ class DetectionModel(nn.Module):
         Conv.activation = nn.SiLU() if activation is None else activation
         channels, layers = [3], []
         for index, (source, number, kind, arguments) in enumerate(description(release)):
-            c1 = channels[source] if isinstance(source, int) else [channels[x] for x in source]
+            c1: Any = channels[source] if isinstance(source, int) else [channels[x] for x in source]
             times = max(round(number * depth), 1)
             module: nn.Module
             if kind == "Concat":
@@ -219,6 +228,7 @@ class DetectionModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: list[Tensor] = []
+        m: Any  # with the attributes of `__init__`
         for m in self.model:
             x = m(x if m.f == -1 else [x if j == -1 else y[j] for j in m.f])
             y.append(x)
@@ -260,13 +270,16 @@ def fused(model: nn.Module) -> nn.Module:
     """Do what Ultralytics' `fuse` does: fold each BatchNorm into its convolution, which gets a bias."""
     for m in model.modules():
         if isinstance(m, Conv):
-            scale = m.bn.weight / torch.sqrt(m.bn.running_var + m.bn.eps)
-            conv = nn.Conv2d(
-                m.conv.in_channels, m.conv.out_channels, m.conv.kernel_size, m.conv.stride, m.conv.padding, bias=True
-            )
+            mean, variance, old = m.bn.running_mean, m.bn.running_var, m.conv
+            assert mean is not None
+            assert variance is not None
+            scale = m.bn.weight / torch.sqrt(variance + m.bn.eps)
+            options: dict[str, Any] = {"kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding}
+            conv = nn.Conv2d(old.in_channels, old.out_channels, **options, bias=True)
+            assert conv.bias is not None
             with torch.no_grad():
-                conv.weight.copy_(m.conv.weight * scale.view(-1, 1, 1, 1))
-                conv.bias.copy_(m.bn.bias - m.bn.running_mean * scale)  # type: ignore[union-attr]
+                conv.weight.copy_(old.weight * scale.view(-1, 1, 1, 1))
+                conv.bias.copy_(m.bn.bias - mean * scale)
             m.conv = conv
             del m.bn
     return model

@@ -248,7 +248,7 @@ def test_float_weights_of_a_model_in_training_for_int8(model: Small, weights: St
     model.train()
     model.fuse_model(is_qat=True)
     assert_same(found({"net": model.state_dict()}).tensors, weights)
-    model.qconfig = get_default_qat_qconfig("x86")  # type: ignore[assignment]
+    model.qconfig = get_default_qat_qconfig("x86")
     prepare_qat(model, inplace=True)
     unused = model.state_dict()
     assert any(not value.isfinite().all() for value in unused.values())  # observers that never ran
@@ -260,7 +260,7 @@ def test_a_model_prepared_for_calibration(model: Small, found: Found) -> None:
     model.eval()
     model.fuse_model(is_qat=False)
     fused = dict(model.state_dict())
-    model.qconfig = get_default_qconfig("x86")  # type: ignore[assignment]
+    model.qconfig = get_default_qconfig("x86")
     prepare(model, inplace=True)
     assert_same(found(model.state_dict()).tensors, fused)
 
@@ -269,7 +269,7 @@ def test_a_model_prepared_for_calibration(model: Small, found: Found) -> None:
 def test_a_converted_model_is_named(model: Small, found: Found, recwarn: pytest.WarningsRecorder) -> None:
     model.eval()
     model.fuse_model(is_qat=False)
-    model.qconfig = get_default_qconfig("x86")  # type: ignore[assignment]
+    model.qconfig = get_default_qconfig("x86")
     prepare(model, inplace=True)
     convert(model, inplace=True)
     checkpoint = model.state_dict()
@@ -312,7 +312,8 @@ def archive(path: Path, content: Path) -> None:
     elif path.suffix == ".gz" and ".tar" not in path.name:
         path.write_bytes(gzip.compress(content.read_bytes()))
     else:
-        with tarfile.open(path, f"w:{path.suffix[1:]}" if path.suffix != ".tar" else "w") as file_:
+        mode: Any = f"w:{path.suffix[1:]}" if path.suffix != ".tar" else "w"
+        with tarfile.open(path, mode) as file_:
             file_.add(content, "./model.pth")
             file_.add(__file__, "code/inference.py")
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -36,7 +37,7 @@ def numbers(model: nn.Module) -> int:
 
 # Sources: the published weight files (yolov3.weights, yolov4.weights) and the model table of YOLOv5's README, for 80 classes.
 @pytest.mark.parametrize(("make", "size"), [(YoloV3, 62_001_757), (YoloV4, 64_429_405)])
-def test_a_darknet_network_has_the_numbers_of_its_published_file(make: type[Detector], size: int) -> None:
+def test_a_darknet_network_has_the_numbers_of_its_published_file(make: Callable[[], Detector], size: int) -> None:
     assert numbers(make()) == size
 
 
@@ -141,7 +142,10 @@ def test_each_scope_on_each_target(
 def test_each_activation_has_an_int8_form(activation: str, calibration: Tensor, golden: Tensor, tmp_path: Path) -> None:
     """Also of the backbone alone, whose maps go on in INT8 and in float at once."""
     target = find_target("x86")
-    options = {"num_classes": CLASSES, "architecture": YoloV5Architecture(release=5, activations=(activation,) * 59)}
+    options: dict[str, Any] = {
+        "num_classes": CLASSES,
+        "architecture": YoloV5Architecture(release=5, activations=(activation,) * 59),
+    }
     weights = random_state_dict(lambda: yolov5n(**options), calibration, seed=0)
     prepared = yolov5n(weights=weights, **options, quantize=True, target=target.quantization)
     calibrate(prepared, [calibration])

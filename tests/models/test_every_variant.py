@@ -105,7 +105,8 @@ def folder() -> Iterator[Path]:
 
 def outputs_of(model: nn.Module, pictures: Tensor) -> NDArray[np.float32]:
     with torch.inference_mode():
-        return model(pictures).numpy()
+        outputs: NDArray[np.float32] = model(pictures).numpy()
+    return outputs
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

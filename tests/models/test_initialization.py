@@ -21,7 +21,8 @@ def build() -> QuantizableMobileNetV3:
 
 def outputs_of(state_dict: Any, pictures: Tensor) -> Tensor:
     with torch.inference_mode():
-        return mobilenet_v3_small(weights=state_dict, num_classes=10)(pictures)
+        outputs: Tensor = mobilenet_v3_small(weights=state_dict, num_classes=10)(pictures)
+    return outputs
 
 
 def test_a_fresh_network_says_nothing_and_a_random_one_does(calibration: Tensor, golden: Tensor) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from bundler.data.preprocessing import DEVIATION, MEAN, Preprocessing
+from bundler.data.preprocessing import DEVIATION, MEAN, Interpolation, Preprocessing
 from bundler.errors import UnknownModelError, nearest
 from bundler.models import torchvision_operators  # noqa: F401  before torchvision
 from bundler.models.registry import SCOPE, find_model, load_parser, models
@@ -92,7 +92,9 @@ def test_preprocessing_is_that_of_the_published_weights(name: str) -> None:
     ("mode", "size"), [("RGB", (90, 61)), ("L", (61, 90)), ("RGBA", (75, 75)), ("P", (40, 33)), ("1", (90, 80))]
 )
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_an_image_becomes_the_numbers_that_torchvision_makes(mode: str, size: tuple[int, int], interpolation: str) -> None:
+def test_an_image_becomes_the_numbers_that_torchvision_makes(
+    mode: str, size: tuple[int, int], interpolation: Interpolation
+) -> None:
     pixels = np.random.default_rng(3).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
     assert_same_numbers(Image.fromarray(pixels).convert(mode), resize=64, crop=56, interpolation=interpolation)
 
@@ -105,13 +107,13 @@ def test_an_image_becomes_the_numbers_that_torchvision_makes(mode: str, size: tu
     interpolation=st.sampled_from(["bilinear", "bicubic"]),
 )
 def test_images_of_any_size_become_the_numbers_that_torchvision_makes(
-    width: int, height: int, resize: int, margin: int, interpolation: str
+    width: int, height: int, resize: int, margin: int, interpolation: Interpolation
 ) -> None:
     pixels = np.random.default_rng(width * 100 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     assert_same_numbers(Image.fromarray(pixels), resize=resize, crop=resize - margin, interpolation=interpolation)
 
 
-def assert_same_numbers(picture: Image.Image, *, resize: int, crop: int, interpolation: str) -> None:
+def assert_same_numbers(picture: Image.Image, *, resize: int, crop: int, interpolation: Interpolation) -> None:
     preset = ImageClassification(crop_size=crop, resize_size=resize, interpolation=InterpolationMode(interpolation))
     theirs = preset(picture.convert("RGB"))  # torchvision's own loader converts as well
     ours = torch.from_numpy(Preprocessing(resize=resize, crop=crop, interpolation=interpolation)(picture))

@@ -259,7 +259,7 @@ def test_an_older_network_that_is_not_the_releases_is_refused(
         read({"model": network})
 
 
-def nested(model: Any, _: ModuleType) -> None:
+def nested(model: Any, _plain: ModuleType) -> None:
     deep: Any = ()
     for _ in range(50):
         deep = (deep, deep)

@@ -29,7 +29,7 @@ def npy(array: Any) -> bytes:
 
 def test_archives_of_numpy_are_read() -> None:
     content = io.BytesIO()
-    np.savez_compressed(content, a=np.arange(6, dtype=np.uint8).reshape(2, 3), b=np.float32([1.5]))
+    np.savez_compressed(content, a=np.arange(6, dtype=np.uint8).reshape(2, 3), b=np.array([1.5], np.float32))
     found = read_arrays(content.getvalue())
     assert found.keys() == {"a", "b"}
     np.testing.assert_array_equal(found["a"], [[0, 1, 2], [3, 4, 5]])

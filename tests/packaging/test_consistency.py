@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from bundler.packaging.consistency import array_problem, array_problems, disagre
 from bundler.packaging.plain_tree import open_bundle
 from bundler.packaging.runner_document import read_runner_document
 
+Documents = tuple[Manifest, RunnerDocument, dict[str, str], dict[str, int]]
+
 
 @pytest.fixture(scope="module")
-def documents(whole_bundle: Path) -> tuple[Manifest, RunnerDocument, dict[str, str], dict[str, int]]:
+def documents(whole_bundle: Path) -> Documents:
     manifest, runner = whole_bundle / "manifest.json", whole_bundle / "runner.json"
     return (
         parse_manifest(manifest.read_bytes(), manifest),
@@ -34,7 +37,7 @@ def npy(array: np.ndarray[Any, Any]) -> bytes:
     return file.getvalue()
 
 
-def test_the_documents_of_a_build_agree(documents: tuple[Any, ...]) -> None:
+def test_the_documents_of_a_build_agree(documents: Documents) -> None:
     assert disagreements(*documents) == []
 
 
@@ -46,20 +49,18 @@ def test_the_documents_of_a_build_agree(documents: tuple[Any, ...]) -> None:
         ({"input": "other"}, "the input in runner.json is other, not image"),
     ],
 )
-def test_a_runner_document_of_another_bundle_is_named(
-    documents: tuple[Any, ...], changes: dict[str, Any], message: str
-) -> None:
+def test_a_runner_document_of_another_bundle_is_named(documents: Documents, changes: dict[str, Any], message: str) -> None:
     manifest, runner, digests, sizes = documents
-    assert disagreements(manifest, runner.model_copy(update=changes), digests, sizes) == [message]
+    assert disagreements(manifest, replace(runner, **changes), digests, sizes) == [message]
 
 
-def test_a_missing_mode_is_named(documents: tuple[Any, ...]) -> None:
+def test_a_missing_mode_is_named(documents: Documents) -> None:
     manifest, runner, digests, sizes = documents
-    (message,) = disagreements(manifest, runner.model_copy(update={"modes": runner.modes[:1]}), digests, sizes)
+    (message,) = disagreements(manifest, replace(runner, modes=runner.modes[:1]), digests, sizes)
     assert message.startswith(f"the modes in runner.json is {runner.modes[0].name}, not ")
 
 
-def test_a_model_with_another_checksum_or_size_is_named(documents: tuple[Any, ...]) -> None:
+def test_a_model_with_another_checksum_or_size_is_named(documents: Documents) -> None:
     manifest, runner, digests, sizes = documents
     path = manifest.modes[0].onnx.path
     assert disagreements(manifest, runner, digests, sizes | {path: 1}) == [
@@ -71,7 +72,7 @@ def test_a_model_with_another_checksum_or_size_is_named(documents: tuple[Any, ..
     ]
 
 
-def test_a_unit_with_another_name_is_named(documents: tuple[Any, ...]) -> None:
+def test_a_unit_with_another_name_is_named(documents: Documents) -> None:
     manifest, runner, digests, sizes = documents
     assert disagreements(manifest, runner, digests, sizes | {"sshd.service": 1}) == [
         "sshd.service should be called mobilenet_v2-arm64-qnnpack.service"

@@ -121,6 +121,7 @@ def test_a_mode_without_any_evidence_is_written(tmp_path: Path, manifest: Manife
 def test_the_readme_warns_of_weights_and_pictures_that_mean_nothing(tmp_path: Path, manifest: Manifest) -> None:
     int8 = manifest.modes[1]
     assert int8.quantization is not None
+    assert int8.quantization.calibration is not None
     synthetic = int8.quantization.calibration.model_copy(update={"source": "synthetic"})
     quantization = int8.quantization.model_copy(update={"calibration": synthetic})
     weights = manifest.model.weights.model_copy(update={"trained": False, "source": "random:0"})

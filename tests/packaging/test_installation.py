@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -299,7 +300,7 @@ def test_a_journal_that_is_a_fifo_is_not_waited_for(tmp_path: Path, directory: P
 
 
 def test_concurrent_installations_succeed_and_leave_one_complete_bundle(tmp_path: Path) -> None:
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     processes = [subprocess.Popen([sys.executable, "-c", INSTALLING], text=True, **pipes) for _ in range(6)]
     for process in processes:
         assert process.stdin is not None

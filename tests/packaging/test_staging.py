@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bundler.device.numerics import sqnr_db
-from bundler.device.runner_json import RUNNER_SCHEMA
+from bundler.device.runner_json import RUNNER_SCHEMA, ModeName
 from bundler.files.sha256 import sha256_of
 from bundler.graphs.exported_graph import ExportedGraph
 from bundler.graphs.passes.logits_rounding import LogitsRounding
@@ -83,7 +83,7 @@ def test_what_computes_mostly_in_float_runs_as_few_pictures_as_float(tmp_path: P
     backbone = replace(int8, graph=replace(int8.graph, float_operators={"FusedConv": 23}, rounding=None))
     numbers = np.random.default_rng(1).normal(size=(4, 10)).astype(np.float32)
     pictures = np.zeros((4, 3, 2, 2), np.float32)
-    modes = {"int8-ptq": backbone}
+    modes: dict[ModeName, GoldenMode] = {"int8-ptq": backbone}
     target = find_target("x86")
     bundle = stage(tmp_path, identifier="a", target=target, task="detection", inputs=pictures, reference=numbers, modes=modes)
     (item,) = json.loads((tmp_path / "runner.json").read_text())["modes"]

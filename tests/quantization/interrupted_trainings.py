@@ -100,7 +100,7 @@ def run(folder: Path, moment: str, act: Callable[[], None]) -> dict[str, Any]:
     moments, seen = Moments(moment, act), list[tuple[int, int]]()
     for name in ("fsync", "replace"):
         setattr(os, name, partial(_after, moments, name, getattr(os, name)))
-    register_optimizer_step_post_hook(lambda *_args: moments("optimizer"))  # type: ignore[no-untyped-call]
+    register_optimizer_step_post_hook(lambda *_args: moments("optimizer"))
     torch.manual_seed(0)
     target = find_target("x86").quantization
     model = load_fuse_prepare(Small(), None, quantize=True, is_qat=True, target=target)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bundler.data.calibration_images import Preprocessing, synthetic_images
+from bundler.data.calibration_images import synthetic_images
+from bundler.data.preprocessing import Preprocessing
 from bundler.models.initialization import random_state_dict
 from bundler.models.mobilenet_v3 import mobilenet_v3_small
 from bundler.quantization import calibrate, convert, equalize_channels, round_weights

@@ -89,7 +89,8 @@ def test_calibration_observes_and_counts_every_image(
 def test_calibration_without_images_leaves_the_observers_empty(weights_of: Callable[[str], Mapping[str, Tensor]]) -> None:
     prepared = resnet18(weights=weights_of("resnet18"), num_classes=10, quantize=True)
     assert calibrate(prepared, []) == 0
-    assert torch.isinf(prepared.quant.activation_post_process.min_val)
+    observer: Any = prepared.quant.activation_post_process
+    assert torch.isinf(observer.min_val)
 
 
 # Conversion
@@ -273,7 +274,7 @@ def test_qat_fake_quantizes_every_output_except_those_of_the_output_layers(
     assert len(results) == len(layers)
     for output, expected in results:
         assert torch.equal(output, expected)
-    rounded = [
+    rounded: list[Any] = [
         module
         for module in prepared.modules()
         if hasattr(module, "fake_quant_enabled") and hasattr(module, "activation_post_process")

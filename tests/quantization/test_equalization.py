@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -68,7 +69,7 @@ def test_the_sizes_of_channels_become_more_equal(weights_of: Callable[[str], Map
 
     def spread(network: nn.Module) -> float:
         seen: list[Tensor] = []
-        handle = network.layer2.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        handle = network.get_submodule("layer2").register_forward_hook(lambda _module, _inputs, output: seen.append(output))
         with torch.no_grad():
             network(golden)
         handle.remove()
@@ -156,7 +157,7 @@ def test_a_batch_norm_compensates_the_factors_of_concatenated_tensors() -> None:
 
 
 def test_channels_that_are_always_zero_are_handled() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    model: Any = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
     model[0].weight.data[2], model[2].weight.data[:, 5] = 0, 0
     model[0].weight.data[3] *= 1000
     x = torch.rand(2, 3, 8, 8)

@@ -36,10 +36,11 @@ def test_torch_and_onnx_runtime_have_the_same_tensors_in_the_same_order(
     converted = convert(prepared, profile)
     with quantized_engine(profile.engine), torch.no_grad():
         before = converted(golden[:1]).numpy()
-        integers = trace_integers(converted, golden[:1])
+        traced = trace_integers(converted, golden[:1])
         graph = export_onnx(converted, golden[:2], tmp_path / "graph.onnx", opset=13, quantized=True)
+    assert graph.model is not None
     tensors = instrument(to_proto(graph.model), tmp_path / "instrumented.onnx")
-    *integers, last = integers  # torch rounds its logits; the graph gives them as they are
+    *integers, last = traced  # torch rounds its logits; the graph gives them as they are
     assert len(tensors) == len(integers) == graph.quantize_nodes > 30
     assert [item.values.size for item in integers] == list(sizes_of(tmp_path / "instrumented.onnx", golden[:1].numpy()))
     assert len({tensor.layer for tensor in tensors}) == len(tensors)

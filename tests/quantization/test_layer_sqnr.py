@@ -23,7 +23,7 @@ def prepared(
     request: pytest.FixtureRequest, weights_of: Callable[[str], Mapping[str, Tensor]], calibration: Tensor
 ) -> nn.Module:
     name = request.param
-    model = load_parser(find_model(name)[1])(weights=weights_of(name), num_classes=10, quantize=True, target=TARGET)
+    model: nn.Module = load_parser(find_model(name)[1])(weights=weights_of(name), num_classes=10, quantize=True, target=TARGET)
     calibrate(model, calibration.split(8))
     return model
 

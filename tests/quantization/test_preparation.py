@@ -18,6 +18,8 @@ from bundler.models.resnet import resnet18, resnet34, resnet50, wide_resnet50_2
 from bundler.quantization import convert
 from bundler.targets import TargetProfile
 
+PREPARATIONS: tuple[dict[str, Any], ...] = ({}, {"quantize": True}, {"quantize": True, "is_qat": True})
+
 SMALL = ["resnet18", "mobilenet_v2", "mobilenet_v3_small"]
 
 StateDict = dict[str, Tensor]
@@ -42,7 +44,8 @@ def resnet18_weights(weights_of: Callable[[str], Mapping[str, Tensor]]) -> State
 
 def outputs_of(model: nn.Module, images: Tensor) -> Tensor:
     with torch.inference_mode():
-        return model(images)
+        outputs: Tensor = model(images)
+    return outputs
 
 
 def assert_same(one: nn.Module, other: nn.Module) -> None:
@@ -57,7 +60,7 @@ Small = tuple[Callable[..., Any], StateDict]
 def test_the_callers_state_dict_is_not_changed(small: Small) -> None:
     build, weights = small
     before = {key: value.clone() for key, value in weights.items()}
-    for arguments in ({}, {"quantize": True}, {"quantize": True, "is_qat": True}):
+    for arguments in PREPARATIONS:
         model = build(weights, **arguments)
         with torch.no_grad():
             for value in model.state_dict().values():
@@ -116,7 +119,7 @@ def test_a_checkpoint_without_num_batches_tracked_and_with_newer_metadata_is_loa
     assert isinstance(newer, OrderedDict)
     for key in [key for key in newer if key.endswith("num_batches_tracked")]:
         del newer[key]
-    assert newer._metadata["bn1"] == {"version": 2}
+    assert newer._metadata["bn1"] == {"version": 2}  # type: ignore[attr-defined]  # torch adds it
     resnet18(weights=newer, num_classes=10)
 
 
@@ -181,7 +184,7 @@ def test_a_backbone_without_head_is_reported_as_a_part_of_the_network(resnet18_w
 
 def test_a_checkpoint_of_another_network_is_rejected(resnet18_weights: StateDict) -> None:
     for builder in (resnet34, mobilenet_v2, mobilenet_v3_small):
-        for arguments in ({}, {"quantize": True}, {"quantize": True, "is_qat": True}):
+        for arguments in PREPARATIONS:
             with pytest.raises(CheckpointError, match=r"(another network|a smaller one).*\d+ missing \(.*, …\)"):
                 builder(weights=resnet18_weights, num_classes=10, **arguments)
 
@@ -202,7 +205,7 @@ def test_the_float_weights_of_a_prepared_checkpoint_are_loaded(small: Small) -> 
     trained = build(weights, quantize=True, is_qat=True)
     checkpoint = trained.state_dict()
     assert any("fake_quant" in key for key in checkpoint)
-    for arguments in ({}, {"quantize": True}, {"quantize": True, "is_qat": True}):
+    for arguments in PREPARATIONS:
         assert_same(build(checkpoint, **arguments), build(weights, **arguments))
 
 
@@ -218,7 +221,7 @@ def test_a_converted_state_dict_is_rejected(resnet18_weights: StateDict, target:
     with torch.inference_mode():
         prepared(torch.randn(2, 3, 64, 64))
     checkpoint = convert(prepared, target.quantization).state_dict()
-    for arguments in ({}, {"quantize": True}, {"quantize": True, "is_qat": True}):
+    for arguments in PREPARATIONS:
         with pytest.raises(CheckpointError, match="of an already quantized") as refusal:
             resnet18(weights=checkpoint, num_classes=10, **arguments)
         assert "float model" in refusal.value.next_step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_the_profiles_have_8_bit_activations(target: TargetProfile, is_qat: bool
 def test_depthwise_convolutions_are_not_limited_by_saturation(target: TargetProfile) -> None:
     model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 3, groups=8), nn.Conv2d(16, 8, 1))
     assign_qconfigs(model, target.quantization, is_qat=False)
-    whole = model.qconfig
+    whole: Any = model.qconfig
     depthwise, multiplied, pointwise = (getattr(layer, "qconfig", whole).weight for layer in model)
     assert type(depthwise()) is PerChannelMinMaxObserver
     assert type(multiplied()) is type(pointwise()) is SaturationFreeObserver

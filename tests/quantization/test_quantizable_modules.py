@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -68,7 +69,7 @@ def test_the_int8_form_approximates_the_function_of_the_dequantized_input(
     load_fuse_prepare(model, None, quantize=True, is_qat=False, target=target.quantization)
     values = torch.linspace(-RANGE, RANGE, 4_001)
     calibrate(model, [values])
-    converted = convert(model, target.quantization)
+    converted: Any = convert(model, target.quantization)
     with quantized_engine(target.quantization.engine):
         answers = converted(values)
         read = converted.quant(values).dequantize()
@@ -86,7 +87,7 @@ def test_subclasses_are_not_replaced() -> None:
 
     model = nn.Sequential(Own(), nn.ReLU(), nn.Sequential(nn.SiLU()))
     make_quantizable(model)
-    assert [type(module) for module in model[:2]] == [Own, nn.ReLU]
+    assert [type(module) for module in list(model)[:2]] == [Own, nn.ReLU]
     assert type(model[2][0]) is not nn.SiLU  # type: ignore[index]
 
 
@@ -137,7 +138,8 @@ def test_scale_and_zero_point_are_part_of_the_state_dict(kind: type[QuantizedOpe
     assert list(state_dict) == ["0.scale", "0.zero_point"]
     assert (state_dict["0.scale"].dtype, state_dict["0.zero_point"].dtype) == (torch.float32, torch.int64)
     other.load_state_dict(state_dict)
-    assert (other[0].scale, other[0].zero_point) == (scale, 57)
+    loaded: Any = other[0]
+    assert (loaded.scale, loaded.zero_point) == (scale, 57)
 
 
 @pytest.mark.parametrize("lacking", ["scale", "zero_point"])

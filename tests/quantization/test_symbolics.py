@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -60,7 +61,7 @@ def test_onnx_runtime_agrees_with_torch_for_every_input(
     load_fuse_prepare(model, None, quantize=True, is_qat=False, target=target.quantization)
     images = torch.linspace(-8, 8, 512).reshape(-1, 1, 1, 1)  # one value each, for every integer of the quantized input
     calibrate(model, [images])
-    converted = convert(model, target.quantization)
+    converted: Any = convert(model, target.quantization)
     with quantized_engine(target.quantization.engine), torch.inference_mode():
         wanted = converted(images).numpy()
         inputs = converted.quant(images).int_repr().unique()

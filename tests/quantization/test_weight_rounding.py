@@ -84,7 +84,7 @@ def test_bias_correction_without_gptq_corrects_the_mean_of_the_first_convolution
     def shift(bias: Tensor | None) -> float:
         """Return the error of the channel means relative to their standard deviation, RMS, with quantized images."""
         with torch.no_grad():
-            scale, zero_point = prepared.quant.activation_post_process.calculate_qparams()  # type: ignore[union-attr, operator]
+            scale, zero_point = prepared.quant.activation_post_process.calculate_qparams()
             images = torch.fake_quantize_per_tensor_affine(calibration, scale, zero_point.int(), 0, 255)
             given = exact._conv_forward(images, layer.weight().dequantize(), bias)  # type: ignore[operator]
             wanted = exact._conv_forward(calibration, exact.weight, exact.bias)

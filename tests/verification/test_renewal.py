@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bundler.device.runner_json import ModeName
 from bundler.manifest import CrossTargetRecord, Evidence, ModeRecord, RunnerRecord, read_manifest
 from bundler.verification.renewal import renew
 
@@ -53,7 +54,7 @@ def changed(**changes: Any) -> Evidence:
     ids=["outputs", "sqnr", "top1", "steps", "verdict"],
 )
 @pytest.mark.parametrize("name", ["fp32", "int8-ptq"])
-def test_a_record_that_is_false_is_replaced_and_named(name: str, changes: dict[str, Any]) -> None:
+def test_a_record_that_is_false_is_replaced_and_named(name: ModeName, changes: dict[str, Any]) -> None:
     recorded, seen = SEEN, changed(**changes)
     (renewed,), (contradiction,) = renew([mode(name, recorded)], {name: [seen]}, {})
     assert renewed.evidence == (seen,)

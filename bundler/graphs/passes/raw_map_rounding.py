@@ -59,7 +59,7 @@ def _decoded(output: ir.Value) -> Iterator[ir.Node]:
         seen.add(value)
         if node.op_type == "DequantizeLinear":
             yield node
-        else:
+        elif node.op_type != "QuantizeLinear":  # behind it are the layers before, of which the output is not computed in float
             values += [item for item in node.inputs if item is not None]
 
 

@@ -34,7 +34,9 @@ FEATURES = "import json; from numpy._core._multiarray_umath import __cpu_feature
 
 
 def _left_over(engine: Engine, token: str) -> list[Any]:
-    return engine.client.api.containers(all=True, filters={"label": [f"edge-bundler-test={token}", "edge-bundler=run"]})
+    labels = [f"edge-bundler-test={token}", "edge-bundler=run"]
+    containers: list[Any] = engine.client.api.containers(all=True, filters={"label": labels})
+    return containers
 
 
 @pytest.fixture

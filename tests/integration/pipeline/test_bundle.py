@@ -247,6 +247,7 @@ def test_the_bundles_dockerfile_rebuilds_an_image_that_passes(build: Callable[[s
         buildargs={"BASE_IMAGE": manifest.image.reference},
         rm=True,
     )
+    assert image.id is not None
     try:
         output = client.containers.run(
             image,
