@@ -14,12 +14,12 @@ import onnx
 import onnx_ir as ir
 
 from bundler.errors import ExportError, OutOfSpaceError
+from bundler.graphs.host_sessions import make_session
 from bundler.graphs.passes.logits_rounding import LogitsRounding
 from bundler.graphs.passes.rounding_ambiguity import ScalePerturbation
 from bundler.graphs.runtime_versions import OLDEST, RuntimeVersion, runtime_minimum
 from bundler.graphs.saturating_products import SaturationCheck, check_saturation
 from bundler.graphs.serialization import load_graph, to_proto
-from bundler.graphs.sessions import make_session
 from bundler.models.specs import Task
 
 __all__ = ["BATCH", "INPUT", "OUTPUTS", "ExportedGraph", "invalid", "save_graph"]

@@ -12,7 +12,7 @@ from bundler.device.numerics import informative_problem, outputs_sha256, sqnr_db
 from bundler.device.sessions import OPTIMIZATION_LEVELS
 from bundler.errors import ExportError
 from bundler.graphs.exported_graph import INPUT, ExportedGraph
-from bundler.graphs.sessions import make_session
+from bundler.graphs.host_sessions import make_session
 from bundler.targets import ExportProfile, OptimizationLevel
 
 __all__ = [

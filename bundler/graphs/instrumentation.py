@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bundler.errors import BundleDamagedError
 from bundler.graphs.exported_graph import INPUT
 from bundler.graphs.foreign_graph import parse_graph
-from bundler.graphs.sessions import make_session
+from bundler.graphs.host_sessions import make_session
 
 __all__ = ["GraphTensor", "instrument", "instrument_file", "sizes_of"]
 

@@ -1,6 +1,6 @@
 """The manifest of a bundle: what was built, and the evidence for each mode that it calls supported."""
 
-from bundler.manifest.files import json_schema, parse_manifest, read_manifest, write_manifest
+from bundler.manifest.manifest_files import json_schema, parse_manifest, read_manifest, write_manifest
 from bundler.manifest.records import (
     MANIFEST_BYTES,
     MANIFEST_SCHEMA,

@@ -213,7 +213,7 @@ class VerificationSession:
         if self.trust_program or isinstance(self.engine, Engine):
             return ""
         return (
-            "no container engine answers, and the bundle's the device program was not written by this version of bundler; "
+            "no container engine answers, and the bundle's device program was not written by this version of bundler; "
             "--trust-bundle executes it on this host"
         )
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from bundler.device.numerics import sqnr_db
 from bundler.graphs.host_runs import run_reference
+from bundler.graphs.host_sessions import make_session
 from bundler.graphs.passes.logits_rounding import LogitsRounding, StripLogitsRoundingPass
 from bundler.graphs.serialization import to_proto
-from bundler.graphs.sessions import make_session
 
 Exported = Any  # of conftest.py
 
