@@ -25,7 +25,7 @@ from PIL import Image
 
 import docker
 from bundler.engines.container_engine import connect
-from bundler.engines.engine_leftovers import find_engine_leftovers
+from bundler.engines.engine_leftovers import find_engine_leftovers, remove_engine_leftover
 from bundler.engines.owner import OWNER_LABEL, Owner
 from bundler.files.sha256 import sha256_of
 from bundler.manifest import read_manifest
@@ -295,8 +295,7 @@ def test_an_engine_that_dies_half_way_is_an_error_and_not_a_traceback(copy: Call
         _wait_for(lambda: _containers_of(process.pid))
         relay.cut()
         _, stderr = process.communicate(timeout=120)
-    for container in _containers_of(process.pid):  # the program could not reach the engine any more to remove it
-        container.remove(force=True)
+    _remove_what_is_left_of(process.pid)  # the program could not reach the engine any more to remove it
     assert process.returncode == 9, stderr
     assert "error:" in stderr
     assert "next:" in stderr
@@ -308,6 +307,15 @@ def _containers_of(pid: int) -> list[Any]:
     """Return the containers of one command: other tests run some at the same time."""
     found: list[Any] = docker.from_env().containers.list(all=True, filters={"label": OWNER_LABEL})
     return [container for container in found if getattr(Owner.parse(container.labels[OWNER_LABEL]), "pid", None) == pid]
+
+
+def _remove_what_is_left_of(pid: int) -> None:
+    with connect() as engine:
+        left = [item for item in find_engine_leftovers(engine) if item.alive is False]
+        for item in left:
+            remove_engine_leftover(engine, item)
+    kinds = {item.kind for item in left if item.kind == "container" or f".{pid}." in item.name}
+    assert kinds == {"container", "image"}  # as `bundler doctor --clean` finds them
 
 
 def _wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
