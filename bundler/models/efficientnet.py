@@ -87,7 +87,7 @@ def _efficientnet(
     **kwargs: Any,
 ) -> QuantizableEfficientNet:
     state_dict, options = resolve_weights(weights, kwargs, progress=progress)
-    model = QuantizableEfficientNet(inverted_residual_setting, kwargs.pop("dropout", usual_dropout), **options)
+    model = QuantizableEfficientNet(inverted_residual_setting, options.pop("dropout", usual_dropout), **options)
     return load_fuse_prepare(model, state_dict, quantize=quantize, is_qat=is_qat, target=target)
 
 

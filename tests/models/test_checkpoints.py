@@ -435,5 +435,5 @@ def test_weights_of_another_network_are_named_for_what_they_are(
     counter = torch.tensor(1)
     weights = {key: counter if key.endswith("tracked") else torch.ones(4, 3, 1, 1) for key in keys}
     torch.save({"state_dict": {f"module.{key}": value for key, value in weights.items()}}, tmp_path / "mine.pth")
-    with pytest.raises(CheckpointError, match=f"is of another network than {model}: {what}$"):
+    with pytest.raises(CheckpointError, match=f"is not of {model} but {what}$"):
         from_file(tmp_path / "mine.pth", model, num_classes=3)

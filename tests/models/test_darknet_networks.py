@@ -233,7 +233,7 @@ def test_a_cfg_with_another_number_of_classes_is_refused(tmp_path: Path) -> None
         (6_062_814 - 77 * 2310, "the number of a yolov4-tiny with 3 classes"),
         (63_052_381, "the number of a yolov3-spp with 80 classes"),
         (64_429_405, "the number of a yolov4 with 80 classes"),
-        (42_509_664, r"as yolov4\.conv\.137, the backbone of yolov4"),
+        (42_509_664, r"of yolov4\.conv\.137, the backbone of yolov4"),
     ],
 )
 def test_the_weights_of_another_network_are_named_by_their_length(numbers: int, message: str, tmp_path: Path) -> None:
