@@ -248,7 +248,7 @@ def _detector(file: CheckpointFile, known: Architecture) -> tuple[DetectorFile, 
     own = known.shapes(known.classes)
     if (what := relative(tensors, own)) is not None and not own.keys() & tensors.keys():
         raise CheckpointError(
-            f"the checkpoint {file.named} is of another network than {known.variant.name}: of {what}",
+            f"the checkpoint {file.named} is not of {known.variant.name} but of {what}",
             next_step="Choose the model it was trained on.",
         )
     payload = Payload(description=file.description, tensor=file.tensor) if candidate.is_module else None
