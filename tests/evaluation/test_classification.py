@@ -91,7 +91,5 @@ def test_modes_are_counted_on_the_same_images(coloured: LabelledImages, tmp_path
     low, high = record.drop_interval or (0, 0)
     assert 0 < low < 10 / 30 < high
     require_accuracy({"fp32": reference, "int8-ptq": record}, max_drop=33.4)
-    with pytest.raises(
-        AccuracyError, match=r"int8-ptq top-1 63\.33% .*\+33\.33 points lost to FP32 .*; 33 points are allowed"
-    ):
+    with pytest.raises(AccuracyError, match=r"int8-ptq top-1 63\.33% .*\+33\.33 points lost to FP32 .*; 33 points are allowed"):
         require_accuracy({"fp32": reference, "int8-ptq": record}, max_drop=33)
