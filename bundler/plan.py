@@ -19,7 +19,7 @@ __all__ = [
     "BuildJob",
     "BuildRequest",
     "CalibrationRequest",
-    "ImageRequest",
+    "DeviceImageRequest",
     "PtqRequest",
     "QatRequest",
     "WeightsRequest",
@@ -58,7 +58,7 @@ class WeightsRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageRequest:
+class DeviceImageRequest:
     """The device image: the image that it is based on instead of Debian's packages, and its name in the engine."""
 
     base: str | None = None
@@ -89,7 +89,7 @@ class BuildRequest:
     preprocessing: PreprocessingRequest = DEFAULT_PREPROCESSING_REQUEST
     data: Path | None = None
     max_drop: float | None = None
-    image: ImageRequest = ImageRequest()
+    image: DeviceImageRequest = DeviceImageRequest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ class BuildJob:
     weights: WeightsRequest
     preprocessing: Preprocessing
     calibration: CalibrationRequest
-    image: ImageRequest
+    image: DeviceImageRequest
     output: Path
     seed: int
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bundler.errors import BundlerError, ModeUnavailableError, UnknownModelError, UnknownTargetError
-from bundler.plan import BuildJob, BuildRequest, CalibrationRequest, ImageRequest, PtqRequest, WeightsRequest, plan_build
+from bundler.plan import BuildJob, BuildRequest, CalibrationRequest, DeviceImageRequest, PtqRequest, WeightsRequest, plan_build
 from bundler.training_options import CLASSIFIERS, DETECTORS, TrainingOptions
 
 
@@ -94,7 +94,7 @@ def test_the_impossible_is_refused(changes: dict[str, Any], error: type[BundlerE
     ],
 )
 def test_the_name_of_the_device_image(given: str | None, kept: str | None) -> None:
-    assert plan(image=ImageRequest(tag=given)).image.tag == kept
+    assert plan(image=DeviceImageRequest(tag=given)).image.tag == kept
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_the_name_of_the_device_image(given: str | None, kept: str | None) -> No
 )
 def test_a_name_that_no_registry_takes_is_refused(given: str) -> None:
     with pytest.raises(BundlerError, match="--tag must be REPOSITORY or REPOSITORY:TAG") as caught:
-        plan(image=ImageRequest(tag=given))
+        plan(image=DeviceImageRequest(tag=given))
     assert caught.value.exit_code == 2
 
 

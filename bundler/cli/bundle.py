@@ -8,6 +8,7 @@ import click
 
 from bundler import console
 from bundler.cli.failures import INCOMPLETE
+from bundler.cli.output_option import output_option
 from bundler.cli.parameters import parse_pixels
 from bundler.cli.preprocessing_options import preprocessing_options
 from bundler.cli.renamed_option import renamed_option
@@ -15,7 +16,7 @@ from bundler.cli.summary import print_summary
 from bundler.data.preprocessing import Pixels
 from bundler.models.specs import Int8Scope
 from bundler.pipeline.build_bundle import build_bundle
-from bundler.plan import BuildRequest, CalibrationRequest, ImageRequest, WeightsRequest, plan_build
+from bundler.plan import BuildRequest, CalibrationRequest, DeviceImageRequest, WeightsRequest, plan_build
 from bundler.preprocessing_request import PreprocessingRequest
 
 __all__ = ["command"]
@@ -110,14 +111,7 @@ __all__ = ["command"]
     metavar="NAME:TAG",
     help="Name of the device image in the engine.  [default: MODEL:TARGET-, and digits of its digest]",
 )
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("dist"),
-    show_default=True,
-    metavar="DIR",
-    help="Directory that bundles are written to, as TARGET/MODEL.",
-)
+@output_option("Directory that bundles are written to, as TARGET/MODEL.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights and of the selection of images.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 @click.pass_context
@@ -170,7 +164,7 @@ def command(
             max_drop=max_drop,
             epochs=epochs,
             learning_rate=learning_rate,
-            image=ImageRequest(base=base_image, tag=tag),
+            image=DeviceImageRequest(base=base_image, tag=tag),
             output=output,
             seed=seed,
         )

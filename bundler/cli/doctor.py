@@ -9,6 +9,7 @@ import click
 
 from bundler import console
 from bundler.cli.failures import INCOMPLETE
+from bundler.cli.output_option import output_option
 from bundler.diagnosis.machine_checks import clean_up, diagnose
 
 __all__ = ["command"]
@@ -16,14 +17,7 @@ __all__ = ["command"]
 
 @click.command("doctor")
 @click.option("--clean", is_flag=True, help="Remove what killed commands left, without checking anything else.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("dist"),
-    show_default=True,
-    metavar="DIR",
-    help="Directory of bundles; searched for leftovers.",
-)
+@output_option("Directory of bundles; searched for leftovers.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.pass_context
 def command(ctx: click.Context, *, clean: bool, output: Path, as_json: bool) -> None:

@@ -9,6 +9,7 @@ import click
 from bundler import console
 from bundler.cli.comparison_table import print_comparisons
 from bundler.cli.failures import INCOMPLETE
+from bundler.cli.output_option import output_option
 from bundler.errors import VerificationFailedError
 from bundler.pipeline.verify_bundle import Verification, VerifyOptions, find_bundles, verify_bundle
 from bundler.targets import find_target
@@ -19,14 +20,7 @@ __all__ = ["command"]
 @click.command("verify")
 @click.argument("bundles", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--target", required=True, metavar="TARGET", help="Name, alias, or path of a target profile (`bundler targets`).")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("dist"),
-    show_default=True,
-    metavar="DIR",
-    help="Directory of bundles, searched if no BUNDLES are given.",
-)
+@output_option("Directory of bundles, searched if no BUNDLES are given.")
 @click.option("--base-image", metavar="IMAGE", help="What the device image begins with, for bundles that were built on one.")
 @click.option("--trust-bundle", is_flag=True, help="Without an engine, execute another version's device program on this host.")
 @click.option("--explain", is_flag=True, help="Compare torch and ONNX Runtime, tensor by tensor, here and on arm64.")

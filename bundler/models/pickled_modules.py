@@ -14,7 +14,6 @@ from bundler.visible import visible
 __all__ = ["Payload", "PickledModule", "differences", "is_module", "items_of", "pickled_modules", "text_of"]
 
 _NUMBERS = ("stride", "padding", "dilation", "groups", "eps", "kernel_size", "negative_slope", "ceil_mode", "padding_mode")
-_COMPARED = (int, float, str, tuple)
 _ACTIVATIONS = "torch.nn.modules.activation"
 _LONGEST_PATH = 500  # characters; this limits the nesting as well
 
